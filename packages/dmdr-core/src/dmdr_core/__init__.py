@@ -1,0 +1,44 @@
+"""Building blocks for distilling diffusion models: tensors in, tensors out.
+
+Nothing here knows a network, a file or a process group. Samples are ``[B, ...]`` with any trailing shape; a network is
+any callable ``predict(x_t, t) -> prediction``. The noise process owns the meaning of ``t`` and of a prediction
+(:mod:`dmdr_core.process`); randomness comes from the generators you pass (:mod:`dmdr_core.randomness`).
+
+The method: "Distribution Matching Distillation Meets Reinforcement Learning" (DMDR), arXiv 2511.13649.
+"""
+
+from dmdr_core.grid import Grid, StepGrid, TimestepGrid
+from dmdr_core.guidance import guided
+from dmdr_core.losses import denoising_loss, dmd_gradient, dmd_loss
+from dmdr_core.process import FlowMatching, Process, VariancePreserving
+from dmdr_core.randomness import Generators, randn
+from dmdr_core.renoise import BetaRenoise, UniformRenoise
+from dmdr_core.rewards import group_advantage, hinge, relative_reward
+from dmdr_core.rollouts import Predict, Rollout, rollout, visit
+from dmdr_core.schedule import cosine_anneal
+
+__version__ = "0.1.0"
+__all__ = [
+    "BetaRenoise",
+    "FlowMatching",
+    "Generators",
+    "Grid",
+    "Predict",
+    "Process",
+    "Rollout",
+    "StepGrid",
+    "TimestepGrid",
+    "UniformRenoise",
+    "VariancePreserving",
+    "cosine_anneal",
+    "denoising_loss",
+    "dmd_gradient",
+    "dmd_loss",
+    "group_advantage",
+    "guided",
+    "hinge",
+    "randn",
+    "relative_reward",
+    "rollout",
+    "visit",
+]

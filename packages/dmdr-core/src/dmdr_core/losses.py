@@ -1,0 +1,87 @@
+"""Losses on samples. All are computed in float32, or float64 where an input is, and are means over every element."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dmdr_core import checks
+from dmdr_core.precision import working_dtype
+
+
+@torch.no_grad()
+def dmd_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return the direction that moves generated samples against the distribution-matching objective.
+
+    ``g = (x0_fake - x0_real) / (mean |x0 - x0_real| + eps)``, the mean taken per sample over all trailing dimensions;
+    NaN becomes 0 (DMD, arXiv 2311.18828, eq. 7 and 8; DMDR, arXiv 2511.13649). A NaN in ``x0`` or ``x0_real`` therefore
+    silences its whole sample, one in ``x0_fake`` its own entry. Infinities stay, for a loss scaler to see.
+
+    Args:
+        x0: generated samples, ``[B, ...]``.
+        x0_real: the teacher's x0 prediction on the renoised ``x0``, ``[B, ...]``.
+        x0_fake: the fake score's, at the same renoised point, ``[B, ...]``.
+        eps: keeps the quotient finite; 0 or more.
+
+    Returns:
+        ``[B, ...]`` in float32 or better, detached.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes differ, or ``eps`` is negative or not finite.
+    """
+    checks.samples(x0=x0, x0_real=x0_real, x0_fake=x0_fake)
+    checks.number("eps", eps, 0.0)
+    dtype = working_dtype(x0, x0_real, x0_fake)
+    x0, x0_real, x0_fake = x0.to(dtype), x0_real.to(dtype), x0_fake.to(dtype)
+    distance = (x0 - x0_real).abs().reshape(len(x0), -1).mean(dim=1).reshape(-1, *[1] * (x0.ndim - 1))
+    return torch.nan_to_num((x0_fake - x0_real) / (distance + eps), nan=0.0, posinf=math.inf, neginf=-math.inf)
+
+
+def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return the scalar whose gradient with respect to ``x0`` is ``dmd_gradient(...) / numel``.
+
+    ``½ mean (x0 - sg(x0 - g))²``, sg the stop-gradient; its value is ``½ mean g²`` (DMD, arXiv 2311.18828; DMDR,
+    arXiv 2511.13649). No gradient reaches ``x0_real`` and ``x0_fake``.
+
+    Args:
+        x0: generated samples, ``[B, ...]``, with gradient.
+        x0_real: see :func:`dmd_gradient`.
+        x0_fake: see :func:`dmd_gradient`.
+        eps: see :func:`dmd_gradient`.
+
+    Returns:
+        A scalar in float32 or better.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes differ, or ``eps`` is negative or not finite.
+    """
+    gradient = dmd_gradient(x0, x0_real, x0_fake, eps)
+    x0 = x0.to(gradient.dtype)
+    # x0 - sg(x0) first: it is exactly zero, so a small g is not rounded away against a large x0.
+    return 0.5 * ((x0 - x0.detach()) + gradient).square().mean()
+
+
+def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of a denoiser: ``mean (prediction - sg(target))²``.
+
+    With ``target = process.target(x0, noise, t)`` this is flow matching (arXiv 2210.02747) or DDPM's simple loss
+    (arXiv 2006.11239). No gradient reaches ``target``: the fake score learns from the generator and never steers it.
+
+    Args:
+        prediction: ``[B, ...]``.
+        target: ``[B, ...]``.
+
+    Returns:
+        A scalar in float32 or better.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes differ.
+    """
+    checks.samples(prediction=prediction, target=target)
+    dtype = working_dtype(prediction, target)
+    return (prediction.to(dtype) - target.detach().to(dtype)).square().mean()

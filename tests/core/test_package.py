@@ -1,0 +1,92 @@
+"""The package's promises about itself."""
+
+import ast
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import dmdr_core
+import pytest
+
+SOURCES = sorted(Path(dmdr_core.__file__).parent.glob("**/*.py"))
+SIGNATURES = {
+    "FlowMatching": "(t_end=0.0)",
+    "VariancePreserving": "(alphas_cumprod)",
+    "StepGrid": "(num_steps, shift=1.0, t_end=0.0)",
+    "BetaRenoise": "(alpha=4.0, beta=1.5, anneal_steps=0)",
+    "UniformRenoise": "()",
+    "cosine_anneal": "(start, end, step, total)",
+    "guided": "(cond, uncond, scale)",
+    "rollout": "(predict, process, grid, noise, mode='sde', generator=None, num_steps=None)",
+    "dmd_gradient": "(x0, x0_real, x0_fake, eps=1e-08)",
+    "dmd_loss": "(x0, x0_real, x0_fake, eps=1e-08)",
+    "denoising_loss": "(prediction, target)",
+    "hinge": "(reward, margin=0.7)",
+    "relative_reward": "(positive, negative, k=0.1)",
+    "group_advantage": "(rewards, group_size)",
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_imports_torch_and_the_standard_library_only(path):
+    assert set(imported(path)) <= {"torch", "dmdr_core"} | sys.stdlib_module_names
+
+
+def test_importing_loads_nothing_that_torch_does_not():
+    code = (
+        "import sys, torch; before = set(sys.modules); import dmdr_core; "
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    path = str(Path(dmdr_core.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["dmdr_core"]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_contract(name):
+    signature = inspect.signature(getattr(dmdr_core, name))
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    assert str(inspect.Signature(bare)) == SIGNATURES[name]
+
+
+def test_every_public_thing_is_documented_and_sorted():
+    assert list(dmdr_core.__all__) == sorted(dmdr_core.__all__)
+    assert set(SIGNATURES) <= set(dmdr_core.__all__)
+    for name in dmdr_core.__all__:
+        thing = getattr(dmdr_core, name)
+        if inspect.isfunction(thing):
+            assert all(
+                part in thing.__doc__ for part in ("Args:", "Returns:", "Raises:", *inspect.signature(thing).parameters)
+            ), name
+        elif inspect.isclass(thing):
+            methods = [m for n, m in vars(thing).items() if inspect.isfunction(m) and not n.startswith("_")]
+            assert thing.__doc__
+            assert all(method.__doc__ for method in methods), name
+
+
+def test_dataclasses_are_frozen():
+    for process in (dmdr_core.FlowMatching(), dmdr_core.StepGrid(4), dmdr_core.BetaRenoise()):
+        field = dataclasses.fields(process)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(process, field, 2)
+    assert dmdr_core.StepGrid(4) == dmdr_core.StepGrid(4)
+
+
+def test_types_are_shipped():
+    assert (Path(dmdr_core.__file__).parent / "py.typed").exists()
