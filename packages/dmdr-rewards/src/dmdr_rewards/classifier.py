@@ -1,0 +1,154 @@
+"""Image classifiers: class logits, and the features they are a linear function of."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dmdr_rewards import preprocess, weights
+from dmdr_rewards.images import Images, as_images
+from dmdr_rewards.preprocess import Preprocess
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Classified(NamedTuple):
+    """features Tensor[B, F] and logits Tensor[B, K] of B pictures; logits = head(features)."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class ImageClassifier:
+    """Frozen network and linear head. Gradients reach the pixels, never the weights.
+
+    `body` maps preprocessed pixels to features Tensor[B, F] and runs under autocast in `dtype`; `head` and everything
+    after it stay in float32, where sums of exponentials are safe. With `dtype` float64 all of it is float64, for
+    tests of gradients. It is not an nn.Module, so a trainer cannot pick its weights up by accident.
+
+    Raises ValueError for any other dtype.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Linear,
+        preprocess: Preprocess,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype}: choose one of {', '.join(map(str, _DTYPES))}")
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.preprocess = preprocess
+        self._precision = torch.float64 if dtype == torch.float64 else torch.float32
+        self._body = body.to(self.device, self._precision).requires_grad_(False).eval()
+        self._head = head.to(self.device, self._precision).requires_grad_(False).eval()
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | PathLike[str],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "ImageClassifier":
+        """Load any transformers image classifier that ends in a linear layer, from a local folder.
+
+        The folder holds config.json, *.safetensors (pickles are not read) and preprocessor_config.json, which says
+        how pictures are resized, cropped and normalised; without it they go in as they are, with a warning.
+
+        Raises ValueError for a folder without these files, one of another kind of model, and for weights that are
+        missing, unexpected or of a wrong shape.
+        """
+        path = Path(folder)
+        model = _load_model(path)
+        body, head = _split(model, path)
+        return cls(body, head, preprocess.from_folder(path), device, dtype)
+
+    @property
+    def num_classes(self) -> int:
+        return self._head.out_features
+
+    @property
+    def num_features(self) -> int:
+        return self._head.in_features
+
+    def __call__(self, images: Images) -> Classified:
+        """Features and logits in one pass; float32 on this classifier's device.
+
+        images: B pictures, see `dmdr_rewards.images`. Raises ValueError for pictures that module refuses.
+        """
+        pictures = as_images(images, self.device, self._precision)
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(self.device.type, enabled=False):
+            pixels = self.preprocess(pictures)
+            with torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half):
+                features = self._body(pixels)
+            features = features.to(self._precision)
+            return Classified(features, self._head(features))
+
+    def features(self, images: Images) -> Tensor:
+        """What enters the last linear layer, Tensor[B, F]."""
+        return self(images).features
+
+    def logits(self, images: Images) -> Tensor:
+        """Unnormalised log-probabilities, Tensor[B, K]."""
+        return self(images).logits
+
+
+class _Features(nn.Module):
+    """A transformers classifier without its last linear layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).logits
+
+
+def _load_model(folder: Path) -> nn.Module:
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint {folder}: no such folder; give a local one, as save_pretrained writes it")
+    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"checkpoint {folder} must hold config.json and *.safetensors; pickled weights are not read")
+
+    from transformers import AutoModelForImageClassification
+
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name and together with the others
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {folder} cannot be loaded as an image classifier: {error}") from error
+    weights.refuse_unless_exact(
+        folder,
+        missing=report["missing_keys"],
+        unexpected=report["unexpected_keys"],
+        wrong=[f"{name} {tuple(found)}, expected {tuple(shape)}" for name, found, shape in report["mismatched_keys"]],
+    )
+    return model
+
+
+def _split(model: nn.Module, folder: Path) -> tuple[nn.Module, nn.Linear]:
+    linears = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] == "classifier"
+    ]
+    if not linears:
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+        raise ValueError(f"checkpoint {folder}: {architecture} has no linear layer under the name `classifier`")
+    name, head = linears[-1]
+    model.set_submodule(name, nn.Identity())
+    return _Features(model), head

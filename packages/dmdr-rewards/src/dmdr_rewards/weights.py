@@ -1,0 +1,80 @@
+"""Reading tensors from files that may come from anywhere.
+
+No code in a file is ever run, and a file is used only if its tensors are exactly those that are expected.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def load(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Read a file of named tensors onto the CPU, memory-mapped where the format allows it.
+
+    A name ending in .safetensors is read as that, anything else as a `torch.save` file with `weights_only=True`.
+    Raises ValueError for a file that is missing, damaged, of another format, or that holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path}: no such file")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"checkpoint {path}: holds more than named tensors; give the state dict alone")
+    return tensors
+
+
+def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: str | PathLike[str]) -> None:
+    """Raise ValueError, naming every offender, unless `tensors` has exactly these names and shapes."""
+    refuse_unless_exact(
+        path,
+        missing=shapes.keys() - tensors.keys(),
+        unexpected=tensors.keys() - shapes.keys(),
+        wrong=[
+            f"{name} {tuple(tensors[name].shape)}, expected {shape}"
+            for name, shape in shapes.items()
+            if name in tensors and tuple(tensors[name].shape) != shape
+        ],
+    )
+
+
+def refuse_unless_exact(
+    path: str | PathLike[str],
+    missing: "set[str] | list[str]",
+    unexpected: "set[str] | list[str]",
+    wrong: list[str],
+) -> None:
+    """Raise ValueError that lists whatever is missing, unexpected or of a wrong shape; nothing, if nothing is."""
+    kinds = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(wrong)}
+    faults = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if faults:
+        raise ValueError(f"checkpoint {path} is not of this model; {'; '.join(faults)}")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {path} is damaged, or no safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # Only torch's zip format can be mapped; files from before torch 1.6 are read whole.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # torch's own text advises weights_only=False, which is what this module is there to prevent.
+        reason = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"checkpoint {path} was refused, none of its code was run: it is damaged, or holds non-tensors"
+            f"{f', such as {reason[1]}' if reason else ''}"
+        ) from error
+    except Exception as error:  # bytes that are no pickle at all make the unpickler fail in any way
+        raise ValueError(f"checkpoint {path} is damaged, or no torch file: {error}") from error

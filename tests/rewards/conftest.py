@@ -1,0 +1,84 @@
+"""Tiny random checkpoints, in the formats that rewards are published in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+CLASSES = 7
+SQUASH = {"size": {"height": 16, "width": 16}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Every tensor gets a say: layer scales and biases as published starts are ones and zeros, which hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(1 + noise.abs() if name.endswith("running_var") else 0.3 * noise)
+
+
+def save(model: torch.nn.Module, folder: Path, preprocessor: dict[str, Any] | None) -> Path:
+    randomise(model)
+    model.eval().save_pretrained(folder)  # type: ignore[operator]
+    if preprocessor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+def vit() -> torch.nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    return ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=CLASSES, **sizes))
+
+
+def resnet() -> torch.nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=CLASSES)
+    return ResNetForImageClassification(config)
+
+
+def dinov2_hub() -> torch.nn.Module:
+    from transformers import Dinov2Config, Dinov2ForImageClassification
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4, num_labels=CLASSES
+    )
+    return Dinov2ForImageClassification(config)
+
+
+ARCHITECTURES = {"vit": vit, "resnet": resnet, "dinov2": dinov2_hub}
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image classifiers of several architectures."""
+    return save(ARCHITECTURES[request.param](), tmp_path_factory.mktemp(request.param), SQUASH)
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(vit(), tmp_path_factory.mktemp("classifier"), SQUASH)
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    """Two pictures, [2, 3, 16, 16] in [0, 1]."""
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def slope() -> Any:
+    """slope(f, x, direction): the derivative of a scalar function by central differences."""
+
+    def central(f: Any, x: Tensor, direction: Tensor, step: float = 1e-5) -> float:
+        with torch.no_grad():
+            return float((f(x + step * direction) - f(x - step * direction)) / (2 * step))
+
+    return central

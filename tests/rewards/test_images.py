@@ -1,0 +1,106 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dmdr_rewards.images import TOLERANCE, as_images
+from PIL import Image
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+def images(given: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    return as_images(given, CPU, dtype)
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    """Two 8-bit pictures whose three axes cannot be mistaken for each other."""
+    return np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def expected(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.transpose(0, 3, 1, 2).astype(np.float32)) / 255
+
+
+def test_a_float_tensor_keeps_its_gradient() -> None:
+    given = torch.rand(2, 3, 4, 5, requires_grad=True)
+    taken = images(given, torch.float64)
+    assert taken.dtype == torch.float64
+    taken.sum().backward()
+    torch.testing.assert_close(given.grad, torch.ones_like(given))
+
+
+def test_eight_bit_forms_agree(array: np.ndarray, expected: Tensor, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(len(array))]
+    for path, picture in zip(paths, array, strict=True):
+        Image.fromarray(picture).save(path)
+    forms: dict[str, Any] = {
+        "array": array,
+        "list of arrays": list(array),
+        "tensor": torch.from_numpy(array).permute(0, 3, 1, 2),
+        "PIL": [Image.fromarray(picture) for picture in array],
+        "paths": paths,
+        "names": [str(path) for path in paths],
+    }
+    for form in forms.values():
+        taken = images(form)
+        assert not taken.requires_grad
+        torch.testing.assert_close(taken, expected)
+
+
+def test_grey_and_transparent_pictures_become_rgb() -> None:
+    taken = images([Image.new("L", (4, 4), 51), Image.new("RGBA", (4, 4), (51, 51, 51, 0))])
+    torch.testing.assert_close(taken, torch.full((2, 3, 4, 4), 0.2))
+
+
+def test_rounding_just_outside_the_range_is_let_through() -> None:
+    edge = torch.tensor([-TOLERANCE / 2, 1 + TOLERANCE / 2]).repeat(6).reshape(1, 3, 2, 2)
+    torch.testing.assert_close(images(edge), edge)
+
+
+def spoiled(value: float) -> Tensor:
+    picture = torch.full((2, 3, 4, 4), 0.5)
+    picture[1, 2, 3, 0] = value
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (spoiled(1.002), r"values span \[0.5, 1.002\], outside \[0, 1\]: clamp"),
+        (spoiled(-0.002), r"values span \[-0.002, 0.5\], outside"),
+        (spoiled(float("inf")), r"values span \[0.5, inf\], outside"),
+        (spoiled(float("nan")), "images hold NaN"),
+        (torch.rand(3, 4, 4), r"shape \(3, 4, 4\), rank 3: give \[B, 3, H, W\]"),
+        (torch.rand(1, 4, 4, 4), r"shape \(1, 4, 4, 4\), with 4 channels: give 3 \(RGB\) as \[B, 3, H, W\]"),
+        (torch.rand(1, 4, 4, 3), r"with 4 channels"),
+        (torch.rand(0, 3, 4, 4), r"empty batch, shape \(0, 3, 4, 4\)"),
+        (torch.rand(1, 3, 0, 4), r"empty batch"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.long), r"dtype torch.int64: give floats in \[0, 1\], or uint8"),
+        ([], "empty batch: give at least one"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "empty batch"),
+        (np.zeros((1, 4, 4, 3), np.float32), "dtype float32: give uint8"),
+        (np.zeros((1, 3, 4, 4), np.uint8), r"with 4 channels: give 3 \(RGB\) as \[B, H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.uint8), r"rank 3: give \[B, H, W, 3\]"),
+        ([np.zeros((4, 4), np.uint8)], r"shape \(1, 4, 4\), rank 3"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], r"differ in shape, \[\(4, 4, 3\), \(5, 4, 3"),
+        (Image.new("RGB", (4, 4)), "images is one Image: give a list"),
+        ("cat.png", "images is one str: give a list"),
+        ([3], "a picture is a int: give paths, PIL"),
+        (["no-such-file.png"], r"picture no-such-file.png cannot be read: .*No such file"),
+    ],
+)
+def test_what_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        images(given)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("not a picture")
+    with pytest.raises(ValueError, match=r"notes\.png cannot be read: cannot identify"):
+        images([path])
