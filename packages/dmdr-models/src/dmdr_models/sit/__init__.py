@@ -1,0 +1,1 @@
+"""SiT: class-conditional flow matching with a transformer over latent patches."""

@@ -1,0 +1,68 @@
+"""The examples of the README and the manual run as they are written, on tiny weights."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from dmdr_models.generate import main
+from dmdr_models.sit.transformer import SIZES
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def commands(path: Path) -> list[list[str]]:
+    joined = "".join(blocks(path, "bash")).replace("\\\n", " ").replace("--device cuda --dtype bf16", "--dtype bf16")
+    return [shlex.split(line) for line in joined.splitlines()]
+
+
+def run(command: list[str], monkeypatch) -> None:
+    if command[0] == "dmdr-generate":
+        main(command[1:])
+    else:
+        assert command[0] == "python"
+        monkeypatch.setattr(sys, "argv", command[1:])
+        runpy.run_path(str(ROOT / command[1]), run_name="__main__")
+
+
+def test_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks(ROOT / "packages/dmdr-models/README.md", "python"):
+        exec(block, names)
+    assert names["images"].shape == (2, 3, 32, 32)
+    assert torch.equal(names["teacher"], names["fake"]), "a new LoRA has no effect yet"
+    for command in commands(ROOT / "packages/dmdr-models/README.md"):
+        run(command, monkeypatch)
+    assert Path("grid.png").exists()
+
+
+def test_manual(published, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SIZES, "tiny", {"width": 16, "depth": 1, "num_heads": 2})
+    size = {"sample_size": 4, "channels": 4, "rows": 1001}
+    torch.save(published.state(16, 1, 2, 2, **size, projectors=True), "last.pt")
+    torch.save(published.state(16, 1, 2, 2, **size, outputs=8), "SiT-XL-2-256.pt")
+    shutil.copytree(model / "vae", "sd-vae-ft-ema")
+    manual = ROOT / "docs/sit.md"
+    done = []
+    for command in commands(manual):
+        if "student" in command and not Path("student").exists():
+            shutil.copytree("sit-xl/transformer", "student/transformer")
+            settings = {"family": "sit", "steps": 1, "method": "sde", "guidance": 1.0, "shift": 1.0}
+            Path("student/dmdr.json").write_text(json.dumps(settings))
+        run(command, monkeypatch)
+        done.append(command[0])
+    assert done == ["python"] * 2 + ["dmdr-generate"] * 3
+    assert all(Path(name).exists() for name in ("teacher.png", "student.png", "two-steps.png"))
+    assert json.loads(Path("sit-xl-original/transformer/config.json").read_text())["num_classes"] == 1000
+    for block in blocks(manual, "python"):
+        exec(block, {})

@@ -1,0 +1,230 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dmdr_models import tiny
+from dmdr_models.generate import draw, main
+from PIL import Image
+
+
+def generate(*arguments) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def pictures(path: Path, columns: int) -> np.ndarray:
+    """[row, column, 32, 32, 3] of a grid with the default padding."""
+    sheet = np.asarray(Image.open(path)).astype(int)
+    rows = sheet.shape[0] // 34
+    return np.array([[sheet[2 + 34 * r :, 2 + 34 * c :][:32, :32] for c in range(columns)] for r in range(rows)])
+
+
+@pytest.fixture
+def student(model, tmp_path) -> Path:
+    """The model as dmdr-train exports it: two steps of "sde"."""
+    folder = shutil.copytree(model, tmp_path / "student")
+    content = {"family": "sit", "steps": 2, "method": "sde", "guidance": 1.0, "shift": 3.0, "recipe": "r.yaml"}
+    (folder / "dmdr.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_as_a_program(model, tmp_path):
+    """Through the interpreter once; the other tests call `main` in this process."""
+    command = [sys.executable, "-m", "dmdr_models.generate", "--family", "sit", "--model", str(model)]
+    command += ["--classes", "1,2", "--per-class", "2", "-o", "grid.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "grid.png\n"), done.stderr
+    generate("--family", "sit", "--model", model, "--classes", "1,2", "--per-class", 2, "-o", tmp_path / "again.png")
+    assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_help_and_mistakes_answer_without_torch(tmp_path):
+    code = """
+import sys
+import dmdr_models
+from dmdr_models.generate import main
+for arguments in (["--help"], ["--model", "x"], ["--model", "x", "--classes", "1", "-o", "a.gif", "--family", "sit"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        print("code", end.code)
+print(sorted({"torch", "diffusers", "numpy", "PIL"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "--per-class" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 0", "code 2", "code 2"]
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "-o a.gif ends in .gif: give a name that ends in .png" in done.stderr
+
+
+def test_rows_are_classes(model, tmp_path):
+    arguments = ["--family", "sit", "--model", model, "--classes", "3,1,7", "--per-class", "2", "--seed", 40]
+    generate(*arguments, "-o", tmp_path / "a.png", "--separate", tmp_path / "each")
+    got = pictures(tmp_path / "a.png", 2)
+    assert got.shape == (3, 2, 32, 32, 3)
+    names = [f"{index:05d}-{label}.png" for index, label in enumerate([3, 3, 1, 1, 7, 7])]
+    assert sorted(file.name for file in (tmp_path / "each").iterdir()) == names
+    for index, name in enumerate(names):
+        assert (np.asarray(Image.open(tmp_path / "each" / name)) == got[index // 2, index % 2]).all()
+    assert len({picture.tobytes() for picture in got.reshape(6, -1)}) == 6
+
+
+@pytest.mark.parametrize("method", ["euler", "sde"])
+def test_a_picture_depends_on_its_seed_and_class_alone(model, tmp_path, method):
+    arguments = ["--family", "sit", "--model", model, "--steps", 3, "--method", method, "--guidance", 2]
+    generate(*arguments, "--classes", "1,2", "--per-class", 3, "--seed", 5, "-o", tmp_path / "many.png")
+    generate(*arguments, "--classes", "2", "--per-class", 1, "--seed", 5 + 4, "-o", tmp_path / "one.png")
+    generate(*arguments, "--classes", "2", "--per-class", 1, "--seed", 5 + 3, "-o", tmp_path / "other.png")
+    many = pictures(tmp_path / "many.png", 3)
+    assert (many[1, 1] == pictures(tmp_path / "one.png", 1)[0, 0]).all()
+    assert (many[1, 1] != pictures(tmp_path / "other.png", 1)[0, 0]).any()
+
+
+def test_a_picture_is_a_sample_decoded(family):
+    from dmdr_models.sampling import sample
+
+    network = family.load_network()
+    got = draw(family, network, [4, 5], seed=7, steps=3, method="heun", guidance=1.5, shift=2.0)
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(8))
+    expected = family.decode(sample(family, network, family.condition([5]), noise, 3, "heun", 1.5, 2.0))
+    assert torch.equal(got[1:], expected)
+
+
+def test_every_option_changes_the_picture(model, tmp_path):
+    base = ["--family", "sit", "--model", model, "--classes", "1", "--per-class", 1, "--steps", 4]
+    seen = set()
+    for extra in ([], ["--steps", 2], ["--method", "heun"], ["--method", "sde"], ["--guidance", 9], ["--shift", 5],
+                  ["--seed", 1], ["--dtype", "bf16"]):  # fmt: skip
+        generate(*base, *extra, "-o", tmp_path / "a.png")
+        seen.add((tmp_path / "a.png").read_bytes())
+    assert len(seen) == 8
+
+
+def test_a_student_brings_its_settings(student, model, tmp_path):
+    def file(*arguments) -> bytes:
+        generate(*arguments, "--classes", "1", "--per-class", 1, "-o", tmp_path / "a.png")
+        return (tmp_path / "a.png").read_bytes()
+
+    plain = ["--family", "sit", "--model", model]
+    as_trained = file(*plain, "--steps", 2, "--method", "sde", "--shift", 3)
+    assert file("--model", student) == as_trained
+    assert file("--model", model, "--weights", student) == as_trained
+    assert file("--model", model, "--weights", student / "transformer") == as_trained
+    assert file("--model", student, "--shift", 1) == file(*plain, "--steps", 2, "--method", "sde") != as_trained
+    assert file(*plain, "--weights", model) == file(*plain) != as_trained
+
+
+def test_the_weights_are_the_students(model, student, tmp_path):
+    import dmdr_models
+
+    network = dmdr_models.load("sit", model).load_network()
+    network.proj_out.bias.data.add_(0.5)
+    network.save_pretrained(student / "transformer")
+    arguments = ["--classes", "1", "--model", model]
+    generate(*arguments, "--weights", student, "-o", tmp_path / "student.png")
+    generate(
+        *arguments, "--family", "sit", "--steps", 2, "--method", "sde", "--shift", 3, "-o", tmp_path / "teacher.png"
+    )
+    generate("--classes", "1", "--model", student, "-o", tmp_path / "folder.png")
+    assert (tmp_path / "student.png").read_bytes() == (tmp_path / "folder.png").read_bytes()
+    assert (tmp_path / "student.png").read_bytes() != (tmp_path / "teacher.png").read_bytes()
+
+
+def test_heun_with_one_step_is_euler(model, tmp_path):
+    for method in ("heun", "euler"):
+        generate(
+            "--family", "sit", "--model", model, "--classes", "1", "--method", method, "-o", tmp_path / f"{method}.png"
+        )
+    assert (tmp_path / "heun.png").read_bytes() == (tmp_path / "euler.png").read_bytes()
+
+
+MISTAKES = {
+    "label": (["--classes", "1,10"], "--classes 1,10: class label 10 is out of range; valid are 0 to 9"),
+    "negative label": (["--classes=-1"], "class label -1 is out of range"),
+    "no number": (["--classes", "1,dog"], "--classes '1,dog' is not a list of numbers: give labels such as 207,360"),
+    "no folder": (["--model", "none"], "--model none: no model folder none"),
+    "other model": (["--model", "swapped"], "--model swapped: swapped/transformer holds a AutoencoderKL, not a SiT"),
+    "no weights": (["--weights", "none"], "--weights none: no folder none"),
+    "other weights": (["--weights", "five"], "--weights five: five has num_classes 5, the model 10"),
+    "no vae": (["--vae", "swapped"], "--vae swapped: swapped holds no config.json"),
+    "family": (["--family", "sd9"], "unknown model family 'sd9'; valid are sit"),
+    "steps": (["--steps", "0"], "--steps 0 is not a whole number of at least 1: give 1 or more"),
+    "half steps": (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
+    "per class": (["--per-class", "0"], "--per-class 0 is not a whole number of at least 1"),
+    "method": (["--method", "ddim"], "--method ddim is unknown: give one of euler, heun, sde"),
+    "guidance": (["--guidance", "nan"], "--guidance nan is not a finite number"),
+    "shift": (["--shift", "0"], "--shift 0.0 is not a positive number: give 1 for no shift"),
+    "seed": (["--seed", "-3"], "--seed -3 is not in [0, 2^63)"),
+    "device": (["--device", "warp"], "--device warp is not available: give cpu"),
+    "suffix": (["-o", "a.jpg"], "-o a.jpg ends in .jpg: give a name that ends in .png"),
+    "no suffix": (["-o", "a"], "-o a ends in nothing"),
+    "no place": (["-o", "none/a.png"], "-o none/a.png: none is no folder that can be written to: create it first"),
+    "folder": (["-o", "five.png"], "-o five.png is a folder"),
+    "separate": (["--separate", "file"], "--separate file is a file: give a folder"),
+    "unknown": (["--stpes", "2"], "unrecognized arguments: --stpes 2"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_in_one_line(name, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model / "vae", "swapped/transformer")
+    Path("file").touch()
+    Path("five.png").mkdir()
+    if name == "other weights":
+        tiny.sit("five", num_classes=5)
+    before = sorted(tmp_path.rglob("*"))
+    extra, message = MISTAKES[name]
+    with pytest.raises(SystemExit) as end:
+        generate("--family", "sit", "--model", model, "--classes", "1", "-o", "grid.png", *extra)
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.startswith("dmdr-generate: ")
+    assert shown.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"family": "sit", "steps": 0}', "steps 0 in {path} is not a whole number of at least 1"),
+        ('{"family": "sit", "steps": true}', "steps True in {path} is not a whole number"),
+        ('{"family": "sit", "method": "dpm"}', "method dpm in {path} is unknown: give one of euler, heun, sde"),
+        ('{"family": "sit", "shift": "3"}', "shift 3 in {path} is not a positive number"),
+        ('{"family": "sit", "guidance": null}', "guidance None in {path} is not a finite number"),
+        ('{"family": "sd3"}', "unknown model family 'sd3'"),
+        ("{}", "--family is not given"),
+        ("[]", "{path} is not a JSON object"),
+        ("{", "{path} cannot be read"),
+    ],
+)
+def test_a_broken_student_file(student, tmp_path, capsys, content, message):
+    path = student / "dmdr.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit):
+        generate("--model", student, "--classes", "1", "-o", tmp_path / "grid.png")
+    assert message.format(path=path) in capsys.readouterr().err
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_family_that_contradicts_the_student(student, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        generate("--model", student, "--family", "sd3", "--classes", "1", "-o", tmp_path / "grid.png")
+    assert "--family sd3 contradicts" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails(model, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("dmdr_models.images.os.replace", fails)
+    with pytest.raises(SystemExit) as end:
+        generate("--family", "sit", "--model", model, "--classes", "1", "-o", tmp_path / "grid.png")
+    assert end.value.code == 2
+    assert "cannot be written: no space left" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

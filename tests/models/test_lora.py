@@ -1,0 +1,147 @@
+import copy
+
+import pytest
+import torch
+from dmdr_models import tiny
+from dmdr_models.lora import LoRANetwork, check_targets, lora_target_names
+from dmdr_models.sit.transformer import SiTTransformer
+from torch import nn
+
+
+def bare() -> SiTTransformer:
+    return tiny.randomise(SiTTransformer(sample_size=4, width=16, depth=2, num_heads=2, num_classes=3), std=0.1)
+
+
+def adapted(network: nn.Module, targets=("to_q", "to_v", "patch_embed"), b: float = 0.3) -> LoRANetwork:
+    """With a B that is not zero, as after some training."""
+    generator = torch.Generator().manual_seed(1)
+    lora = LoRANetwork(network, rank=4, alpha=8, targets=targets, generator=generator)
+    for layer in lora.layers:
+        nn.init.normal_(layer.lora_B[lora.ADAPTER].weight, std=b, generator=generator)
+    return lora
+
+
+@pytest.fixture
+def inputs(noise):
+    return torch.randn(3, 4, 4, 4, generator=noise), torch.rand(3, generator=noise), torch.tensor([0, 3, 1])
+
+
+def test_scale_0_is_the_bare_network_bit_for_bit(inputs):
+    network = bare()
+    lora = adapted(copy.deepcopy(network))
+    assert torch.equal(lora(*inputs, lora_scale=0.0), network(*inputs))
+    assert not torch.allclose(lora(*inputs, lora_scale=1.0), network(*inputs), atol=1e-3)
+
+
+def test_a_new_adapter_has_no_effect(inputs):
+    network = bare()
+    lora = LoRANetwork(copy.deepcopy(network), rank=4, alpha=4, targets=["to_q"])
+    assert torch.equal(lora(*inputs), network(*inputs))
+
+
+def test_scale_2_is_doubling_b(inputs):
+    lora = adapted(bare())
+    twice = lora(*inputs, lora_scale=2.0)
+    for layer in lora.layers:
+        layer.lora_B[lora.ADAPTER].weight.data.mul_(2)
+    assert torch.equal(lora(*inputs, lora_scale=1.0), twice)
+
+
+def test_strength_is_alpha_over_rank_times_b_a():
+    linear = nn.Sequential()
+    linear.add_module("layer", nn.Linear(5, 3))
+    weight, bias = linear.layer.weight.clone(), linear.layer.bias.clone()
+    lora = adapted(linear, targets=["layer"])
+    a, b = lora.layers[0].lora_A[lora.ADAPTER].weight, lora.layers[0].lora_B[lora.ADAPTER].weight
+    x = torch.randn(2, 5)
+    expected = x @ (weight + 0.5 * (8 / 4) * b @ a).T + bias
+    torch.testing.assert_close(lora(x, lora_scale=0.5), expected)
+
+
+def test_only_the_adapter_is_trained(inputs):
+    lora = adapted(bare())
+    trainable = {name for name, parameter in lora.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in lora.named_parameters() if "lora_" in name}
+    assert len(trainable) == 2 * len(lora.layers) == 2 * (2 * 2 + 1)
+    lora(*inputs).square().mean().backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in lora.parameters())
+
+
+def test_start_values_come_from_the_generator():
+    def start(seed):
+        lora = LoRANetwork(bare(), 4, 4, ["to_q", "patch_embed"], generator=torch.Generator().manual_seed(seed))
+        return [layer.lora_A[lora.ADAPTER].weight for layer in lora.layers]
+
+    first, again, other = start(0), start(0), start(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    for a in first:
+        bound = a[0].numel() ** -0.5
+        assert 0.8 * bound < a.abs().max() <= bound
+
+
+def test_targets_that_match_nothing():
+    network = bare()
+    assert {"to_q", "to_k", "to_v", "to_out", "fc1", "fc2", "modulation", "proj_out"} < set(lora_target_names(network))
+    check_targets(network, ["to_q", "blocks.1.attn.to_v"])
+    with pytest.raises(ValueError, match="LoRA target 'to_p' matches no layer of the network; did you mean 'to_"):
+        check_targets(network, ["to_q", "to_p"])
+    with pytest.raises(ValueError, match="'q'"):
+        check_targets(network, ["q"])  # a part of a name is not a name
+    with pytest.raises(ValueError, match=r"valid are .*to_q"):
+        LoRANetwork(network, 4, 4, ["xyz"])
+    assert all(parameter.requires_grad for parameter in network.parameters()), "a refused network is not touched"
+
+
+def test_merged_is_scale_1(inputs, tmp_path):
+    lora = adapted(bare())
+    expected = lora(*inputs, lora_scale=1.0)
+    lora(*inputs, lora_scale=0.25)
+    merged = lora.merged()
+    torch.testing.assert_close(merged(*inputs), expected, atol=1e-5, rtol=1e-5)
+    assert merged.state_dict().keys() == bare().state_dict().keys()
+    merged.save_pretrained(tmp_path)
+    torch.testing.assert_close(SiTTransformer.from_pretrained(tmp_path)(*inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_belong_to_the_scale_of_their_own_call(inputs, checkpointing):
+    """Recomputed activations must see the scale of the call, whatever was called since."""
+
+    def gradients(*scales, together):
+        network = bare()
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        lora = adapted(network)
+        losses = []
+        for scale in scales:
+            losses.append(lora(*inputs, lora_scale=scale).square().mean())
+            if not together:
+                losses.pop().backward()
+        with torch.no_grad():
+            lora(*inputs, lora_scale=7.0)
+        if together:
+            sum(losses).backward()
+        return torch.cat([p.grad.flatten() for p in lora.parameters() if p.requires_grad])
+
+    one, other = gradients(2.0, together=False), gradients(0.5, together=False)
+    assert (one - other).abs().max() > 1e-3
+    torch.testing.assert_close(gradients(2.0, 0.5, together=True), one + other)
+    torch.testing.assert_close(gradients(0.5, 2.0, together=True), one + other)
+
+
+def test_checkpointing_changes_no_gradient(inputs):
+    def gradient(checkpointing):
+        network = bare()
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        lora = adapted(network)
+        lora(*inputs, lora_scale=0.75).square().mean().backward()
+        return [p.grad for p in lora.parameters() if p.requires_grad]
+
+    for a, b in zip(gradient(False), gradient(True), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_config_is_the_networks():
+    assert adapted(bare()).config.width == 16
