@@ -1,0 +1,108 @@
+"""The command line: `run.py --config RECIPE [key=value …]` and `dmdr-train run | evaluate | export | report`.
+
+Recipe and files are checked before torch is imported, so that a mistake is answered at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dmdr_train.errors import EXIT_CODE, user_errors
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {self.prog}: {message}; see --help", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a recipe file, or the name of a built-in recipe, such as demo")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the recipe's")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, take one step, write nothing")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in run.output, which must exist; for another, run.resume=FOLDER",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
+
+
+def run_command(options: argparse.Namespace) -> None:
+    from dmdr_train import preflight
+    from dmdr_train.recipe_file import dump_recipe, load_recipe
+
+    settings = load_recipe(options.config, options.overrides)
+    if options.resume:
+        settings = load_recipe(options.config, [*options.overrides, f"run.resume={settings.run.output}"])
+    if options.print_config:
+        print(dump_recipe(settings), end="")
+        return
+    preflight.check(settings, int(os.environ.get("WORLD_SIZE", "1")), options.dry_run)
+
+    from dmdr_train import runner
+
+    if options.dry_run:
+        logs = runner.dry_run(settings)
+        if int(os.environ.get("RANK", "0")) == 0:
+            for name, value in logs.items():
+                print(f"{name} {value:.6g}")
+            print("dry run: everything was built and one step was taken; nothing was written")
+    else:
+        runner.run(settings)
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    from dmdr_train.commands import evaluate
+
+    evaluate(Path(options.run))
+
+
+def export_command(options: argparse.Namespace) -> None:
+    from dmdr_train.commands import export
+
+    export(Path(options.run), Path(options.output))
+
+
+def report_command(options: argparse.Namespace) -> None:
+    from dmdr_train.commands import report
+
+    report(Path(options.run))
+
+
+def run_main(arguments: Sequence[str] | None = None) -> None:
+    """The program behind run.py."""
+    parser = _Parser(prog="run.py", description="Distil a diffusion model and align it with rewards.")
+    add_run_options(parser)
+    with user_errors():
+        run_command(parser.parse_intermixed_args(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `dmdr-train`."""
+    parser = _Parser(prog="dmdr-train", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_run_options(_command(commands, "run", run_command, "train, as run.py does"))
+    for name, command, text in (
+        ("evaluate", evaluate_command, "score the student of a run again"),
+        ("export", export_command, "write the student of a run's newest checkpoint to a folder"),
+        ("report", report_command, "write summary.md and curves.png of a run again"),
+    ):
+        sub = _command(commands, name, command, text)
+        sub.add_argument("run", help="folder of the run")
+        if name == "export":
+            sub.add_argument("-o", "--output", required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    with user_errors():
+        options.command(options)
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=function)
+    return sub

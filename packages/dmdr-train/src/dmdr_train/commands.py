@@ -1,0 +1,65 @@
+"""`dmdr-train evaluate | export | report`: what can be done with a run's folder afterwards, on one process."""
+
+from pathlib import Path
+
+import dmdr_models
+import torch
+
+from dmdr_train import checkpoint
+from dmdr_train.engines import start_processes
+from dmdr_train.errors import UserError
+from dmdr_train.evaluation import Evaluator, read_scores
+from dmdr_train.export import export_student, sampling_settings
+from dmdr_train.preflight import RUN_FILE
+from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import parse_recipe, read_yaml
+from dmdr_train.report import draw_curves, print_table
+
+
+def open_run(folder: Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    if not (folder / RUN_FILE).is_file():
+        raise UserError("run", f"{folder} holds no {RUN_FILE}; give the folder of a run")
+    return parse_recipe(read_yaml(folder / RUN_FILE))
+
+
+def evaluate(folder: Path) -> None:
+    """Score the exported student of a run and print the row; the evaluation is the recipe's."""
+    settings = open_run(folder)
+    if settings.tracking.evaluation is None:
+        raise UserError("tracking.evaluation", f"is not set in {folder / RUN_FILE}; add a classifier and a reference")
+    if not (folder / "student").is_dir():
+        raise UserError("run", f"{folder} holds no student/; write it with dmdr-train export")
+    start_processes(torch.device("cpu"))
+    family = dmdr_models.load(settings.model.family, folder / "student")
+    evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))
+    sampling = sampling_settings(settings)
+    row = evaluator.model(
+        "student", family.load_network(), sampling["steps"], sampling["method"], shift=sampling["shift"]
+    )
+    print_table({"student": row})
+
+
+def export(folder: Path, output: Path) -> None:
+    """Write the student of the newest checkpoint."""
+    settings = open_run(folder)
+    if output.exists():
+        raise UserError("--output", f"{output} already exists; give a new folder")
+    source = checkpoint.newest("run", str(folder))
+    family = dmdr_models.load(settings.model.family, settings.model.path, vae=settings.model.vae)
+    export_student(output, settings, family, source)
+    print(f"Wrote {output}, from {source}")
+
+
+def report(folder: Path) -> None:
+    """Draw curves.png and print the table again."""
+    settings = open_run(folder)
+    draw_curves(folder, settings)
+    scores = read_scores(folder)
+    if scores:
+        print_table(scores)
+    print(f"Wrote {folder}/curves.png")

@@ -1,0 +1,131 @@
+"""Two DeepSpeed engines, one for the generator and one for the guidance network; process set-up."""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor, nn
+
+from dmdr_train.errors import UserError
+from dmdr_train.recipe import Optim, Optimizer, Run
+
+
+def choose_device(run: Run, precision: str) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        UserError: cuda was asked for and is not there, or fp16 on a CPU.
+    """
+    forced_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    cuda = torch.cuda.is_available() and not forced_cpu
+    if run.device == "cuda" and not cuda:
+        raise UserError("run.device", "cuda is not available here; use cpu or auto")
+    if run.device == "cpu" or not cuda:
+        if precision == "fp16":
+            raise UserError("optim.precision", "fp16 does not train on a CPU; use fp32 or bf16")
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def start_processes(device: torch.device) -> None:
+    """Join the process group: gloo on CPU, NCCL on CUDA; a plain `python run.py` becomes a group of one."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    if device.type == "cpu":
+        # DeepSpeed would compile a shared-memory op that training never calls; gloo alone does the work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    else:
+        torch.cuda.set_device(device)
+    deepspeed_logger.setLevel("WARNING")
+    if not dist.is_initialized():
+        alone = os.environ["WORLD_SIZE"] == "1"
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            init_method=None if "MASTER_PORT" in os.environ else "tcp://127.0.0.1:0" if alone else None,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+
+
+def make_engine(network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device) -> Any:
+    """A DeepSpeed engine over the trainable parameters of `network`, with AdamW and its schedule.
+
+    Args:
+        updates: number of optimizer updates in the run, which the schedule spans.
+    """
+    optimizer = torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(settings, updates))
+    config: dict[str, Any] = {
+        "train_batch_size": optim.batch_size,
+        "train_micro_batch_size_per_gpu": optim.batch_size // dist.get_world_size() // optim.accumulation,
+        "gradient_accumulation_steps": optim.accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {"stage": optim.zero_stage, "reduce_scatter": device.type != "cpu"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if optim.precision != "fp32":
+        config[optim.precision] = {"enabled": True}
+    engine, *_ = deepspeed.initialize(
+        model=network, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
+    """The factor on the learning rate at an update: linear warm-up, then constant or cosine to 0 at `updates`."""
+
+    def factor(update: int) -> float:
+        warm = min(1.0, (update + 1) / (settings.warmup + 1))
+        if settings.schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, update / updates))).item())
+
+    return factor
+
+
+def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """The full parameters, where ZeRO-3 has split them over processes; changes made on rank 0 are not kept."""
+    parameters = list(parameters)
+    if any(hasattr(p, "ds_id") for p in parameters):
+        return deepspeed.zero.GatheredParameters(parameters)
+    return nullcontext()
+
+
+def shard(parameter: nn.Parameter) -> Tensor:
+    """What this process holds of a parameter: its part under ZeRO-3, otherwise all of it."""
+    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.data
+
+
+def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
+    """Each value averaged over all processes; every process must call it with the same keys."""
+    if dist.get_world_size() == 1:
+        return values
+    device = torch.device("cpu") if dist.get_backend() == "gloo" else torch.device("cuda")
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(stacked)
+    return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows `[n, …]` of every process, `[world · n, …]` in rank order; every process must bring the same n."""
+    if dist.get_world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,106 @@
+"""The terms of the generator's loss. Each is an object with a weight and a start step, and knows nothing of the others.
+
+An objective is called with the generator's x0 (with gradient), the condition it was made for, the micro-batch's random
+numbers and the step; it returns its unweighted loss and what is worth logging.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, dmd_loss, hinge, randn
+from dmdr_models.family import Condition, Family
+from dmdr_models.sampling import guided_prediction
+from torch import Tensor
+
+from dmdr_train import recipe
+from dmdr_train.draws import Draws
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the generator made: x0 `[B, C, H, W]` with gradient, for these prompts, at this step."""
+
+    x0: Tensor
+    prompts: list[Any]
+    condition: Condition
+    draws: Draws
+    step: int
+
+
+class Objective(Protocol):
+    name: str
+    weight: float
+    start: int
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
+        """The unweighted loss, and values to log."""
+
+
+def renoise_sampler(guidance: recipe.Guidance) -> BetaRenoise | UniformRenoise:
+    """Dynamic renoise sampling (DynaRS), for the distribution-matching term and for the fake score alike."""
+    dynamics = guidance.dynamics
+    if dynamics is None or dynamics.renoise is None:
+        return UniformRenoise()
+    return BetaRenoise(dynamics.renoise.alpha, dynamics.renoise.beta, dynamics.steps)
+
+
+class DistributionMatching:
+    """½ · mean (x0 − sg(x0 − g))², with g the normalised difference of the fake score's and the teacher's x0.
+
+    Both are asked at the same renoised x_τ, without gradient. Early on the teacher leans toward the fake score by a
+    share of its LoRA (DynaDG). Source: DMDR, arXiv 2511.13649.
+    """
+
+    name = "distribution_matching"
+
+    def __init__(self, settings: recipe.DistributionMatching, guidance: recipe.Guidance, family: Family, network: Any):
+        self.weight = settings.weight
+        self.start = settings.start
+        self.guidance = guidance
+        self.family = family
+        self.network = network
+        self.renoise = renoise_sampler(guidance)
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
+        process, x0, draws = self.family.process, sample.x0, sample.draws
+        scale = self.teacher_scale(sample.step)
+        with torch.no_grad():
+            tau = self.renoise.sample(len(x0), sample.step, draws.each("renoise_time"), device=x0.device)
+            noise = randn(x0.shape, draws.each("renoise_noise"), device=x0.device)
+            t = process.time_at(tau)
+            x_t = process.add_noise(x0, noise, t)
+            fake = self.family.predict(self.network, x_t, t, sample.condition, lora_scale=self.guidance.fake_scale)
+            real = guided_prediction(
+                self.family, self.network, x_t, t, sample.condition, self.cfg(draws), lora_scale=scale
+            )
+            x0_fake, x0_real = process.to_x0(x_t, fake, t), process.to_x0(x_t, real, t)
+        return dmd_loss(x0, x0_real, x0_fake), {"teacher_scale": scale}
+
+    def teacher_scale(self, step: int) -> float:
+        dynamics = self.guidance.dynamics
+        return cosine_anneal(dynamics.teacher_scale, 0.0, step, dynamics.steps) if dynamics else 0.0
+
+    def cfg(self, draws: Draws) -> float:
+        if not self.guidance.cfg_jitter:
+            return self.guidance.cfg
+        shift = 2 * torch.rand((), generator=draws.shared("cfg")).item() - 1
+        return self.guidance.cfg + self.guidance.cfg_jitter * shift
+
+
+class ReFL:
+    """mean relu(margin − r) of a differentiable reward r of the decoded picture. Source: ReFL, arXiv 2304.05977."""
+
+    name = "refl"
+
+    def __init__(self, settings: recipe.ReFL, family: Family, reward: Any):
+        self.weight = settings.weight
+        self.start = settings.start
+        self.margin = settings.margin
+        self.family = family
+        self.reward = reward
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
+        score = self.reward.score(self.family.decode(sample.x0), sample.prompts)
+        return hinge(score, self.margin).mean(), {f"reward/{self.reward.info.name}": score.detach().mean().item()}

@@ -1,0 +1,158 @@
+"""Reading a recipe: defaults < YAML < command line, with one clear line for every mistake.
+
+Relative paths to inputs are looked up from the working directory, then from the recipe's own folder; `run.output`
+is always relative to the working directory.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dmdr_train.errors import UserError
+from dmdr_train.recipe import Recipe
+
+BUILT_IN = Path(__file__).parent / "recipes"
+INPUT_PATHS = {"path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference"}
+
+
+def load_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a built-in recipe by name, and apply `key=value` overrides.
+
+    Raises:
+        UserError: for anything that is not a valid recipe.
+    """
+    path = find_recipe(config)
+    data = read_yaml(path)
+    for override in overrides:
+        apply_override(data, override)
+    return parse_recipe(resolve_paths(data, path.parent))
+
+
+def find_recipe(config: str) -> Path:
+    path = Path(config)
+    if path.is_file():
+        return path
+    names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+    name = config.removesuffix(".yaml")
+    if name in names:
+        return BUILT_IN / f"{name}.yaml"
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"give a file, or one of {', '.join(names)}"
+    raise UserError("--config", f"no recipe {config!r}; {hint}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError("--config", f"{path} is not YAML text: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError("--config", f"{path} holds no sections; it must map section names to settings")
+    return data
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """`optim.generator.lr=1e-5`, `objectives.1.weight=0.1`; the value is YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(override, "an override is written key=value, such as run.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(key, f"{text!r} is not a YAML value; quote it") from None
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_index(key, part, node)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        if not isinstance(node, (dict, list)):
+            if node is not None:
+                raise UserError(key, f"{part} is a single value and has no keys below it")
+            raise UserError(key, f"{part} is null here; set it whole, as in {part}={{...}}")
+    if isinstance(node, list):
+        node[_index(key, last, node)] = value
+    else:
+        node[last] = value
+
+
+def _index(key: str, part: str, node: list[Any]) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(key, f"{part!r} is no position in a list of {len(node)}; positions count from 0")
+    return int(part)
+
+
+def resolve_paths(node: Any, folder: Path) -> Any:
+    if isinstance(node, list):
+        return [resolve_paths(item, folder) for item in node]
+    if not isinstance(node, dict):
+        return node
+    resolved = {}
+    for key, value in node.items():
+        if key in INPUT_PATHS and isinstance(value, str) and not Path(value).exists():
+            beside = folder / os.path.expanduser(value)
+            value = str(beside.resolve()) if beside.exists() else value
+        resolved[key] = resolve_paths(value, folder)
+    return resolved
+
+
+def parse_recipe(data: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        # An unknown key first: it is often the cause of the others.
+        problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise _explain(problems[0]) from None
+
+
+def _explain(problem: Any) -> UserError:
+    loc = [str(part) for part in problem["loc"] if part not in ("distribution_matching", "refl")]
+    key = ".".join(loc)
+    if problem["type"] == "value_error":
+        name, _, message = str(problem["ctx"]["error"]).partition(": ")
+        return UserError(name, message)
+    if problem["type"] == "extra_forbidden":
+        valid = _keys_at(loc[:-1])
+        near = difflib.get_close_matches(loc[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"valid are {', '.join(valid)}"
+        return UserError(key, f"unknown key; {hint}")
+    if problem["type"] == "missing":
+        return UserError(key, "is required; add it to the recipe or give key=value")
+    message = problem["msg"].replace("Input should", "should", 1)
+    if problem["type"] == "union_tag_invalid":
+        message = f"kind must be one of {problem['ctx']['expected_tags']}"
+    return UserError(key, f"{message}, got {_short(problem['input'])}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _keys_at(loc: list[str]) -> list[str]:
+    """The valid keys of the section at `loc`."""
+    models: list[Any] = [Recipe]
+    for part in loc:
+        if part.isdigit():
+            continue
+        models = [
+            m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)
+        ]
+    return sorted({key for model in models for key in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models(part)]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,252 @@
+"""A run from start to end: train, log, sample, checkpoint, evaluate, report."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dmdr_models.images import save_png
+from PIL import Image
+
+from dmdr_train import checkpoint, report
+from dmdr_train.average import Average
+from dmdr_train.engines import choose_device, mean_over_processes, start_processes
+from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
+from dmdr_train.export import export_student, sampling_settings
+from dmdr_train.pictures import draw_samples, labelled_rows, save_row
+from dmdr_train.preflight import RUN_FILE
+from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.session import Session, build
+from dmdr_train.tracking import Tracker
+
+
+def run(settings: Recipe) -> None:
+    """Carry out a recipe that `preflight.check` has passed; every process calls this."""
+    device = choose_device(settings.run, settings.optim.precision)
+    resume_from = checkpoint.find_checkpoint(settings)
+    start_processes(device)
+    Run(settings, build(settings, device), resume_from).carry_out()
+    dist.destroy_process_group()
+
+
+def dry_run(settings: Recipe) -> dict[str, float]:
+    """Build everything and take one step, every objective included; nothing is written."""
+    device = choose_device(settings.run, settings.optim.precision)
+    start_processes(device)
+    session = build(settings, device)
+    session.trainer.step = max(objective.start for objective in session.trainer.objectives)
+    logs = mean_over_processes(session.trainer.train_step())
+    dist.destroy_process_group()
+    return logs
+
+
+class Run:
+    """The outer loop. Only rank 0 writes; whatever calls a network is called by every process."""
+
+    def __init__(self, settings: Recipe, session: Session, resume_from: Path | None):
+        self.settings = settings
+        self.session = session
+        self.trainer = session.trainer
+        self.folder = Path(settings.run.output)
+        self.average = Average(self.trainer.generator.module, settings.optim.ema)
+        if resume_from is not None:
+            checkpoint.load(resume_from, self.trainer, self.average)
+        self.scores: dict[str, Scores] = read_scores(self.folder) if resume_from is not None else {}
+        self.first = self.trainer.rank == 0
+        self.tracker: Tracker | None = None
+        self._evaluator: Evaluator | None = None
+
+    def carry_out(self) -> None:
+        if self.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / RUN_FILE).write_text(dump_recipe(self.settings), encoding="utf-8")
+            self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
+        dist.barrier()
+        if self.trainer.step == 0:
+            self.sample_teacher()
+        self.train()
+        self.finish()
+
+    def train(self) -> None:
+        tracking, steps = self.settings.tracking, self.settings.run.steps
+        started, since = time.time(), self.trainer.step
+        while self.trainer.step < steps:
+            logs = self.trainer.train_step()
+            self.average.update()
+            step = self.trainer.step
+            if self.tracker:
+                self.tracker.advance()
+            if step % tracking.log_every == 0 or step == steps:
+                speed = (time.time() - started) / (step - since)
+                self.log(step, {**logs, **self._engine_values(), "seconds_per_step": speed})
+            if _due(step, tracking.samples.every):
+                self.sample_student(f"student-{step:08d}")
+            if step == self.settings.joint_start:
+                self.end_stage("cold_start")
+            elif tracking.evaluation and _due(step, tracking.evaluation.every) and step < steps:
+                self.evaluate_student(f"step-{step}", f"student at step {step}")
+            if _due(step, self.settings.run.checkpoint_every) or step == steps:
+                checkpoint.save(self.folder / "checkpoints", self.settings, self.trainer, self.average)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        values = mean_over_processes(values)
+        if self.tracker:
+            self.tracker.log(step, values)
+        broken = [name for name, value in values.items() if name.startswith("loss/") and not math.isfinite(value)]
+        if broken:
+            raise FloatingPointError(
+                f"{broken[0]} is {values[broken[0]]} at step {step}; see {self.folder}/metrics.jsonl"
+            )
+
+    def _engine_values(self) -> dict[str, float]:
+        values = {}
+        for name, engine in (("generator", self.trainer.generator), ("fake_score", self.trainer.guidance)):
+            values[f"lr/{name}"] = float(engine.get_lr()[0])
+            norm = engine.get_global_grad_norm()
+            if norm is not None:
+                values[f"grad_norm/{name}"] = float(norm)
+        return values
+
+    def end_stage(self, stage: str) -> None:
+        """Keep what the student is now: a row of samples, and its scores."""
+        self.sample_student(f"student-{stage}")
+        if self.settings.tracking.evaluation:
+            self.evaluate_student(
+                stage, f"student after {stage.replace('_', ' ')}, {_count(self.settings.rollout.steps)}"
+            )
+
+    def finish(self) -> None:
+        stage = "joint" if self.settings.joint_start else "cold_start"
+        if self.first:
+            newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
+            export_student(self.folder / "student", self.settings, self.session.family, newest)
+        dist.barrier()
+        self.end_stage(stage)
+        if self.settings.tracking.evaluation:
+            self.evaluate_references()
+        if self.first:
+            self.write_report()
+        if self.tracker:
+            self.tracker.close()
+
+    # -- evaluation
+
+    @property
+    def evaluator(self) -> Evaluator:
+        if self._evaluator is None:
+            assert self.settings.tracking.evaluation is not None
+            self._evaluator = Evaluator(self.settings.tracking.evaluation, self.session.family, self.session.device)
+        return self._evaluator
+
+    def teacher(self, *inputs: Any, **named: Any) -> torch.Tensor:
+        return self.trainer.guidance(*inputs, lora_scale=0.0, **named)
+
+    def evaluate_references(self) -> None:
+        """The rows that the student is compared with: real pictures, and the teacher at several step counts."""
+        assert self.settings.tracking.evaluation is not None
+        guidance, shift = self.settings.guidance.cfg, self.settings.rollout.shift
+        self._score("real", self.evaluator.real)
+        for steps in self.settings.tracking.evaluation.teacher_steps:
+            name = f"teacher, {_count(steps)}"
+            self._score(
+                f"teacher-{steps}",
+                partial(self.evaluator.model, name, self.teacher, steps, "euler", guidance, shift),
+            )
+
+    def evaluate_student(self, key: str, name: str) -> None:
+        sampling = sampling_settings(self.settings)
+        with self.average.applied():
+            self._score(
+                key,
+                partial(
+                    self.evaluator.model,
+                    name,
+                    self.trainer.generator,
+                    sampling["steps"],
+                    sampling["method"],
+                    shift=sampling["shift"],
+                ),
+            )
+
+    def _score(self, key: str, measure: Callable[[], Scores]) -> None:
+        if key in self.scores:
+            return
+        self.scores[key] = measure()
+        if self.tracker:
+            values = self.scores[key]
+            save_scores(self.folder, self.scores)
+            self.tracker.say(
+                f"{values.name}: FD {values.frechet:.2f}, recall {values.recall:.3f}, accuracy {values.accuracy:.3f}"
+            )
+
+    # -- pictures
+
+    def sample_teacher(self) -> None:
+        """The teacher's rows, once: with all its steps, and with the student's few."""
+        for steps in (self._many_steps(), self.settings.rollout.steps):
+            self._save_samples(
+                f"teacher-{steps}",
+                self.teacher,
+                steps,
+                "euler",
+                self.settings.guidance.cfg,
+                self.settings.rollout.shift,
+            )
+
+    def _many_steps(self) -> int:
+        evaluation = self.settings.tracking.evaluation
+        return max(evaluation.teacher_steps) if evaluation else 50
+
+    def sample_student(self, name: str) -> None:
+        sampling = sampling_settings(self.settings)
+        with self.average.applied():
+            self._save_samples(
+                name, self.trainer.generator, sampling["steps"], sampling["method"], shift=sampling["shift"]
+            )
+
+    def _save_samples(
+        self, name: str, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0
+    ) -> None:
+        family, samples = self.session.family, self.settings.tracking.samples
+        images = draw_samples(family, network, samples, self.session.device, steps, method, guidance, shift)
+        if self.tracker:
+            row = save_row(family, images, self.folder / "samples", name)
+            self.tracker.picture(self.trainer.step, name, row)
+
+    def write_report(self) -> None:
+        """The table, the rows of samples below each other, the curves, and how to generate."""
+        order = ["real", *(k for k in self.scores if k.startswith("teacher")), "cold_start", "joint"]
+        scores = {key: self.scores[key] for key in order if key in self.scores}
+        few = self.settings.rollout.steps
+        titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self._many_steps(), few)}
+        titles |= {"student-cold_start": "student\ncold start", "student-joint": "student\njoint"}
+        rows = {}
+        for stem, title in titles.items():
+            path = self.folder / "samples" / f"{stem}.png"
+            if path.exists():
+                with Image.open(path) as image:
+                    rows[title] = image.convert("RGB")
+        save_png(labelled_rows(rows), self.folder / "before_after.png")
+        report.draw_curves(self.folder, self.settings)
+        command = (
+            f"dmdr-generate --family {self.settings.model.family} --model {self.folder}/student "
+            "--classes 0,1,2 -o pictures.png"
+        )
+        report.write_summary(self.folder, self.settings, scores, command)
+        if scores:
+            report.print_table(scores)
+        print(f"Wrote {self.folder}/: summary.md, before_after.png, curves.png, student/, checkpoints/")
+        print(f"Generate from the student: {command}")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _count(steps: int) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}"
