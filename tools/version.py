@@ -1,7 +1,7 @@
 """One version for all packages.
 
-    python tools/version.py check          # every place agrees; exit code 1 if not
-    python tools/version.py set 0.2.0      # write a new version everywhere
+python tools/version.py check          # every place agrees; exit code 1 if not
+python tools/version.py set 0.2.0      # write a new version everywhere
 """
 
 import argparse

@@ -74,24 +74,26 @@ class Run:
 
     def train(self) -> None:
         tracking, steps = self.settings.tracking, self.settings.run.steps
-        started, since = time.time(), self.trainer.step
+        seconds, since = 0.0, self.trainer.step
         while self.trainer.step < steps:
+            if self.trainer.step == self.settings.joint_start:
+                self.end_stage("cold_start")
+            started = time.perf_counter()
             logs = self.trainer.train_step()
             self.average.update()
+            seconds += time.perf_counter() - started
             step = self.trainer.step
             if self.tracker:
                 self.tracker.advance()
             if step % tracking.log_every == 0 or step == steps:
-                speed = (time.time() - started) / (step - since)
-                self.log(step, {**logs, **self._engine_values(), "seconds_per_step": speed})
-            if _due(step, tracking.samples.every):
-                self.sample_student(f"student-{step:08d}")
-            if step == self.settings.joint_start:
-                self.end_stage("cold_start")
-            elif tracking.evaluation and _due(step, tracking.evaluation.every) and step < steps:
-                self.evaluate_student(f"step-{step}", f"student at step {step}")
+                times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
+                self.log(step, {**logs, **self._engine_values(), **times})
             if _due(step, self.settings.run.checkpoint_every) or step == steps:
                 checkpoint.save(self.folder / "checkpoints", self.settings, self.trainer, self.average)
+            if _due(step, tracking.samples.every):
+                self.sample_student(f"student-{step:08d}")
+            if tracking.evaluation and _due(step, tracking.evaluation.every) and step < steps:
+                self.evaluate_student(f"step-{step}", f"student at step {step}")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         values = mean_over_processes(values)
