@@ -178,7 +178,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def make_teacher(steps: int, snapshots: Path | None) -> None:
-    """Flow matching at a constant learning rate with averaged weights, so that fewer steps are a prefix of more."""
+    """Flow matching with averaged weights. Times are logit-normal, where shapes are decided (arXiv 2403.03206)."""
     torch.manual_seed(0)
     model = SiTTransformer(
         sample_size=8, patch_size=2, width=128, depth=4, num_heads=4, num_classes=NUM_CLASSES, fused_attention=True
@@ -190,19 +190,21 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
     images, labels = pictures(NUM_PICTURES, seed=7)
     latents = encode(load_vae(), images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, total_iters=200)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.35 * steps))
+    )
     noise = torch.Generator().manual_seed(8)
     start = time.time()
-    for step, (x0, y) in enumerate(batches(latents, labels, size=128, steps=steps, seed=9)):
+    for step, (x0, y) in enumerate(batches(latents, labels, size=64, steps=steps, seed=9)):
         epsilon = torch.randn(x0.shape, generator=noise)
-        t = torch.rand(len(x0), generator=noise)
+        t = torch.randn(len(x0), generator=noise).sigmoid()
         y = torch.where(torch.rand(len(y), generator=noise) < 0.1, NUM_CLASSES, y)
         loss = denoising_loss(model(process.add_noise(x0, epsilon, t), t, y), process.target(x0, epsilon, t))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        warm_up.step()
+        schedule.step()
         average.update_parameters(model)
         report("teacher", step, steps, start, loss)
         if snapshots and (step + 1) % 2000 == 0:
@@ -213,7 +215,7 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["vae", "cnn", "vit", "teacher"], help="make this part alone")
-    parser.add_argument("--teacher-steps", type=int, default=20_000)
+    parser.add_argument("--teacher-steps", type=int, default=14_000)
     parser.add_argument("--snapshots", type=Path, help="also keep the teacher of every 2,000 steps in this folder")
     args = parser.parse_args()
     parts = {
