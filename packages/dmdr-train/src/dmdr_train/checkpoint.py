@@ -15,6 +15,7 @@ A run has no random state to save (see `dmdr_train.draws`): its step is enough.
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dmdr_train.average import Average
 from dmdr_train.engines import gathered
-from dmdr_train.errors import UserError
+from dmdr_train.errors import UserError, naming
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.trainer import Trainer
@@ -59,6 +61,7 @@ def find_checkpoint(settings: Recipe) -> Path | None:
     else:
         path = newest("run.resume", choice)
     if path is not None:
+        verify("run.resume", path)
         refuse_difference(settings, path)
     return path
 
@@ -145,34 +148,46 @@ def load_weights(key: str, path: Path, network: nn.Module) -> None:
     """
     if not path.is_file():
         raise UserError(key, f"{path} is missing; give another checkpoint")
-    saved = load_file(path)
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    for name in sorted(saved.keys() | trained.keys()):
-        ours = tuple(trained[name].shape) if name in trained else None
-        theirs = tuple(saved[name].shape) if name in saved else None
-        if ours != theirs:
+    check_weights(key, path, network)
+    trained = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(path).items():
+            trained[name].copy_(value)
+
+
+def check_weights(key: str, path: Path, network: nn.Module) -> None:
+    """Compare names and shapes of saved weights with the network's trainable parameters.
+
+    Raises:
+        UserError: for the first that differs.
+    """
+    with naming(key), safe_open(path, "pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    ours = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in network.named_parameters() if p.requires_grad}
+    for name in sorted(saved.keys() | ours.keys()):
+        if saved.get(name) != ours.get(name):
             raise UserError(
                 key,
-                f"{path} is of another model: {name} has shape {theirs} there and {ours} here; give one of this model",
+                f"{path} is of another model: {name} has shape {saved.get(name)} there and {ours.get(name)} here; "
+                f"give one of this model",
             )
-    with torch.no_grad():
-        for name, value in saved.items():
-            trained[name].copy_(value)
 
 
 def load(path: Path, trainer: Trainer, average: Average) -> None:
     """Restore both engines, the average and the step.
 
     Raises:
-        UserError: a file is missing or damaged, or the number of processes differs.
+        UserError: the number of processes or the model differs, or a file holds more than weights.
     """
-    manifest = verify(path)
+    manifest = read_manifest("run.resume", path)
     if manifest["world_size"] != trainer.world:
         raise UserError(
             "run.resume",
             f"{path} was written by {manifest['world_size']} processes and this run has {trainer.world}; "
             f"start {manifest['world_size']}",
         )
+    check_weights("run.resume", path / GENERATOR, trainer.generator.module)
+    check_weights("run.resume", path / FAKE_SCORE, trainer.guidance.module)
     for name, engine in _engines(trainer).items():
         with torch.serialization.safe_globals(_deepspeed_types()):
             engine.checkpoint_engine.load = _load_weights_only
@@ -184,20 +199,25 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
     trainer.step = manifest["step"]
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest, once every file is as it says.
+def read_manifest(key: str, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(key, f"{path / MANIFEST} is damaged; give another checkpoint") from None
+
+
+def verify(key: str, path: Path) -> None:
+    """Check that every file of a checkpoint is as its manifest says.
 
     Raises:
         UserError: names the first file that is missing or differs.
     """
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    for name, fingerprint in manifest["files"].items():
+    for name, fingerprint in read_manifest(key, path)["files"].items():
         file = path / name
         if not file.is_file():
-            raise UserError("run.resume", f"{file} is missing; resume from another checkpoint")
+            raise UserError(key, f"{file} is missing; give another checkpoint")
         if _fingerprint(file) != fingerprint:
-            raise UserError("run.resume", f"{file} is damaged; resume from another checkpoint")
-    return manifest
+            raise UserError(key, f"{file} is damaged; give another checkpoint")
 
 
 def _engines(trainer: Trainer) -> dict[str, Any]:
@@ -213,7 +233,13 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _load_weights_only(path: str, map_location: Any = None) -> Any:
-    return torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own text advises weights_only=False.
+        raise UserError(
+            "run.resume", f"{path} holds more than weights, none of which was run; resume from another checkpoint"
+        ) from None
 
 
 def _deepspeed_types() -> list[Any]:

@@ -17,6 +17,23 @@ class UserError(ValueError):
 
 
 @contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Give what another package refuses in the user's files the recipe key that it came from.
+
+    Raises:
+        UserError: for a ValueError, an OSError, or a damaged safetensors file.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UserError(key, str(error)) from error
+
+
+@contextmanager
 def user_errors() -> Iterator[None]:
     """Turn a UserError into its one line on rank 0's stderr and exit code 2; any other exception is ours."""
     try:

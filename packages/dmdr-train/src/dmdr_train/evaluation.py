@@ -76,7 +76,8 @@ def inception_score(logits: Tensor) -> float:
 
     metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1)
     metric.update(logits)
-    return float(metric.compute()[0])
+    with torch.random.fork_rng(devices=[]):  # torchmetrics shuffles the rows with the global generator
+        return float(metric.compute()[0])
 
 
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:

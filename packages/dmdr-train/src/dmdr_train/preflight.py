@@ -1,7 +1,7 @@
 """What can be known to be wrong before torch is imported or a weight is read."""
 
 import difflib
-import os
+import tempfile
 from pathlib import Path
 
 from dmdr_models.describe import Description, describe
@@ -107,5 +107,9 @@ def check_output(settings: Recipe) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise UserError("run.output", f"{existing} is a file; give a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError("run.output", f"{existing} cannot be written to; give another folder")
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()  # asks the file system, which permissions do not tell all
+    except OSError as error:
+        raise UserError(
+            "run.output", f"{existing} cannot be written to ({error.strerror}); give another folder"
+        ) from None

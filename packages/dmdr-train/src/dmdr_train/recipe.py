@@ -161,7 +161,7 @@ class Evaluation(Section):
 class Tracking(Section):
     log_every: Positive = 10
     tensorboard: bool = True
-    wandb: str | None = Field(default=None, description="project name; needs `pip install wandb`")
+    wandb: str | None = Field(default=None, description="project name; needs `pip install dmdr-train[wandb]`")
     samples: Samples = Samples()
     evaluation: Evaluation | None = None
 

@@ -15,6 +15,7 @@ from PIL import Image
 from dmdr_train import checkpoint, report
 from dmdr_train.average import Average
 from dmdr_train.engines import choose_device, mean_over_processes, start_processes
+from dmdr_train.errors import naming
 from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.export import export_student, sampling_settings
 from dmdr_train.pictures import draw_samples, labelled_rows, save_row
@@ -60,6 +61,9 @@ class Run:
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self._evaluator: Evaluator | None = None
+        if settings.tracking.evaluation:
+            with naming("tracking.evaluation"):
+                assert self.evaluator  # a mistake in it is better known before the training than after
 
     def carry_out(self) -> None:
         if self.first:
@@ -123,7 +127,7 @@ class Run:
             )
 
     def finish(self) -> None:
-        stage = "joint" if self.settings.joint_start else "cold_start"
+        stage = "cold_start" if self.settings.joint_start is None else "joint"
         if self.first:
             newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
             export_student(self.folder / "student", self.settings, self.session.family, newest)

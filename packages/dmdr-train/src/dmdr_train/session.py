@@ -11,10 +11,11 @@ from dmdr_models.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train import recipe
-from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights, newest
+from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights, newest, verify
 from dmdr_train.data import ClassLabels
 from dmdr_train.draws import named_generator
 from dmdr_train.engines import make_engine
+from dmdr_train.errors import UserError, naming
 from dmdr_train.objectives import DistributionMatching, Objective, ReFL
 from dmdr_train.trainer import Trainer
 
@@ -31,11 +32,12 @@ class Session:
 
 def build(settings: recipe.Recipe, device: torch.device) -> Session:
     """Load the models and make the two engines. The process group must be up."""
-    family = dmdr_models.load(settings.model.family, settings.model.path, vae=settings.model.vae).to(device)
+    family = load_family(settings.model).to(device)
     optim, steps = settings.optim, settings.run.steps
     networks = {"generator": make_generator(settings, family), "fake_score": make_guidance(settings, family)}
     if settings.run.init_from is not None:
         source = newest("run.init_from", settings.run.init_from)
+        verify("run.init_from", source)
         load_weights("run.init_from", source / GENERATOR, networks["generator"])
         load_weights("run.init_from", source / FAKE_SCORE, networks["fake_score"])
     generator = make_engine(networks["generator"].to(device), optim, optim.generator, steps, device)
@@ -56,8 +58,22 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
     return Session(settings, family, trainer, device)
 
 
+def load_family(model: recipe.Model) -> Family:
+    with naming("model.path"):
+        family = dmdr_models.load(model.family, model.path, vae=model.vae)
+    with naming("model.path" if model.vae is None else "model.vae"):
+        assert family.image_size  # opens the decoder, which would else be missed after hours
+    return family
+
+
+def load_network(model: recipe.Model, family: Family, generator: bool = False) -> nn.Module:
+    weights = model.generator if generator else None
+    with naming("model.path" if weights is None else "model.generator"):
+        return family.load_network(weights)
+
+
 def make_generator(settings: recipe.Recipe, family: Family) -> nn.Module:
-    network = family.load_network(settings.model.generator)
+    network = load_network(settings.model, family, generator=True)
     if settings.model.generator_lora is None:
         network.requires_grad_(True)
     else:
@@ -69,16 +85,19 @@ def make_generator(settings: recipe.Recipe, family: Family) -> nn.Module:
 
 def make_guidance(settings: recipe.Recipe, family: Family) -> nn.Module:
     """Teacher and fake score in one network: the frozen teacher with a LoRA of variable scale."""
-    network = add_lora(family.load_network(), settings.model.fake_score_lora, family, settings.run.seed, "fake_score")
+    network = add_lora(
+        load_network(settings.model, family), settings.model.fake_score_lora, family, settings.run.seed, "fake_score"
+    )
     if settings.model.gradient_checkpointing:
         checkpointed(network)
     return network.eval()
 
 
 def add_lora(network: nn.Module, lora: recipe.Lora, family: Family, seed: int, role: str) -> LoRANetwork:
-    return LoRANetwork(
-        network, lora.rank, lora.alpha, lora.targets or family.lora_targets, named_generator(seed, "lora", role)
-    )
+    with naming(f"model.{role}_lora.targets"):
+        return LoRANetwork(
+            network, lora.rank, lora.alpha, lora.targets or family.lora_targets, named_generator(seed, "lora", role)
+        )
 
 
 def checkpointed(network: nn.Module) -> None:
@@ -88,18 +107,27 @@ def checkpointed(network: nn.Module) -> None:
 
 def make_objectives(settings: recipe.Recipe, family: Family, guidance: Any, device: torch.device) -> list[Objective]:
     objectives: list[Objective] = []
-    for objective in settings.objectives:
+    for i, objective in enumerate(settings.objectives):
         if isinstance(objective, recipe.DistributionMatching):
             objectives.append(DistributionMatching(objective, settings.guidance, family, guidance))
         else:
-            objectives.append(ReFL(objective, family, make_reward(objective.reward, device)))
+            reward = make_reward(f"objectives.{i}.reward", objective.reward, family, device)
+            objectives.append(ReFL(objective, family, reward))
     return objectives
 
 
-def make_reward(reward: recipe.Reward, device: torch.device) -> Any:
+def make_reward(key: str, settings: recipe.Reward, family: Family, device: torch.device) -> Any:
     import dmdr_rewards
 
-    return dmdr_rewards.create(reward.name, checkpoint=reward.checkpoint, device=device, **reward.options)
+    with naming(key):
+        reward = dmdr_rewards.create(settings.name, checkpoint=settings.checkpoint, device=device, **settings.options)
+    known = reward.info.num_classes
+    if known is not None and family.num_classes is not None and known < family.num_classes:
+        raise UserError(
+            f"{key}.checkpoint",
+            f"{settings.checkpoint} knows {known} classes and the model has {family.num_classes}; give another reward",
+        )
+    return reward
 
 
 def make_prompts(settings: recipe.Recipe, family: Family) -> ClassLabels:

@@ -1,0 +1,215 @@
+"""The real commands, in processes of their own, on models that a test makes."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+RUN = Path(__file__).parents[2] / "packages/dmdr-train/run.py"
+# What launchers and earlier tests leave behind would make a plain process part of a group.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
+
+
+@dataclass
+class Outcome:
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+    cpu_seconds: float
+
+    def check(self) -> "Outcome":
+        assert self.code == 0, self.stderr[-4000:]
+        return self
+
+    @property
+    def errors(self) -> list[str]:
+        """Our own lines of complaint; launchers and libraries may log around them."""
+        return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+PLAIN = (sys.executable,)
+BIN = Path(sys.executable).parent
+
+
+def deepspeed(processes: int) -> tuple[str, ...]:
+    port = 29600 + os.getpid() % 300
+    return (str(BIN / "deepspeed"), "--num_accelerators", str(processes), "--master_port", str(port))
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+
+
+def execute(command: tuple[str, ...], folder: Path) -> Outcome:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Outcome(done.returncode, done.stdout, done.stderr, cpu)
+
+
+@dataclass
+class Workshop:
+    """A folder with tiny models, recipes that use them, and run.py."""
+
+    folder: Path
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, *arguments: str, launcher: tuple[str, ...] = PLAIN, config: str | None = None) -> Outcome:
+        """run.py --config RECIPE arguments; the workshop's own recipe unless another is named."""
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(self.recipe))
+        return execute((*launcher, str(RUN), "--config", config or "recipe.yaml", *arguments), self.folder)
+
+    def execute(self, *command: str) -> Outcome:
+        return execute(command, self.folder)
+
+    def snapshot(self) -> dict[str, tuple[int, int]]:
+        """Size and time of every file."""
+        files = {p: p.stat() for p in self.folder.rglob("*") if not p.is_dir()}
+        found = {str(p.relative_to(self.folder)): (s.st_size, s.st_mtime_ns) for p, s in files.items()}
+        found.pop("recipe.yaml", None)
+        return found | {str(p.relative_to(self.folder)): (0, 0) for p in self.folder.rglob("*") if p.is_dir()}
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl, without the clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines]
+
+
+RECIPE: dict[str, Any] = {
+    "model": {"family": "sit", "path": "sit", "fake_score_lora": {"rank": 4, "alpha": 4}},
+    "rollout": {"steps": 2},
+    "objectives": [
+        {"kind": "distribution_matching"},
+        {
+            "kind": "refl",
+            "weight": 0.1,
+            "margin": 0.0,
+            "start": 3,
+            "reward": {"name": "class-label", "checkpoint": "classifier"},
+        },
+    ],
+    "guidance": {"ratio": 2, "cfg": 1.5, "dynamics": {"steps": 3, "teacher_scale": 0.75}},
+    "optim": {
+        "batch_size": 4,
+        "accumulation": 2,
+        "generator": {"lr": 1e-3, "eps": 1e-4, "schedule": "cosine"},
+        "fake_score": {"lr": 1e-3, "eps": 1e-4},
+        "ema": 0.9,
+    },
+    "run": {"output": "out", "steps": 5, "checkpoint_every": 2, "keep_last": 3},
+    "tracking": {"log_every": 1, "samples": {"count": 4, "every": 4}},
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models: sit (and a wider one), classifier (and one of four classes), dinov2."""
+    from dmdr_models import tiny
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny.sit(folder / "sit")
+    tiny.sit(folder / "wider", width=48)
+    write_classifier(folder / "classifier")
+    write_classifier(folder / "few", labels=4)
+    write_dinov2(folder / "dinov2")
+    return folder
+
+
+@pytest.fixture
+def workshop(models: Path, tmp_path: Path) -> Workshop:
+    return open_workshop(models, tmp_path)
+
+
+def open_workshop(models: Path, folder: Path) -> Workshop:
+    for model in models.iterdir():
+        (folder / model.name).symlink_to(model)
+    return Workshop(folder, json.loads(json.dumps(RECIPE)))
+
+
+@pytest.fixture(scope="session")
+def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Outcome]:
+    """A run by plain python, from start to end, with an evaluation; tests must not change it."""
+    workshop = open_workshop(models, tmp_path_factory.mktemp("finished"))
+    workshop.recipe["tracking"]["evaluation"] = {
+        "classifier": "classifier",
+        "reference": "shapes",
+        "pictures": 100,
+        "teacher_steps": [3, 1],
+    }
+    return workshop, workshop.run().check()
+
+
+@pytest.fixture(scope="session")
+def read_rows() -> Callable[[Path], list[dict[str, float]]]:
+    return rows
+
+
+@pytest.fixture(scope="session")
+def launchers() -> dict[str, Callable[[int], tuple[str, ...]]]:
+    return {"deepspeed": deepspeed, "torchrun": torchrun}
+
+
+def write_classifier(folder: Path, labels: int = 10) -> None:
+    """A transformers image classifier with random weights, as a reward and an evaluation take it."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    network: Any = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=labels, **sizes))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    network.save_pretrained(folder)
+    preprocessor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
+def write_dinov2(folder: Path, width: int = 64, depth: int = 4, patch: int = 4, grid: int = 4) -> None:
+    """A backbone and a four-layer head in torch.hub's layout, for ten classes."""
+    generator = torch.Generator().manual_seed(6)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return 0.2 * torch.randn(shape, generator=generator)
+
+    state = {
+        "cls_token": draw(1, 1, width),
+        "pos_embed": draw(1, 1 + grid * grid, width),
+        "mask_token": draw(1, width),
+        "patch_embed.proj.weight": draw(width, 3, patch, patch),
+        "patch_embed.proj.bias": draw(width),
+        "norm.weight": 1 + draw(width),
+        "norm.bias": draw(width),
+    }
+    linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    linears |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    for block in range(depth):
+        for name, shape in linears.items():
+            state[f"blocks.{block}.{name}.weight"] = draw(*shape)
+            state[f"blocks.{block}.{name}.bias"] = draw(shape[0])
+        for name in ("norm1", "norm2"):
+            state[f"blocks.{block}.{name}.weight"] = 1 + draw(width)
+            state[f"blocks.{block}.{name}.bias"] = draw(width)
+        for name in ("ls1", "ls2"):
+            state[f"blocks.{block}.{name}.gamma"] = 1 + draw(width)
+    folder.mkdir()
+    torch.save(state, folder / "backbone.pth")
+    torch.save({"weight": draw(10, 5 * width), "bias": draw(10)}, folder / "head.pth")

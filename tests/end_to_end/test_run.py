@@ -1,0 +1,155 @@
+"""One run from start to end, and what it leaves behind."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dmdr_models
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+Rows = Callable[[Path], list[dict[str, float]]]
+
+
+def test_everything_is_written(finished: Any) -> None:
+    workshop, outcome = finished
+    out = workshop.folder / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "samples",
+        "student",
+        "evaluation.json",
+        "summary.md",
+        "before_after.png",
+        "curves.png",
+    }
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == [f"step-0000000{n}" for n in (2, 4, 5)]
+    assert list((out / "tensorboard").glob("events*"))
+    for name in ("before_after", "curves"):
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 100
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
+    rows = {p.stem for p in (out / "samples").iterdir()}
+    assert rows == {"teacher-3", "teacher-2", "student-cold_start", "student-00000004", "student-joint"}
+    assert f"dmdr-generate --family sit --model {Path('out') / 'student'}" in outcome.stdout
+    assert f"dmdr-generate --family sit --model {Path('out') / 'student'}" in (out / "summary.md").read_text()
+    assert "Traceback" not in outcome.stderr
+
+
+def test_metrics(finished: Any, read_rows: Rows) -> None:
+    rows = read_rows(finished[0].folder / "out")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert [("reward/class-label" in row, "loss/refl" in row) for row in rows] == [(n > 3, n > 3) for n in range(1, 6)]
+    fade = [0.75 * 0.5 * (1 + math.cos(math.pi * k / 3)) for k in range(3)] + [0, 0]
+    assert [row["teacher_scale"] for row in rows] == pytest.approx(fade, abs=1e-9)
+    # Logged after the update: the rate of the next one.
+    cosine = [1e-3 * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(1, 6)]
+    assert [row["lr/generator"] for row in rows] == pytest.approx(cosine, abs=1e-9)
+
+
+def test_the_evaluation_compares_what_it_should(finished: Any) -> None:
+    out = finished[0].folder / "out"
+    scores = json.loads((out / "evaluation.json").read_text())
+    assert set(scores) == {"real", "teacher-3", "teacher-1", "cold_start", "joint"}
+    assert scores["real"]["frechet"] < min(s["frechet"] for key, s in scores.items() if key != "real")
+    summary = (out / "summary.md").read_text()
+    assert all(f"| {score['name']} |" in summary for score in scores.values())
+
+
+def test_the_recipe_that_is_kept_is_complete(finished: Any) -> None:
+    workshop, _ = finished
+    printed = workshop.run("--print-config").check().stdout
+    assert yaml.safe_load((workshop.folder / "out/recipe.yaml").read_text()) == yaml.safe_load(printed)
+
+
+def test_the_student_is_a_model_of_its_own(finished: Any) -> None:
+    """The exported network is the averaged generator of the last checkpoint."""
+    workshop, _ = finished
+    student = dmdr_models.load("sit", workshop.folder / "out/student")
+    weights = load_file(workshop.folder / "out/checkpoints/step-00000005/student.safetensors")
+    network = student.load_network()
+    assert all(torch.equal(p, weights[name]) for name, p in network.named_parameters())
+    teacher = dict(dmdr_models.load("sit", workshop.folder / "sit").load_network().named_parameters())
+    assert any(not torch.equal(weights[name], teacher[name]) for name in weights)
+    trained = load_file(workshop.folder / "out/checkpoints/step-00000005/generator.safetensors")
+    assert any(not torch.equal(weights[name], trained[name]) for name in weights)
+    vae = student.decode(torch.zeros(1, *student.latent_shape))
+    assert torch.equal(vae, dmdr_models.load("sit", workshop.folder / "sit").decode(torch.zeros(1, 4, 4, 4)))
+
+
+def test_the_student_generates(finished: Any, tmp_path: Path) -> None:
+    workshop, _ = finished
+    command = ["-m", "dmdr_models.generate", "--model", "out/student", "--classes", "0,7", "--per-class", "3"]
+    workshop.execute("python", *command, "-o", str(tmp_path / "grid.png")).check()
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.width > image.height >= 64
+    sampling = json.loads((workshop.folder / "out/student/dmdr.json").read_text())
+    assert sampling == {"family": "sit", "steps": 2, "method": "sde", "guidance": 1.0, "shift": 1.0}
+
+
+def test_print_config(workshop: Any) -> None:
+    before = workshop.snapshot()
+    outcome = workshop.run("optim.clip=0.5", "--print-config", "run.seed=3").check()
+    printed = yaml.safe_load(outcome.stdout)
+    assert (printed["optim"]["clip"], printed["run"]["seed"], printed["optim"]["zero_stage"]) == (0.5, 3, 0)
+    assert workshop.snapshot() == before
+
+
+def test_dry_run_with_lora_and_zero_3(workshop: Any) -> None:
+    """Also: a LoRA on the generator, and the weights in parts."""
+    before = workshop.snapshot()
+    outcome = workshop.run("--dry-run", "optim.zero_stage=3", "model.generator_lora={rank: 2, targets: [to_q]}").check()
+    assert workshop.snapshot() == before
+    assert "loss/refl" in outcome.stdout
+    assert "nothing was written" in outcome.stdout
+
+
+def test_bf16_with_a_generator_lora(workshop: Any, read_rows: Rows) -> None:
+    workshop.run("optim.precision=bf16", "optim.zero_stage=2", "run.steps=4", "model.generator_lora={rank: 2}").check()
+    assert len(read_rows(workshop.folder / "out")) == 4
+    student = dmdr_models.load("sit", workshop.folder / "out/student").load_network()
+    teacher = dict(dmdr_models.load("sit", workshop.folder / "sit").load_network().named_parameters())
+    merged = {name for name, p in student.named_parameters() if not torch.equal(p, teacher[name])}
+    assert merged
+    assert all(name.endswith(("to_q.weight", "to_v.weight")) for name in merged)
+
+
+TINY = ("model.path=sit", "model.vae=null", "optim.precision=fp32", "optim.batch_size=2", "run.steps=2")
+
+
+def test_the_built_in_recipes_of_sit_xl(workshop: Any, read_rows: Rows) -> None:
+    """Cold start, then the DINOv2 reward from where it ended, on stand-ins."""
+    samples = "tracking.samples.count=2"
+    workshop.run(*TINY, samples, config="sit-xl-2-cold-start").check()
+    cold = workshop.folder / "runs/sit-xl-2-cold-start"
+    assert (cold / "samples/student-cold_start.png").exists()
+
+    reward = ("objectives.1.reward.checkpoint=dinov2", "objectives.1.reward.options={image_size: 16}")
+    workshop.run(*TINY, samples, *reward, "tracking.log_every=1", config="sit-xl-2-refl").check()
+    refl = workshop.folder / "runs/sit-xl-2-refl"
+    assert all("reward/dinov2" in row for row in read_rows(refl))
+    assert (refl / "samples/student-joint.png").exists()
+
+    weights = [load_file(run / "checkpoints/step-00000002/generator.safetensors") for run in (cold, refl)]
+    teacher = dict(dmdr_models.load("sit", workshop.folder / "sit").load_network().named_parameters())
+    moved = [
+        max((a - b).abs().max().item() for a, b in zip(*pair, strict=True))
+        for pair in (
+            (weights[0].values(), [teacher[name] for name in weights[0]]),
+            (weights[0].values(), weights[1].values()),
+            (weights[1].values(), [teacher[name] for name in weights[1]]),
+        )
+    ]
+    # Two updates move a weight by at most 2 · lr (and a little weight decay): 4e-5, then 2e-5 more.
+    assert 0 < moved[0] < 4.1e-5
+    assert 0 < moved[1] < 2.1e-5
+    assert moved[2] > 3e-5

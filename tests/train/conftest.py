@@ -1,0 +1,130 @@
+"""A toy problem whose numbers can be written out by hand, tiny real models, and DeepSpeed on this one process."""
+
+import os
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import pytest
+import torch
+from dmdr_core import FlowMatching
+from dmdr_train.recipe import Recipe
+from torch import Tensor, nn
+
+RecipeMaker = Callable[..., Recipe]
+
+
+def recipe_dict(**overrides: Any) -> dict[str, Any]:
+    """The smallest recipe; overrides are written with two underscores for a dot: optim__batch_size=8."""
+    data: dict[str, Any] = {
+        "model": {"family": "sit", "path": "teacher", "fake_score_lora": {"rank": 4, "alpha": 4}},
+        "objectives": [{"kind": "distribution_matching"}],
+        "guidance": {"ratio": 2},
+        "optim": {"batch_size": 4, "generator": {"lr": 1e-3}, "fake_score": {"lr": 1e-3}},
+        "run": {"output": "out", "steps": 10, "seed": 7, "device": "cpu"},
+        "tracking": {"log_every": 1, "tensorboard": False},
+    }
+    for key, value in overrides.items():
+        *parents, last = key.split("__")
+        node = data
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return data
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> RecipeMaker:
+    return lambda **overrides: Recipe.model_validate(recipe_dict(**overrides))
+
+
+@pytest.fixture(scope="session")
+def make_recipe_dict() -> Callable[..., dict[str, Any]]:
+    return recipe_dict
+
+
+# -- a toy family: three classes, latents of four numbers, networks of four parameters
+
+
+class ToyNetwork(nn.Module):
+    """v = a·x + b·sin(3x) + c·t + d·(label + 1), with a trainable change of strength `lora_scale` if adapted."""
+
+    def __init__(self, start: tuple[float, ...], adapted: bool = False):
+        super().__init__()
+        self.base = nn.Parameter(torch.tensor(start), requires_grad=not adapted)
+        self.change = nn.Parameter(torch.tensor([0.3, -0.2, 0.1, 0.05])) if adapted else None
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor, lora_scale: float = 1.0) -> Tensor:
+        weights = self.base if self.change is None else self.base + lora_scale * self.change
+        t, label = t.reshape(-1, 1, 1, 1), class_labels.reshape(-1, 1, 1, 1)
+        return weights[0] * x + weights[1] * torch.sin(3 * x) + weights[2] * t + weights[3] * (label + 1)
+
+
+class ToyFamily:
+    name = "toy"
+    process = FlowMatching(t_end=0.0)
+    latent_shape = (1, 2, 2)
+    image_size = 2
+    num_classes = 3
+
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: dict[str, Tensor], **named: Any) -> Tensor:
+        return network(x_t, t, **condition, **named)
+
+    def condition(self, prompts: list[int]) -> dict[str, Tensor]:
+        return {"class_labels": torch.tensor(prompts)}
+
+    def null_condition(self, batch: int) -> dict[str, Tensor]:
+        return {"class_labels": torch.full((batch,), self.num_classes)}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return torch.sigmoid(latents)
+
+
+@pytest.fixture
+def toy_family() -> ToyFamily:
+    return ToyFamily()
+
+
+@pytest.fixture
+def toy_generator() -> ToyNetwork:
+    return ToyNetwork((0.4, 0.7, -0.3, 0.2))
+
+
+@pytest.fixture
+def toy_guidance() -> ToyNetwork:
+    return ToyNetwork((0.9, -0.5, 0.2, -0.1), adapted=True)
+
+
+# -- tiny real models
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SiT that draws pictures of 32 x 32; tests must not change it."""
+    from dmdr_models import tiny
+
+    return tiny.sit(tmp_path_factory.mktemp("models") / "sit")
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny image classifier of ten classes; tests must not change it."""
+    make = runpy.run_path(str(Path(__file__).with_name("make_golden.py")))["classifier"]
+    return make(tmp_path_factory.mktemp("models") / "vit")
+
+
+@pytest.fixture(scope="session")
+def one_process() -> Iterator[None]:
+    """DeepSpeed's process group, of this process alone; the environment is left as it was found."""
+    import torch.distributed as dist
+    from dmdr_train.engines import start_processes
+
+    before = dict(os.environ)
+    start_processes(torch.device("cpu"))
+    yield
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)

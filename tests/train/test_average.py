@@ -1,0 +1,63 @@
+import pytest
+import torch
+from dmdr_train.average import Average
+from torch import nn
+
+
+def network() -> nn.Module:
+    made = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    made[1].requires_grad_(False)
+    return made
+
+
+def move(made: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return made[0].weight.detach().clone()  # type: ignore[index]
+
+
+def test_the_average_is_the_formula() -> None:
+    made = network()
+    expected = made[0].weight.detach().double()  # type: ignore[index]
+    average = Average(made, 0.9)
+    for _ in range(5):
+        expected = 0.9 * expected + 0.1 * move(made).double()
+        average.update()
+    torch.testing.assert_close(average.state["0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert average.state.keys() == {"0.weight", "0.bias"}  # what is trained
+
+
+def test_applied_and_restored() -> None:
+    made = network()
+    average = Average(made, 0.5)
+    trained = move(made)
+    average.update()
+    with average.applied():
+        assert torch.equal(made[0].weight, average.state["0.weight"])  # type: ignore[index]
+        assert not torch.equal(made[0].weight, trained)  # type: ignore[index]
+    assert torch.equal(made[0].weight, trained)  # type: ignore[index]
+    with pytest.raises(KeyError), average.applied():
+        raise KeyError
+    assert torch.equal(made[0].weight, trained)  # type: ignore[index]
+
+
+def test_the_average_of_coarse_weights_is_float32() -> None:
+    made = network().bfloat16()
+    average = Average(made, 0.999)
+    start = average.state["0.weight"].clone()
+    with torch.no_grad():
+        made[0].weight.add_(1)  # type: ignore[index]
+    average.update()
+    assert average.state["0.weight"].dtype == torch.float32
+    torch.testing.assert_close(average.state["0.weight"] - start, torch.full((2, 2), 0.001), rtol=0.1, atol=1e-4)
+
+
+def test_no_average() -> None:
+    made = network()
+    average = Average(made, None)
+    trained = move(made)
+    average.update()
+    with average.applied():
+        assert torch.equal(made[0].weight, trained)  # type: ignore[index]
+    assert average.state == {}

@@ -1,0 +1,278 @@
+"""Checkpoints: whole or refused, of this recipe or refused, and never a way to run somebody's code."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dmdr_train import checkpoint
+from dmdr_train.average import Average
+from dmdr_train.errors import UserError
+from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.session import build
+from dmdr_train.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_process")
+CPU = torch.device("cpu")
+
+
+def made(settings: Recipe) -> tuple[Trainer, Average]:
+    trainer = build(settings, CPU).trainer
+    return trainer, Average(trainer.generator.module, settings.optim.ema)
+
+
+@pytest.fixture(scope="module")
+def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """For ZeRO 0 and 2: a run of three steps, a checkpoint at each, the last two kept."""
+    runs = {}
+    for stage in (0, 2):
+        settings = make_recipe(model__path=str(model), optim__zero_stage=stage, optim__ema=0.5)
+        trainer, average = made(settings)
+        folder = tmp_path_factory.mktemp("checkpoints")
+        for _ in range(3):
+            trainer.train_step()
+            average.update()
+            path = checkpoint.save(folder, settings, trainer, average)
+        runs[stage] = (settings, path, trainer, average)
+    return runs
+
+
+@pytest.fixture
+def copy(saved: dict[int, Any], tmp_path: Path) -> Path:
+    """A checkpoint to do harm to."""
+    return shutil.copytree(saved[0][1], tmp_path / "step-00000003")
+
+
+def sign_again(path: Path) -> None:
+    """Make the manifest agree with the files, as an attacker would."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"] = {name: checkpoint._fingerprint(path / name) for name in manifest["files"]}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def load(settings: Recipe, path: Path) -> tuple[Trainer, Average]:
+    trainer, average = made(settings)
+    checkpoint.load(path, trainer, average)
+    return trainer, average
+
+
+def test_the_newest_are_kept_whole(saved: dict[int, Any]) -> None:
+    for _, path, _, _ in saved.values():
+        assert [p.name for p in checkpoint.checkpoints_in(path.parent)] == ["step-00000002", "step-00000003"]
+        assert sorted(os.listdir(path.parent)) == ["step-00000002", "step-00000003"]  # nothing half written
+        files = set(json.loads((path / "manifest.json").read_text())["files"])
+        on_disk = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+        assert files == on_disk - {"manifest.json"}
+        assert {"generator.safetensors", "student.safetensors", "fake_score.safetensors", "recipe.yaml"} < files
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_what_is_loaded_is_what_was_saved(saved: dict[int, Any], stage: int) -> None:
+    settings, path, trainer, average = saved[stage]
+    again, again_average = load(settings, path)
+    assert again.step == 3
+    for name in ("generator", "guidance"):
+        ours, theirs = getattr(trainer, name), getattr(again, name)
+        expected = dict(ours.module.named_parameters())
+        for key, parameter in theirs.module.named_parameters():
+            assert torch.equal(parameter, expected[key]), key
+        assert theirs.get_lr() == ours.get_lr()
+        for old, new in zip(_tensors(ours.optimizer), _tensors(theirs.optimizer), strict=True):
+            assert torch.equal(old, new)
+    for key, value in average.state.items():
+        assert torch.equal(again_average.state[key], value)
+    assert not torch.equal(
+        average.state["proj_out.bias"], dict(trainer.generator.module.named_parameters())["proj_out.bias"]
+    )
+
+
+def _tensors(optimizer: Any) -> list[torch.Tensor]:
+    """Moments and counters of an AdamW, inside DeepSpeed's wrapper or bare."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return [v for state in inner.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "recipe.yaml", "generator/mp_rank_00_model_states.pt"])
+def test_a_damaged_file_is_named(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        checkpoint.verify("run.resume", copy)
+    assert str(caught.value) == f"run.resume: {copy / name} is damaged; give another checkpoint"
+
+
+@pytest.mark.parametrize("name", ["average-rank0.safetensors", "guidance/mp_rank_00_model_states.pt"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(UserError) as caught:
+        checkpoint.verify("run.init_from", copy)
+    assert str(caught.value) == f"run.init_from: {copy / name} is missing; give another checkpoint"
+
+
+def test_a_damaged_manifest_is_named(copy: Path) -> None:
+    (copy / "manifest.json").write_text('{"step": 3, "fi')
+    with pytest.raises(UserError, match=r"run.resume: .*manifest.json is damaged; give another checkpoint"):
+        checkpoint.verify("run.resume", copy)
+
+
+@pytest.mark.parametrize("key", ["run__resume", "run__init_from"])
+def test_damage_is_seen_before_anything_is_done_with_it(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path, key: str
+) -> None:
+    (copy / "generator.safetensors").write_bytes(b"nothing")
+    settings = make_recipe(model__path=saved[0][0].model.path, optim__ema=0.5, **{key: str(copy)})
+    with pytest.raises(UserError, match=r"generator.safetensors is damaged"):
+        checkpoint.find_checkpoint(settings) or build(settings, CPU)
+
+
+def test_half_a_checkpoint_is_none(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    assert checkpoint.checkpoints_in(copy.parent) == []
+    with pytest.raises(UserError, match=r"run.resume: .* holds no checkpoint"):
+        checkpoint.newest("run.resume", str(copy))
+
+
+class Attack:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (self.mark, "your code was here"))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_code_in_a_checkpoint_is_not_run(saved: dict[int, Any], tmp_path: Path, stage: int) -> None:
+    settings, path, _, _ = saved[stage]
+    pickles = [str(p.relative_to(path)) for p in path.rglob("*.pt")]
+    assert len(pickles) == {0: 2, 2: 4}[stage]
+    for number, name in enumerate(pickles):
+        mark, bad = tmp_path / f"mark{number}", shutil.copytree(path, tmp_path / f"bad{number}")
+        content = torch.load(bad / name, weights_only=False)
+        torch.save({**content, "lr_scheduler": Attack(mark)}, bad / name)
+        sign_again(bad)
+        with pytest.raises(UserError) as caught:
+            load(settings, bad)
+        assert name in str(caught.value)
+        assert not mark.exists()
+    torch.load(bad / name, weights_only=False)
+    assert mark.exists(), "the attack must be one"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run__seed", 8),
+        ("optim__batch_size", 8),
+        ("optim__accumulation", 2),
+        ("optim__zero_stage", 1),
+        ("optim__ema", None),
+        ("optim__generator", {"lr": 1e-3, "betas": [0.5, 0.9]}),
+        ("guidance__ratio", 5),
+        ("guidance__dynamics", {"steps": 4}),
+        ("objectives", [{"kind": "distribution_matching", "weight": 2.0}]),
+        ("model__fake_score_lora", {"rank": 8, "alpha": 4}),
+        ("data__classes", [1, 2]),
+        ("rollout__steps", 2),
+    ],
+)
+def test_another_recipe_is_refused(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], key: str, value: Any
+) -> None:
+    changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
+    with pytest.raises(UserError) as caught:
+        checkpoint.refuse_difference(make_recipe(**changes), saved[0][1])
+    assert str(caught.value).startswith(key.replace("__", "."))
+    assert "set it back, or start a new run with another run.output" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run__steps", 20),
+        ("run__output", "elsewhere"),
+        ("run__checkpoint_every", 1),
+        ("optim__generator", {"lr": 5e-4}),
+        ("optim__fake_score", {"lr": 5e-4}),
+        ("tracking", {"log_every": 3}),
+        ("model__path", "moved/elsewhere"),
+    ],
+)
+def test_a_harmless_change_is_not(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], key: str, value: Any
+) -> None:
+    changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
+    checkpoint.refuse_difference(make_recipe(**changes), saved[0][1])
+
+
+def test_another_number_of_processes_is_refused(saved: dict[int, Any], copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "world_size": 2}))
+    with pytest.raises(UserError, match=r"run.resume: .* was written by 2 processes and this run has 1; start 2"):
+        load(saved[0][0], copy)
+
+
+def test_which_checkpoint_is_asked_for(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], tmp_path: Path
+) -> None:
+    settings, path, _, _ = saved[0]
+    run = tmp_path / "run"
+    shutil.copytree(path.parent, run / "checkpoints")
+
+    def found(resume: str, output: Path = run) -> Path | None:
+        changes = {"run__resume": resume, "run__output": str(output), "optim__ema": 0.5}
+        return checkpoint.find_checkpoint(make_recipe(model__path=settings.model.path, **changes))
+
+    newest, older = run / "checkpoints/step-00000003", run / "checkpoints/step-00000002"
+    assert found("never") is None
+    assert found("auto") == newest
+    assert found("auto", tmp_path / "new") is None
+    assert found(str(run)) == found(str(run / "checkpoints")) == newest
+    assert found(str(older)) == older
+    with pytest.raises(UserError, match=r"run.resume: .*nowhere holds no checkpoint"):
+        found(str(tmp_path / "nowhere"))
+
+
+def test_weights_of_another_model_are_refused(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], model: Path
+) -> None:
+    path = saved[0][1]
+    lora = {"rank": 8, "alpha": 4}
+    other = make_recipe(model__path=str(model), model__fake_score_lora=lora, run__init_from=str(path))
+    with pytest.raises(UserError, match=r"run.init_from: .*fake_score.safetensors is of another model: .*lora_A") as e:
+        build(other, CPU)
+    assert "has shape (4, 32) there and (8, 32) here" in str(e.value)
+
+
+def test_the_checkpoint_of_another_model_is_refused(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], tmp_path: Path
+) -> None:
+    """model.path may change, since folders move; what is in it may not."""
+    from dmdr_models import tiny
+
+    wider = make_recipe(model__path=str(tiny.sit(tmp_path / "wider", width=48)), optim__ema=0.5)
+    with pytest.raises(UserError, match=r"run.resume: .*generator.safetensors is of another model: .* has shape"):
+        load(wider, saved[0][1])
+
+
+def test_a_new_run_from_the_networks_of_another(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], model: Path
+) -> None:
+    _, path, trainer, _ = saved[0]
+    new = build(make_recipe(model__path=str(model), run__init_from=str(path), run__seed=99), CPU).trainer
+    assert new.step == 0
+    for ours, theirs in ((trainer.generator, new.generator), (trainer.guidance, new.guidance)):
+        for (name, a), b in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_the_recipe_is_kept_with_the_checkpoint(saved: dict[int, Any]) -> None:
+    settings, path, _, _ = saved[0]
+    assert (path / "recipe.yaml").read_text() == dump_recipe(settings)

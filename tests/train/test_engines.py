@@ -1,0 +1,108 @@
+"""DeepSpeed against plain PyTorch: the same AdamW, clipping, schedule and accumulation, at every ZeRO stage."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from dmdr_train.engines import choose_device, gathered, learning_rate, make_engine
+from dmdr_train.errors import UserError
+from dmdr_train.recipe import Optim, Optimizer, Run
+from torch import Tensor, nn
+
+UPDATES = 5
+SETTINGS = Optimizer(lr=0.02, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, schedule="cosine", warmup=2)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    made[2].requires_grad_(False)
+    return made
+
+
+def batch(update: int, part: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 * update + part)
+    return torch.randn(2, 3, generator=generator), 20 * torch.randn(2, 2, generator=generator)
+
+
+def by_hand(clip: float) -> dict[str, Tensor]:
+    """AdamW from its paper (arXiv 1711.05101), in float64; two halves of a batch at every update."""
+    made = network().double()
+    trained = {name: p for name, p in made.named_parameters() if p.requires_grad}
+    m = {name: torch.zeros_like(p) for name, p in trained.items()}
+    s = {name: torch.zeros_like(p) for name, p in trained.items()}
+    (b1, b2), eps = SETTINGS.betas, SETTINGS.eps
+    for update in range(3):
+        made.zero_grad()
+        for part in range(2):
+            x, y = batch(update, part)
+            ((made(x.double()) - y.double()).square().mean() / 2).backward()
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in trained.values() if p.grad is not None))
+        assert norm > 1.5 * clip, "clipping must have something to do"
+        lr = SETTINGS.lr * min(1, (update + 1) / 3) * 0.5 * (1 + math.cos(math.pi * update / UPDATES))
+        with torch.no_grad():
+            for name, p in trained.items():
+                assert p.grad is not None
+                g = p.grad * min(1.0, clip / norm)
+                p *= 1 - lr * SETTINGS.weight_decay
+                m[name] = b1 * m[name] + (1 - b1) * g
+                s[name] = b2 * s[name] + (1 - b2) * g**2
+                mean, square = m[name] / (1 - b1 ** (update + 1)), s[name] / (1 - b2 ** (update + 1))
+                p -= lr * mean / (square.sqrt() + eps)
+    return {name: p.detach() for name, p in made.named_parameters()}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_is_plain_adamw(one_process: None, stage: int) -> None:
+    optim = Optim(batch_size=4, accumulation=2, generator=SETTINGS, fake_score=SETTINGS, clip=0.5, zero_stage=stage)
+    engine = make_engine(network(), optim, SETTINGS, UPDATES, torch.device("cpu"))
+    for update in range(3):
+        for part in range(2):
+            x, y = batch(update, part)
+            engine.backward((engine(x) - y).square().mean())
+            engine.step()
+    expected = by_hand(0.5)
+    for name, parameter in engine.module.named_parameters():
+        with gathered([parameter]):
+            found = parameter.detach().double().clone()
+        torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert engine.get_lr()[0] == pytest.approx(SETTINGS.lr * 0.5 * (1 + math.cos(math.pi * 3 / UPDATES)))
+
+
+def test_learning_rates() -> None:
+    def factors(count: int, **settings: Any) -> list[float]:
+        return [learning_rate(Optimizer(lr=1.0, **settings), 4)(update) for update in range(count)]
+
+    assert factors(3) == [1, 1, 1]
+    assert factors(5, warmup=3) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert factors(6, schedule="cosine") == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 0, 0], abs=1e-6)
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_devices() -> None:
+    def device(name: str, precision: str = "fp32") -> torch.device:
+        return choose_device(Run.model_validate({"output": "out", "steps": 1, "device": name}), precision)
+
+    assert device("auto") == device("cpu") == device("auto", "bf16") == torch.device("cpu")
+    for name in ("auto", "cpu"):
+        with pytest.raises(UserError, match=r"optim.precision: fp16 does not train on a CPU; use fp32 or bf16"):
+            device(name, "fp16")
+    with pytest.raises(UserError, match=r"run.device: cuda is not available here; use cpu or auto"):
+        device("cuda")
+
+
+def test_cuda_can_be_refused_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    run = Run.model_validate({"output": "out", "steps": 1})
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert choose_device(run, "fp32") == torch.device("cpu")
+    monkeypatch.delenv("DS_ACCELERATOR")
+    assert choose_device(run, "fp16") == torch.device("cuda", 3)

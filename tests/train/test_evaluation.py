@@ -1,0 +1,123 @@
+"""The measures against closed forms and sets that can be counted by eye."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import dmdr_models
+import pytest
+import torch
+from dmdr_train import recipe
+from dmdr_train.evaluation import Evaluator, frechet_distance, inception_score, precision_recall
+from torch import Tensor
+
+
+def exactly(mean: list[float], covariance: Tensor, count: int = 400, seed: int = 0) -> Tensor:
+    """Points whose sample mean and sample covariance are exactly these."""
+    raw = torch.randn(count, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    raw = raw - raw.mean(dim=0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(raw.T.cov()), raw.T, upper=False).T
+    return white @ torch.linalg.cholesky(covariance).T + torch.tensor(mean, dtype=torch.float64)
+
+
+def square_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.sqrt().diag() @ vectors.T
+
+
+def test_frechet_distance_of_independent_normals() -> None:
+    """Σ (μ_a − μ_b)² + (σ_a − σ_b)²."""
+    a = exactly([0.0, 1.0, -2.0], torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64).diag())
+    b = exactly([3.0, 1.0, 0.0], torch.tensor([4.0, 4.0, 1.0], dtype=torch.float64).diag(), 300, seed=1)
+    assert frechet_distance(a, b) == pytest.approx((9 + 0 + 4) + (1 + 0 + 4), rel=1e-6)
+
+
+def test_frechet_distance_of_normals_that_do_not_commute() -> None:
+    """‖μ_a − μ_b‖² + tr(A + B − 2 (A^½ B A^½)^½)."""
+    A = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+    B = torch.tensor([[1.0, -0.5], [-0.5, 3.0]], dtype=torch.float64)
+    cross = square_root(square_root(A) @ B @ square_root(A))
+    expected = 1.0 + 4.0 + (A + B - 2 * cross).trace().item()
+    a, b = exactly([1.0, 0.0], A), exactly([0.0, 2.0], B, seed=1)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_of_a_set_to_itself() -> None:
+    points = exactly([5.0, 1.0, 0.0], torch.eye(3, dtype=torch.float64))
+    assert frechet_distance(points.float(), points.float()) == pytest.approx(0, abs=1e-6)
+
+
+def test_precision_and_recall_by_hand() -> None:
+    """Points on a line, one apart: the third neighbour is 2 away inside a set and 3 away at its ends."""
+    real = torch.arange(10.0)[:, None]
+    fake = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 100.0, 101.0, 102.0, 103.0, 104.0])[:, None]
+    # Half of `fake` is among `real`; the balls around 0 … 4 reach to 7.
+    assert precision_recall(real, fake) == pytest.approx((0.5, 0.8))
+    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real, real + 1000) == (0.0, 0.0)
+
+
+def test_a_collapsed_set_is_precise_and_recalls_nothing() -> None:
+    real = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    precision, recall = precision_recall(real, real[:1].expand(50, 4) + 1e-6)
+    assert precision == 1.0
+    assert recall <= 0.01
+
+
+def test_inception_score_closed_forms() -> None:
+    certain = 50.0 * torch.eye(6)
+    assert inception_score(certain.repeat(20, 1)) == pytest.approx(6, rel=1e-4)  # every class, each certain
+    assert inception_score(certain[:1].repeat(20, 1)) == pytest.approx(1, rel=1e-4)  # one class
+    assert inception_score(torch.zeros(20, 6)) == pytest.approx(1, rel=1e-4)  # no idea
+    half = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]]).repeat(10, 1)  # p = ¾, ¼, and the reverse
+    expected = math.exp(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert inception_score(half) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def make_evaluator(one_process: None, model: Path, classifier: Path) -> Callable[[int], Evaluator]:
+    family = dmdr_models.load("sit", model)
+
+    def make(seed: int) -> Evaluator:
+        settings = recipe.Evaluation(classifier=str(classifier), reference="shapes", pictures=100, seed=seed)
+        return Evaluator(settings, family, torch.device("cpu"))
+
+    return make
+
+
+def test_an_evaluation_repeats_itself_and_draws_from_its_own_seed(make_evaluator: Callable[[int], Evaluator]) -> None:
+    before = torch.get_rng_state()
+    first, again, other = make_evaluator(1), make_evaluator(1), make_evaluator(2)
+    network = first.family.load_network()
+    scores = [e.model("teacher", network, 2, "euler", guidance=1.5) for e in (first, again, other)]
+    real = first.real()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert scores[0] == scores[1] != scores[2]
+    assert real.frechet < scores[0].frechet / 2
+    assert scores[0].recall < real.recall
+
+
+def test_sets_are_balanced(make_evaluator: Callable[[int], Evaluator]) -> None:
+    assert torch.bincount(make_evaluator(1).labels).tolist() == [10] * 10
+
+
+def test_reference_pictures_from_a_folder(one_process: None, model: Path, classifier: Path, tmp_path: Path) -> None:
+    """Labels follow the alphabet; the reference set and the row of real pictures share no file."""
+    from PIL import Image
+
+    for label in range(10):
+        (tmp_path / f"class-{label}").mkdir()
+        for number in range(20):
+            colour = (10 * label, 10 * number, 7)
+            Image.new("RGB", (32, 32), colour).save(tmp_path / f"class-{label}" / f"{number}.png")
+    settings = recipe.Evaluation(classifier=str(classifier), reference=str(tmp_path), pictures=100, seed=1)
+    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"))
+    seen = {}
+    for name in ("reference", "real"):
+        pictures = torch.cat(list(evaluator._reference_pictures(name)))
+        colours = (pictures[:, :, 0, 0] * 255).round().int()
+        assert torch.equal(colours[:, 0] // 10, evaluator.labels.int())
+        seen[name] = {tuple(colour.tolist()) for colour in colours}
+    assert len(seen["reference"]) == len(seen["real"]) == 100
+    assert not seen["reference"] & seen["real"]

@@ -1,0 +1,209 @@
+"""The recipe: what it takes, what it refuses, and what it says then."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dmdr_train import recipe
+from dmdr_train.errors import UserError
+from dmdr_train.recipe_file import BUILT_IN, dump_recipe, load_recipe, parse_recipe
+
+REFL = {"kind": "refl", "reward": {"name": "class-label", "checkpoint": "reward"}}
+
+
+@pytest.fixture
+def write(tmp_path: Path, make_recipe_dict: Callable[..., dict[str, Any]]) -> Callable[..., str]:
+    """write(optim__batch_size=8) writes the smallest recipe, so changed, and returns its path."""
+
+    def write(**changes: Any) -> str:
+        path = tmp_path / "my.yaml"
+        path.write_text(yaml.safe_dump(make_recipe_dict(**changes)))
+        return str(path)
+
+    return write
+
+
+def test_defaults_then_file_then_overrides(write: Callable[..., str]) -> None:
+    config = write(guidance__cfg=3.0, rollout__steps=4)
+    found = load_recipe(config, ["rollout.steps=2", "optim.fake_score.betas=[0, 0.9]", "optim.ema=0.5"])
+    assert found.optim.clip == 1.0  # nobody says otherwise
+    assert found.guidance.cfg == 3.0  # the file
+    assert found.rollout.steps == 2  # the command line, over the file
+    assert found.optim.fake_score.betas == (0.0, 0.9)
+    assert found.optim.generator.betas == (0.9, 0.999)
+    assert found.optim.ema == 0.5
+
+
+def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., str]) -> None:
+    found = load_recipe(
+        write(objectives=[{"kind": "distribution_matching"}, REFL]),
+        ["objectives.1.weight=0.25", "guidance.dynamics.steps=7", "guidance.dynamics.renoise.alpha=2", "run.seed=3"],
+    )
+    assert found.objectives[1].weight == 0.25
+    assert found.guidance.dynamics == recipe.Dynamics(steps=7, renoise=recipe.Renoise(alpha=2.0))
+    assert found.run.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        # a wrong key, at every level, with the nearest that is right
+        ("optimm.clip=1", "optimm: unknown key; did you mean optim?"),
+        ("optim.batchsize=4", "optim.batchsize: unknown key; did you mean optim.batch_size?"),
+        ("optim.generator.rl=1e-3", "optim.generator.rl: unknown key; did you mean optim.generator.lr?"),
+        ("guidance.dynamics={step: 5}", "guidance.dynamics.step: unknown key; did you mean guidance.dynamics.steps?"),
+        (
+            "guidance.dynamics={steps: 5, renoise: {alfa: 2}}",
+            "guidance.dynamics.renoise.alfa: unknown key; did you mean guidance.dynamics.renoise.alpha?",
+        ),
+        ("objectives.0.wait=1", "objectives.0.wait: unknown key; did you mean objectives.0.weight?"),
+        ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
+        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are mode, shift, steps"),
+        # a wrong type
+        ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
+        ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),
+        ("optim=3", "optim: should be a valid dictionary or instance of Optim, got 3"),
+        ("optim.generator.lr=null", "optim.generator.lr: should be a valid number, got None"),
+        ("data.classes=some", "data.classes"),
+        # out of range
+        ("optim.batch_size=0", "optim.batch_size: should be greater than or equal to 1, got 0"),
+        ("optim.ema=1", "optim.ema: should be less than 1, got 1"),
+        ("optim.generator.lr=0", "optim.generator.lr: should be greater than 0, got 0"),
+        ("optim.generator.lr=.inf", "optim.generator.lr: should be a finite number, got inf"),
+        ("guidance.cfg=0.5", "guidance.cfg: should be greater than or equal to 1, got 0.5"),
+        ("run.seed=-1", "run.seed: should be greater than or equal to 0, got -1"),
+        ("objectives.1.weight=-1", "objectives.1.weight: should be greater than 0, got -1"),
+        ("optim.precision=fp8", "optim.precision: should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        ("optim.zero_stage=4", "optim.zero_stage: should be 0, 1, 2 or 3, got 4"),
+        ("model.family=sdxl", "model.family: should be 'sit', got 'sdxl'"),
+        # combinations
+        ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'refl', got"),
+        ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
+        ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
+        ("objectives.1={kind: distribution_matching}", "objectives: exactly one of kind distribution_matching"),
+        ("guidance={cfg: 1.2, cfg_jitter: 0.5}", "guidance.cfg_jitter: 0.5 takes guidance.cfg 1.2 below 1"),
+        # the override itself
+        ("run.steps", "run.steps: an override is written key=value"),
+        ("=3", "=3: an override is written key=value"),
+        ("run.steps.more=3", "run.steps.more: steps is a single value and has no keys below it"),
+        ("objectives.7.weight=1", "objectives.7.weight: '7' is no position in a list of 2; positions count from 0"),
+        ("objectives.x.weight=1", "objectives.x.weight: 'x' is no position in a list of 2; positions count from 0"),
+        ("run.output=[", "run.output: '[' is not a YAML value; quote it"),
+    ],
+)
+def test_a_mistake_is_named(write: Callable[..., str], override: str, said: str) -> None:
+    config = write(objectives=[{"kind": "distribution_matching"}, REFL])
+    with pytest.raises(UserError) as caught:
+        load_recipe(config, [override])
+    assert said in str(caught.value)
+
+
+def test_reward_alone_is_no_distillation(write: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match="exactly one of kind distribution_matching"):
+        load_recipe(write(objectives=[REFL]))
+
+
+@pytest.mark.parametrize("key", ["model.path", "optim.batch_size", "optim.generator.lr", "run.output", "run.steps"])
+def test_a_missing_key_is_named(make_recipe_dict: Callable[..., dict[str, Any]], key: str) -> None:
+    data = make_recipe_dict()
+    *parents, last = key.split(".")
+    node = data
+    for parent in parents:
+        node = node[parent]
+    del node[last]
+    with pytest.raises(UserError) as caught:
+        parse_recipe(data)
+    assert str(caught.value) == f"{key}: is required; add it to the recipe or give key=value"
+
+
+def test_objectives_are_told_apart_by_kind(make_recipe: Callable[..., recipe.Recipe]) -> None:
+    found = make_recipe(objectives=[{**REFL, "start": 4, "weight": 0.5}, {"kind": "distribution_matching"}])
+    assert isinstance(found.objectives[0], recipe.ReFL)
+    assert found.objectives[0].margin == 0.7
+    assert isinstance(found.objectives[1], recipe.DistributionMatching)
+    assert found.joint_start == 4
+    assert make_recipe().joint_start is None
+
+
+def test_a_recipe_does_not_change(make_recipe: Callable[..., recipe.Recipe]) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        make_recipe().run.steps = 3
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
+def test_built_in_recipes(name: str) -> None:
+    found = load_recipe(name)
+    assert load_recipe(f"{name}.yaml") == found
+    assert found.run.output == f"runs/{name}"
+
+
+def test_the_authors_numbers() -> None:
+    cold, refl = load_recipe("sit-xl-2-cold-start"), load_recipe("sit-xl-2-refl")
+    assert (cold.run.steps, refl.run.steps) == (20000, 2000)
+    assert (cold.optim.generator.lr, cold.optim.fake_score.lr) == (2e-5, 2e-5)
+    assert (refl.optim.generator.lr, refl.optim.fake_score.lr) == (1e-5, 1e-5)
+    assert cold.guidance == recipe.Guidance(
+        ratio=5,
+        fake_scale=2.0,
+        cfg=1.0,
+        dynamics=recipe.Dynamics(steps=10000, teacher_scale=0.75, renoise=recipe.Renoise(alpha=4.0, beta=1.5)),
+    )
+    assert refl.guidance.dynamics is None
+    assert (refl.objectives[1].weight, refl.objectives[1].reward.name) == (0.05, "dinov2")
+    for found in (cold, refl):
+        assert (found.optim.generator.betas, found.optim.generator.weight_decay) == ((0.9, 0.999), 0.01)
+        assert (found.optim.fake_score.weight_decay, found.optim.clip, found.run.seed) == (0.0, 1.0, 30)
+        assert (found.optim.precision, found.optim.zero_stage, found.rollout.steps) == ("fp16", 2, 1)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
+def test_what_is_printed_can_be_read(name: str, tmp_path: Path) -> None:
+    found = load_recipe(name)
+    (tmp_path / "again.yaml").write_text(dump_recipe(found))
+    assert load_recipe(str(tmp_path / "again.yaml")) == found
+
+
+def test_inputs_are_looked_up_from_here_and_then_from_the_recipe(
+    write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for folder in (here / "both", tmp_path / "both", tmp_path / "beside"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    config = write(
+        model__path="beside",
+        model__vae="both",
+        model__generator="nowhere",
+        objectives=[{"kind": "distribution_matching"}, {**REFL, "reward": {"name": "x", "checkpoint": "beside"}}],
+    )
+    found = load_recipe(config)
+    assert found.model.path == str(tmp_path / "beside")
+    assert found.model.vae == "both"
+    assert found.model.generator == "nowhere"
+    assert found.objectives[1].reward.checkpoint == str(tmp_path / "beside")
+    assert found.run.output == "out"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("dmeo", "--config: no recipe 'dmeo'; did you mean demo?"),
+        ("sit-xl-2-cold", "did you mean sit-xl-2-cold-start?"),
+        ("nowhere/else.yaml", "give a file, or one of demo, sit-xl-2-cold-start, sit-xl-2-refl"),
+    ],
+)
+def test_an_unknown_recipe(config: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(config)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [1", "is not YAML text"), ("just words", "holds no sections"), ("", "holds no sections")]
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_recipe(str(tmp_path / "my.yaml"))

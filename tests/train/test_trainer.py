@@ -1,0 +1,309 @@
+"""The training step against the formulas of the method, written out here sample by sample in plain torch."""
+
+import itertools
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from dmdr_train.data import ClassLabels
+from dmdr_train.draws import Draws, named_generator
+from dmdr_train.objectives import DistributionMatching, ReFL
+from dmdr_train.recipe import Recipe
+from dmdr_train.trainer import Trainer
+from torch import Tensor
+
+CLASSES = 3
+SHAPE = (1, 1, 2, 2)
+
+
+class Reward:
+    """A reward that depends on picture and label."""
+
+    info = SimpleNamespace(name="toy")
+
+    def score(self, images: Tensor, prompts: list[int]) -> Tensor:
+        return images.flatten(1).mean(dim=1) - 0.1 * torch.tensor(prompts)
+
+
+@pytest.fixture
+def make_trainer(
+    make_recipe: Callable[..., Recipe], toy_family: Any, toy_generator: Any, toy_guidance: Any
+) -> Callable[..., Trainer]:
+    def make(rank: int = 0, world: int = 1, step: int = 0, **settings: Any) -> Trainer:
+        recipe = make_recipe(**settings)
+        made: list[Any] = []
+        for objective in recipe.objectives:
+            if objective.kind == "distribution_matching":
+                made.append(DistributionMatching(objective, recipe.guidance, toy_family, toy_guidance))
+            else:
+                made.append(ReFL(objective, toy_family, Reward()))
+        prompts = ClassLabels(list(range(CLASSES)))
+        device = torch.device("cpu")
+        trainer = Trainer(recipe, toy_family, toy_generator, toy_guidance, made, prompts, device, rank, world)
+        trainer.step = step
+        return trainer
+
+    return make
+
+
+class ByHand:
+    """One sample of one update. Everything that trainer, objectives and dmdr_core do to it, in plain torch."""
+
+    def __init__(self, trainer: Trainer, update: str, number: int, index: int):
+        self.settings, self.step = trainer.settings, trainer.step
+        self.generator, self.guidance = trainer.generator, trainer.guidance
+        self.name = (update, number)
+        self.index = index
+        self.label = torch.randint(CLASSES, (1,), generator=self.draw("prompt"))
+
+    def draw(self, purpose: str) -> torch.Generator:
+        return named_generator(self.settings.run.seed, *self.name, purpose, self.index)
+
+    def fade(self) -> float:
+        dynamics = self.settings.guidance.dynamics
+        return 0.5 * (1 + math.cos(math.pi * min(self.step / dynamics.steps, 1))) if dynamics else 0.0
+
+    def times(self) -> list[float]:
+        steps, s = self.settings.rollout.steps, self.settings.rollout.shift
+        return [s * t / (1 + (s - 1) * t) for t in (1 - i / steps for i in range(steps + 1))]
+
+    def v(self, x: Tensor, t: float) -> Tensor:
+        return self.generator(x, torch.tensor([t]), self.label)
+
+    def state(self) -> tuple[Tensor, float]:
+        """Where sampling is when it comes to the chosen time of the grid."""
+        times, fresh = self.times(), self.draw("rollout")
+        chosen = int(torch.randint(len(times) - 1, (1,), generator=self.draw("grid_step")))
+        x = torch.randn(SHAPE, generator=self.draw("noise"))
+        for t, t_next in itertools.pairwise(times[: chosen + 1]):
+            if self.settings.rollout.mode == "sde":
+                x0 = x - t * self.v(x, t)
+                x = (1 - t_next) * x0 + t_next * torch.randn(SHAPE, generator=fresh)
+            else:
+                x = x + (t_next - t) * self.v(x, t)
+        return x.detach(), times[chosen]
+
+    def x0(self) -> Tensor:
+        x, t = self.state()
+        return x - t * self.v(x, t)
+
+    def renoised(self, x0: Tensor) -> tuple[Tensor, Tensor, float]:
+        dynamics = self.settings.guidance.dynamics
+        if dynamics and dynamics.renoise:
+            a = 1 + (dynamics.renoise.alpha - 1) * self.fade()
+            b = 1 + (dynamics.renoise.beta - 1) * self.fade()
+            x, y = torch._standard_gamma(
+                torch.tensor([a, b], dtype=torch.float64), generator=self.draw("renoise_time")
+            ).tolist()
+            tau = x / (x + y)
+        else:
+            tau = float(torch.rand((), generator=self.draw("renoise_time"), dtype=torch.float64))
+        noise = torch.randn(SHAPE, generator=self.draw("renoise_noise"))
+        return (1 - tau) * x0 + tau * noise, noise, tau
+
+    def fake_score_loss(self) -> Tensor:
+        x0 = self.x0().detach()
+        x, noise, tau = self.renoised(x0)
+        v = self.guidance(x, torch.tensor([tau]), self.label, lora_scale=self.settings.guidance.fake_scale)
+        return (v - (noise - x0)).square().mean()
+
+    def distribution_matching_loss(self, w: float) -> Tensor:
+        x0, guidance = self.x0(), self.settings.guidance
+        with torch.no_grad():
+            x, _, tau = self.renoised(x0)
+            t, null = torch.tensor([tau]), torch.tensor([CLASSES])
+            s_r = guidance.dynamics.teacher_scale * self.fade() if guidance.dynamics else 0.0
+            fake = x - tau * self.guidance(x, t, self.label, lora_scale=guidance.fake_scale)
+            cond = self.guidance(x, t, self.label, lora_scale=s_r)
+            uncond = self.guidance(x, t, null, lora_scale=s_r)
+            real = x - tau * (uncond + w * (cond - uncond))
+            g = (fake - real) / ((x0 - real).abs().mean() + 1e-8)
+        return 0.5 * (x0 - (x0 - g).detach()).square().mean()
+
+    def refl_loss(self, margin: float) -> Tensor:
+        reward = torch.sigmoid(self.x0()).mean() - 0.1 * self.label[0]
+        return torch.relu(margin - reward)
+
+
+def gradients(network: Any) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
+
+
+def zero(*networks: Any) -> None:
+    for network in networks:
+        network.zero_grad(set_to_none=True)
+
+
+DYNAMICS = {"steps": 10, "teacher_scale": 0.75, "renoise": {"alpha": 4.0, "beta": 1.5}}
+REFL = {"kind": "refl", "weight": 0.3, "margin": 0.9, "start": 3, "reward": {"name": "toy", "checkpoint": "none"}}
+CASES: dict[str, dict[str, Any]] = {
+    "one step": {},
+    "sde": {"rollout": {"steps": 4, "mode": "sde", "shift": 3.0}},
+    "ode": {"rollout": {"steps": 4, "mode": "ode", "shift": 3.0}},
+    "both dynamics": {"guidance__dynamics": DYNAMICS},
+    "teacher alone dynamic": {"guidance__dynamics": {**DYNAMICS, "renoise": None}},
+    "after the dynamics": {"guidance__dynamics": DYNAMICS, "step": 9},
+    "guided": {"guidance__cfg": 2.5, "guidance__fake_scale": 1.5},
+    "all": {"guidance": {"cfg": 2.5, "dynamics": DYNAMICS}, "rollout": {"steps": 3, "shift": 2.0}, "step": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fake_score_loss(make_trainer: Callable[..., Trainer], case: str) -> None:
+    trainer = make_trainer(optim__batch_size=8, **CASES[case])
+    samples = [ByHand(trainer, "fake_score", 17, i) for i in range(8)]
+    expected = torch.stack([sample.fake_score_loss() for sample in samples]).mean()
+    expected.backward()
+    slope = gradients(trainer.guidance)
+    zero(trainer.generator, trainer.guidance)
+
+    loss = trainer.fake_score_loss(trainer.micro_batches("fake_score", 17)[0])
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients(trainer.guidance), slope, rtol=1e-4, atol=1e-6)
+    assert trainer.generator.base.grad is None
+    assert trainer.guidance.base.grad is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_generator_loss(make_trainer: Callable[..., Trainer], case: str) -> None:
+    trainer = make_trainer(optim__batch_size=8, **CASES[case])
+    w = trainer.settings.guidance.cfg
+    samples = [ByHand(trainer, "generator", 5, i) for i in range(8)]
+    expected = torch.stack([sample.distribution_matching_loss(w) for sample in samples]).mean()
+    expected.backward()
+    slope = gradients(trainer.generator)
+    zero(trainer.generator, trainer.guidance)
+
+    loss, logs = trainer.generator_loss(trainer.micro_batches("generator", 5)[0])
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients(trainer.generator), slope, rtol=1e-4, atol=1e-6)
+    assert trainer.guidance.base.grad is None
+    assert trainer.guidance.change.grad is None
+    assert logs["loss/distribution_matching"] == loss.item()
+
+
+def test_every_grid_step_is_trained(make_trainer: Callable[..., Trainer]) -> None:
+    """The cases above are worth something only if their samples stand at different times."""
+    trainer = make_trainer(optim__batch_size=400, rollout={"steps": 4})
+    chosen = trainer.choose_steps(trainer.micro_batches("generator", 5)[0])
+    counts = torch.bincount(chosen, minlength=4)
+    assert len(counts) == 4
+    assert (counts - 100).abs().max() < 35  # four standard deviations
+
+
+def test_jittered_guidance_is_one_number_per_update(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(guidance={"cfg": 3.0, "cfg_jitter": 0.5})
+    objective: Any = trainer.objectives[0]
+    updates = [Draws(7, ("generator", k), range(2)) for k in range(200)]
+    scales = [objective.cfg(draws) for draws in updates]
+    assert 2.5 <= min(scales) < 2.55 < 3.45 < max(scales) <= 3.5
+    assert scales[3] == objective.cfg(Draws(7, ("generator", 3), range(2, 4)))  # on every process
+
+    loss, _ = trainer.generator_loss(trainer.micro_batches("generator", 3)[0])
+    by_hand = [ByHand(trainer, "generator", 3, i).distribution_matching_loss(scales[3]) for i in range(4)]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 9])
+def test_objectives_join_at_their_start(make_trainer: Callable[..., Trainer], step: int) -> None:
+    matching = {"kind": "distribution_matching", "weight": 2.0}
+    trainer = make_trainer(objectives=[matching, REFL], step=step)
+    samples = [ByHand(trainer, "generator", step, i) for i in range(4)]
+    expected = 2.0 * torch.stack([sample.distribution_matching_loss(1.0) for sample in samples]).mean()
+    if step >= 3:
+        expected = expected + 0.3 * torch.stack([sample.refl_loss(0.9) for sample in samples]).mean()
+    expected.backward()
+    slope = gradients(trainer.generator)
+    zero(trainer.generator)
+
+    loss, logs = trainer.generator_loss(trainer.micro_batches("generator", step)[0])
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients(trainer.generator), slope, rtol=1e-4, atol=1e-6)
+    assert ("loss/refl" in logs) == ("reward/toy" in logs) == (step >= 3)
+
+
+def test_a_reward_above_its_margin_pulls_no_more(make_trainer: Callable[..., Trainer]) -> None:
+    refl = {**REFL, "margin": -5.0, "start": 0}
+    with_reward = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
+    without = make_trainer()
+    (first, logs), (second, _) = (t.generator_loss(t.micro_batches("generator", 0)[0]) for t in (with_reward, without))
+    assert logs["loss/refl"] == 0
+    assert first.item() == second.item()
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 3), (3, 4), (12, 1)])
+def test_micro_batches_partition_the_batch(make_trainer: Callable[..., Trainer], world: int, accumulation: int) -> None:
+    settings = {"optim__batch_size": 12, "optim__accumulation": accumulation}
+    parts = [
+        part for rank in range(world) for part in make_trainer(rank, world, **settings).micro_batches("fake_score", 2)
+    ]
+    assert len(parts) == world * accumulation
+    assert {len(part.samples) for part in parts} == {12 // (world * accumulation)}
+    assert sorted(i for part in parts for i in part.samples) == list(range(12))
+    assert {(part.seed, part.update) for part in parts} == {(7, ("fake_score", 2))}
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 4), (2, 2), (4, 1)])
+def test_the_split_of_a_batch_does_not_change_the_losses(
+    make_trainer: Callable[..., Trainer], world: int, accumulation: int
+) -> None:
+    refl = {**REFL, "start": 0}
+    settings: dict[str, Any] = {"objectives": [{"kind": "distribution_matching"}, refl], **CASES["all"]}
+    whole = make_trainer(**settings)
+    trainers = [make_trainer(r, world, optim__accumulation=accumulation, **settings) for r in range(world)]
+    for update in ("generator", "fake_score"):
+
+        def loss(trainer: Trainer, draws: Draws, update: str = update) -> Tensor:
+            return trainer.fake_score_loss(draws) if update == "fake_score" else trainer.generator_loss(draws)[0]
+
+        parts = [loss(t, draws) for t in trainers for draws in t.micro_batches(update, 4)]
+        assert len(parts) == 4
+        together = loss(whole, whole.micro_batches(update, 4)[0])
+        torch.testing.assert_close(torch.stack(parts).mean(), together, rtol=1e-5, atol=0)
+
+
+class Engine:
+    """A module that counts what an engine is asked for."""
+
+    def __init__(self, name: str, module: Any, calls: list[str]):
+        self.name, self.module, self.calls = name, module, calls
+
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+        return self.module(*inputs, **named)
+
+    def backward(self, loss: Tensor) -> None:
+        self.calls.append(f"{self.name} backward")
+        loss.backward()
+
+    def step(self) -> None:
+        self.calls.append(f"{self.name} step")
+
+
+def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ratio` updates of the fake score, each on samples of its own, then one of the generator."""
+    trainer = make_trainer(guidance__ratio=3, optim__accumulation=2)
+    calls: list[str] = []
+    asked: list[tuple[str, int]] = []
+    trainer.generator = Engine("G", trainer.generator, calls)
+    trainer.guidance = Engine("F", trainer.guidance, calls)
+    micro_batches = trainer.micro_batches
+
+    def spy(update: str, number: int) -> list[Draws]:
+        asked.append((update, number))
+        return micro_batches(update, number)
+
+    monkeypatch.setattr(trainer, "micro_batches", spy)
+    for _ in range(2):
+        logs = trainer.train_step()
+    once = ["F backward", "F step"] * 6 + ["G backward", "G step"] * 2
+    assert calls == once * 2
+    fake = [("fake_score", i) for i in range(6)]
+    assert asked == [*fake[:3], ("generator", 0), *fake[3:], ("generator", 1)]
+    assert trainer.step == 2
+    assert {"loss/fake_score", "loss/distribution_matching", "teacher_scale"} <= logs.keys()
