@@ -45,6 +45,8 @@ def run_command(options: argparse.Namespace) -> None:
         return
     preflight.check(settings, int(os.environ.get("WORLD_SIZE", "1")), options.dry_run)
 
+    if settings.run.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed chooses its device when it is imported
     from dmdr_train import runner
 
     if options.dry_run:

@@ -1,6 +1,7 @@
 """What can be known to be wrong before torch is imported or a weight is read."""
 
 import difflib
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
             folder("tracking.evaluation.reference", evaluation.reference)
     if settings.run.init_from:
         folder("run.init_from", settings.run.init_from)
+    if settings.tracking.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("tracking.wandb", "wandb is not installed; pip install dmdr-train[wandb], or set it to null")
     if not dry_run:
         check_output(settings)
 
