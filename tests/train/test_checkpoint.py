@@ -16,6 +16,7 @@ from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.session import build
 from dmdr_train.trainer import Trainer
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
@@ -84,8 +85,10 @@ def test_what_is_loaded_is_what_was_saved(saved: dict[int, Any], stage: int) -> 
         assert theirs.get_lr() == ours.get_lr()
         for old, new in zip(_tensors(ours.optimizer), _tensors(theirs.optimizer), strict=True):
             assert torch.equal(old, new)
+    student = load_file(path / "student.safetensors")
     for key, value in average.state.items():
         assert torch.equal(again_average.state[key], value)
+        assert torch.equal(student[key], value)
     assert not torch.equal(
         average.state["proj_out.bias"], dict(trainer.generator.module.named_parameters())["proj_out.bias"]
     )
