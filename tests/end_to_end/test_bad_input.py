@@ -85,6 +85,11 @@ EARLY: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
         ["tracking.evaluation.classifier", "'gone'"],
         prepare_nothing,
     ),
+    "reference without classes": (
+        ["tracking.evaluation={classifier: classifier, reference: classifier}"],
+        ["tracking.evaluation.reference", "classifier has 0 sub-folders", "10 classes"],
+        prepare_nothing,
+    ),
     "batch that cannot be split": (
         ["optim.batch_size=6", "optim.accumulation=4"],
         ["optim.batch_size", "6", "multiple of 4, such as 8"],

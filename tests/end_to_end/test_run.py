@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +156,38 @@ def test_the_built_in_recipes_of_sit_xl(workshop: Any, read_rows: Rows) -> None:
     assert 0 < moved[0] < 4.1e-5
     assert 0 < moved[1] < 2.1e-5
     assert moved[2] > 3e-5
+
+
+def test_a_run_can_be_made_longer_and_is_scored_again(finished: Any, tmp_path: Path) -> None:
+    workshop, _ = finished
+    shutil.copytree(workshop.folder, tmp_path / "longer", symlinks=True)
+    longer = type(workshop)(tmp_path / "longer", workshop.recipe)
+    before = json.loads((longer.folder / "out/evaluation.json").read_text())
+    longer.run("--resume", "run.steps=6").check()
+    after = json.loads((longer.folder / "out/evaluation.json").read_text())
+    assert after["joint"] != before["joint"]
+    assert {k: v for k, v in after.items() if k != "joint"} == {k: v for k, v in before.items() if k != "joint"}
+
+
+def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
+    folder = finished[0].folder
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = "from dmdr_train.cli import main; main()"
+        return subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True)
+
+    exported = command("export", "out", "-o", str(tmp_path / "student"))
+    assert exported.returncode == 0, exported.stderr[-2000:]
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(tmp_path / "student" / name), load_file(folder / "out/student" / name)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    evaluated = command("evaluate", "out")
+    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    accuracy = json.loads((folder / "out/evaluation.json").read_text())["joint"]["accuracy"]
+    assert f"{accuracy:.3f}" in evaluated.stdout
+
+    missing = command("report", "nowhere")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: run: nowhere holds no recipe.yaml")

@@ -5,6 +5,7 @@ All randomness comes from the evaluation's own seed.
 """
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from dmdr_train import recipe
 from dmdr_train.draws import named_generator
 from dmdr_train.engines import gather_rows
+from dmdr_train.preflight import pictures_in
 
 BATCH = 125
 
@@ -74,10 +76,11 @@ def inception_score(logits: Tensor) -> float:
     """exp(E KL(p(y|x) ‖ p(y))) of class logits `[N, K]` (arXiv 1606.03498)."""
     from torchmetrics.image.inception import InceptionScore
 
-    metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1)
-    metric.update(logits)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics shuffles the rows with the global generator
-        torch.default_generator.manual_seed(0)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # of its memory, and of the spread over a single split
+        torch.manual_seed(0)  # it shuffles the rows with the global generator
+        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1)
+        metric.update(logits)
         return float(metric.compute()[0])
 
 
@@ -192,7 +195,7 @@ def _folder_pictures(folder: Path, labels: Tensor, name: str, seed: int, device:
     from PIL import Image
 
     classes = sorted(p for p in folder.iterdir() if p.is_dir())
-    files = [sorted(p for p in c.iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"}) for c in classes]
+    files = [pictures_in(c) for c in classes]
     generator = named_generator(seed, "files")
     orders = [torch.randperm(len(f), generator=generator).tolist() for f in files]
     half = 0 if name == "reference" else 1

@@ -11,6 +11,11 @@ from dmdr_train.errors import UserError
 from dmdr_train.recipe import Recipe, Reward
 
 RUN_FILE = "recipe.yaml"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+def pictures_in(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
 
 
 def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
@@ -20,7 +25,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
         UserError: for the first thing that cannot work.
     """
     check_batch(settings, world)
-    check_model(settings)
+    found = check_model(settings)
     for i, objective in enumerate(settings.objectives):
         if objective.kind != "distribution_matching":
             check_reward(f"objectives.{i}.reward", objective.reward)
@@ -28,7 +33,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     if evaluation:
         folder("tracking.evaluation.classifier", evaluation.classifier)
         if evaluation.reference != "shapes":
-            folder("tracking.evaluation.reference", evaluation.reference)
+            check_reference("tracking.evaluation.reference", evaluation.reference, found)
     if settings.run.init_from:
         folder("run.init_from", settings.run.init_from)
     if settings.tracking.wandb is not None and importlib.util.find_spec("wandb") is None:
@@ -48,7 +53,7 @@ def check_batch(settings: Recipe, world: int) -> None:
         )
 
 
-def check_model(settings: Recipe) -> None:
+def check_model(settings: Recipe) -> Description | None:
     model = settings.model
     found = read_description("model.path", model.path, model.family, model.vae is not None)
     if model.vae is not None and Path(model.vae).is_absolute():
@@ -56,7 +61,7 @@ def check_model(settings: Recipe) -> None:
     if model.generator is not None:
         folder("model.generator", model.generator)
     if found is None:
-        return
+        return None
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
         if lora is not None:
             check_targets(f"model.{key}.targets", lora.targets or [], found)
@@ -69,6 +74,7 @@ def check_model(settings: Recipe) -> None:
                 raise UserError(
                     "data.classes", f"label {label} is out of range; valid are 0 to {found.num_classes - 1}"
                 )
+    return found
 
 
 def read_description(key: str, path: str, family: str, own_vae: bool) -> Description | None:
@@ -90,6 +96,17 @@ def check_targets(key: str, targets: list[str], found: Description) -> None:
 def check_reward(key: str, reward: Reward) -> None:
     if not Path(reward.checkpoint).exists():
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
+
+
+def check_reference(key: str, path: str, found: Description | None) -> None:
+    """A reference folder holds a sub-folder with pictures for every class."""
+    folder(key, path)
+    classes = sorted(p for p in Path(path).iterdir() if p.is_dir())
+    if found is not None and len(classes) != found.num_classes:
+        raise UserError(key, f"{path} has {len(classes)} sub-folders; give one for each of {found.num_classes} classes")
+    for each in classes:
+        if not pictures_in(each):
+            raise UserError(key, f"{each} holds no picture; put some there ({', '.join(sorted(PICTURES))})")
 
 
 def folder(key: str, path: str) -> None:

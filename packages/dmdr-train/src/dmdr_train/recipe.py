@@ -184,7 +184,7 @@ class Recipe(Section):
         if self.guidance.cfg_jitter and self.guidance.cfg - self.guidance.cfg_jitter < 1:
             raise ValueError(
                 f"guidance.cfg_jitter: {self.guidance.cfg_jitter} takes guidance.cfg {self.guidance.cfg} below 1; "
-                f"use at most {self.guidance.cfg - 1}"
+                f"use at most {self.guidance.cfg - 1:g}"
             )
         for i, objective in enumerate(self.objectives):
             if objective.start >= self.run.steps:

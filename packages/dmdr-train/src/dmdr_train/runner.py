@@ -57,13 +57,22 @@ class Run:
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
             checkpoint.load(resume_from, self.trainer, self.average)
-        self.scores: dict[str, Scores] = read_scores(self.folder) if resume_from is not None else {}
+        self.scores: dict[str, Scores] = {}
+        if resume_from is not None:
+            self.scores = {key: row for key, row in read_scores(self.folder).items() if self.still_true(key)}
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self._evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
             with naming("tracking.evaluation"):
                 assert self.evaluator  # a mistake in it is better known before the training than after
+
+    def still_true(self, key: str) -> bool:
+        """Whether a score of an earlier session was taken at a step that this one starts at or after."""
+        step, joint = self.trainer.step, self.settings.joint_start
+        ends = {"cold_start": self.settings.run.steps if joint is None else joint, "joint": self.settings.run.steps}
+        taken = int(key.removeprefix("step-")) if key.startswith("step-") else ends.get(key, 0)
+        return taken <= step
 
     def carry_out(self) -> None:
         if self.first:
