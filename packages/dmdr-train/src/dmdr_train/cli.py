@@ -34,6 +34,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace) -> None:
+    """Read and check the recipe, then train."""
     from dmdr_train import preflight
     from dmdr_train.recipe_file import dump_recipe, load_recipe
 

@@ -50,6 +50,7 @@ def sampling_settings(settings: recipe.Recipe) -> dict[str, Any]:
 
 
 def model_card(settings: recipe.Recipe, folder: Path) -> str:
+    """README.md of an exported student: what it is, how to draw from it, and its recipe."""
     steps = settings.rollout.steps
     return f"""# A {settings.model.family} student for {steps} step{"s" if steps > 1 else ""}
 

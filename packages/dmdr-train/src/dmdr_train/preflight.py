@@ -54,6 +54,7 @@ def check_batch(settings: Recipe, world: int) -> None:
 
 
 def check_model(settings: Recipe) -> Description | None:
+    """Check the section `model` and the classes of `data`; None for a hub name, which only loading can check."""
     model = settings.model
     found = read_description("model.path", model.path, model.family, model.vae is not None)
     if model.vae is not None and Path(model.vae).is_absolute():

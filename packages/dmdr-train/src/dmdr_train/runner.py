@@ -86,6 +86,7 @@ class Run:
         self.finish()
 
     def train(self) -> None:
+        """Step until `run.steps`; log, save, sample and evaluate on the way."""
         tracking, steps = self.settings.tracking, self.settings.run.steps
         seconds, since = 0.0, self.trainer.step
         while self.trainer.step < steps:
@@ -136,6 +137,7 @@ class Run:
             )
 
     def finish(self) -> None:
+        """Export the student, score it beside its references, and write the report."""
         stage = "cold_start" if self.settings.joint_start is None else "joint"
         if self.first:
             newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
@@ -174,6 +176,7 @@ class Run:
             )
 
     def evaluate_student(self, key: str, name: str) -> None:
+        """Score the averaged student, sampled as it is trained, under `key` of evaluation.json."""
         sampling = sampling_settings(self.settings)
         with self.average.applied():
             self._score(
