@@ -1,6 +1,6 @@
 """Make the files of the built-in problem: VAE, teacher and two classifiers, from nothing but drawn pictures.
 
-    python tools/make_demo.py                    # everything, in order; about two hours on two cores
+    python tools/make_demo.py                    # everything, in order; each part prints its seconds
     python tools/make_demo.py --only teacher     # one part, from the parts already there
 
 Writes to packages/dmdr-train/src/dmdr_train/demo/: `teacher/` (vae and transformer) and `classifiers/` (cnn and vit).
