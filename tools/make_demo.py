@@ -65,7 +65,7 @@ def to_vae(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def make_vae(steps: int = 1600) -> None:
+def make_vae(steps: int = 3200) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -80,14 +80,14 @@ def make_vae(steps: int = 1600) -> None:
     with torch.no_grad():
         vae.quant_conv.bias[4:] = -5.0
     data, _ = pictures(NUM_PICTURES, seed=1)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4)
-    schedule = one_cycle(optimizer, steps, 3e-3)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, fused=True)
+    schedule = one_cycle(optimizer, steps, 2e-3)
     start = time.time()
-    for step, (batch,) in enumerate(batches(data, size=32, steps=steps, seed=2)):
+    for step, (batch,) in enumerate(batches(data, size=16, steps=steps, seed=2)):
         x = to_vae(batch)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
-        loss = (y - x).abs().mean() + 0.2 * F.mse_loss(y, x) + 1e-4 * posterior.kl().mean()
+        loss = (y - x).abs().mean() + 0.2 * F.mse_loss(y, x) + 1e-5 * posterior.kl().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -177,6 +177,20 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return (means - vae.config.shift_factor) * vae.config.scaling_factor
 
 
+def teacher_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, which then need far fewer steps; AdamW for everything else."""
+    matrices = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name.startswith("blocks.") and weight.ndim == 2 and "modulation" not in name
+    }
+    others = [weight for name, weight in model.named_parameters() if name not in matrices]
+    return [
+        torch.optim.Muon(matrices.values(), lr=0.02, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+    ]
+
+
 def make_teacher(steps: int, snapshots: Path | None) -> None:
     """Flow matching with averaged weights. Times are logit-normal, where shapes are decided (arXiv 2403.03206)."""
     torch.manual_seed(0)
@@ -189,10 +203,13 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
     process = FlowMatching()
     images, labels = pictures(NUM_PICTURES, seed=7)
     latents = encode(load_vae(), images)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.35 * steps))
-    )
+    optimizers = teacher_optimizers(model)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.35 * steps))
+        )
+        for optimizer in optimizers
+    ]
     noise = torch.Generator().manual_seed(8)
     start = time.time()
     for step, (x0, y) in enumerate(batches(latents, labels, size=64, steps=steps, seed=9)):
@@ -200,11 +217,12 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
         t = torch.randn(len(x0), generator=noise).sigmoid()
         y = torch.where(torch.rand(len(y), generator=noise) < 0.1, NUM_CLASSES, y)
         loss = denoising_loss(model(process.add_noise(x0, epsilon, t), t, y), process.target(x0, epsilon, t))
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         average.update_parameters(model)
         report("teacher", step, steps, start, loss)
         if snapshots and (step + 1) % 2000 == 0:
@@ -215,7 +233,7 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["vae", "cnn", "vit", "teacher"], help="make this part alone")
-    parser.add_argument("--teacher-steps", type=int, default=14_000)
+    parser.add_argument("--teacher-steps", type=int, default=18_000)
     parser.add_argument("--snapshots", type=Path, help="also keep the teacher of every 2,000 steps in this folder")
     args = parser.parse_args()
     parts = {

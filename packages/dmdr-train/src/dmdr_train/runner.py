@@ -218,7 +218,7 @@ class Run:
 
     def _many_steps(self) -> int:
         evaluation = self.settings.tracking.evaluation
-        return max(evaluation.teacher_steps) if evaluation else 50
+        return max(evaluation.teacher_steps, default=50) if evaluation else 50
 
     def sample_student(self, name: str) -> None:
         sampling = sampling_settings(self.settings)

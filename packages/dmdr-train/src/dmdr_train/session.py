@@ -24,7 +24,6 @@ from dmdr_train.trainer import Trainer
 class Session:
     """The pieces of a run on this process."""
 
-    settings: recipe.Recipe
     family: Family
     trainer: Trainer
     device: torch.device
@@ -55,7 +54,7 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
         dist.get_rank(),
         dist.get_world_size(),
     )
-    return Session(settings, family, trainer, device)
+    return Session(family, trainer, device)
 
 
 def load_family(model: recipe.Model) -> Family:

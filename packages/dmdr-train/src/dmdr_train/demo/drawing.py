@@ -99,7 +99,7 @@ def draw(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch, generator=generator)
 
-    radius = uniform(7.5, 12.0)
+    radius = uniform(9.5, 13.0)
     margin = SIZE / 2 - radius - 1
     centre_x = SIZE / 2 + margin * uniform(-1, 1)
     centre_y = SIZE / 2 + margin * uniform(-1, 1)
