@@ -1,6 +1,7 @@
 """The demo on several seeds, each beside a control without the reward; prints the table of docs/evidence.md.
 
-    python tools/seed_sweep.py --seeds 0 1 2 3 4 --output runs/sweep
+    python tools/seed_sweep.py --seeds 0 1 2 3 4 --output runs/sweep             # one run after the other
+    python tools/seed_sweep.py --seeds 0 1 2 3 4 --output runs/sweep --jobs 2    # two at a time, a process each
 
 A control trains exactly as long, with distribution matching alone. The evaluation does not depend on the training's
 seed, so the teacher is measured with the first seed only. Runs that are complete are not repeated.
@@ -12,19 +13,23 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dmdr_train.evaluation import Scores, read_scores
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
 BRIEF = ["tracking.evaluation.teacher_steps=[1]"]
+PLAIN = "objectives=[{kind: distribution_matching}]"
+PORT = 29600  # of the first run; the others count on from it
 COLUMNS = ("frechet", "precision", "recall", "accuracy", "frechet_pixels")
 
 
-def train(output: Path, seed: int, overrides: list[str]) -> dict[str, Scores]:
-    """One run of the demo recipe on two processes; the time it took goes to seconds.json beside its scores."""
+def train(output: Path, seed: int, overrides: list[str], processes: int, port: int) -> dict[str, Scores]:
+    """One run of the demo recipe; the time it took goes to seconds.json beside its scores."""
     if not (output / "summary.md").exists():
-        command = ["deepspeed", "--num_accelerators", "2", str(RUN), "--config", "demo"]
+        launcher = ["deepspeed", "--num_accelerators", str(processes), "--master_port", str(port)]
+        command = [*launcher, str(RUN), "--config", "demo"]
         command += [f"run.output={output}", f"run.seed={seed}", *overrides]
         start = time.time()
         with (output.parent / f"{output.name}.log").open("w") as log:
@@ -45,6 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output", type=Path, default=Path("runs/sweep"))
+    parser.add_argument(
+        "--jobs", type=int, choices=[1, 2], default=1, help="runs side by side: 1, of two processes, or 2, of one"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -53,11 +61,21 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     verdicts: list[tuple[float, ...]] = []
     teacher: dict[str, Scores] = {}
+    pool = ThreadPoolExecutor(options.jobs)
+    runs = {}
     for seed in options.seeds:
-        joint = options.output / f"seed-{seed}"
-        control = options.output / f"seed-{seed}-control"
-        rewarded = train(joint, seed, [*options.overrides, *(BRIEF if teacher else [])])
-        plain = train(control, seed, [*options.overrides, *BRIEF, "objectives=[{kind: distribution_matching}]"])
+        for name, extra in (("", [] if seed == options.seeds[0] else BRIEF), ("-control", [*BRIEF, PLAIN])):
+            runs[seed, name] = pool.submit(
+                train,
+                options.output / f"seed-{seed}{name}",
+                seed,
+                [*options.overrides, *extra],
+                processes=2 // options.jobs,
+                port=PORT + len(runs),
+            )
+    for seed in options.seeds:
+        joint, control = options.output / f"seed-{seed}", options.output / f"seed-{seed}-control"
+        rewarded, plain = runs[seed, ""].result(), runs[seed, "-control"].result()
         if not teacher:
             teacher = {key: rewarded[key] for key in ("real", "teacher-50", "teacher-4", "teacher-1")}
             for row in teacher.values():

@@ -171,7 +171,8 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
         "samples": {"every": 1, "count": 2},
         "evaluation": {**evaluation, "teacher_steps": [2, 1]},
     }
-    quiet = {"log_every": 1, "tensorboard": False, "samples": {"count": 2}}
+    at_the_end = {**evaluation, "every": 0, "teacher_steps": []}
+    quiet = {"log_every": 1, "tensorboard": False, "samples": {"count": 2}, "evaluation": at_the_end}
     metrics = {}
     for name, tracking in (("busy", busy), ("quiet", quiet)):
         made = settings(run__output=str(tmp_path / name), tracking=tracking)
