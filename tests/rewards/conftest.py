@@ -82,3 +82,74 @@ def slope() -> Any:
             return float((f(x + step * direction) - f(x - step * direction)) / (2 * step))
 
     return central
+
+
+TINY_CLIP: dict[str, Any] = {
+    "embed_dim": 16,
+    "quick_gelu": False,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+"""An open_clip architecture with the layout, the tokenizer and the context of none too small a kind."""
+
+PROMPTS = ["a cat &amp; a “dog”", "Two\tbirds"]
+
+
+def open_clip_model(config: dict[str, Any] = TINY_CLIP, seed: int = 0) -> Any:
+    """open_clip's own, with random weights."""
+    import open_clip
+
+    model = open_clip.CLIP(**config).eval()
+    randomise(model, seed)
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+    return model
+
+
+def gradient_slopes(reward: Any, prompts: Any, slope: Any, exact: Any) -> tuple[float, float]:
+    """Derivative of a float64 reward's sum along a random direction: by its gradient, and by differences.
+
+    exact: pictures -> the scores before they are rounded to float32, which differences do not survive.
+    """
+    generator = torch.Generator().manual_seed(2)
+    pictures = 0.1 + 0.8 * torch.rand(len(prompts), 3, 37, 29, generator=generator, dtype=torch.float64)
+    direction = torch.randn(pictures.shape, generator=generator, dtype=torch.float64)
+    leaf = pictures.clone().requires_grad_()
+
+    scores = reward.score(leaf, prompts)
+    torch.testing.assert_close(scores, exact(leaf).float())
+    scores.sum().backward()
+    assert leaf.grad is not None
+    return float((leaf.grad * direction).sum()), slope(lambda x: exact(x).sum(), pictures, direction)
+
+
+def cosines(reward: Any, prompts: Any, scale: float = 1.0) -> Any:
+    """`exact` of a reward that is a dot product."""
+    return lambda pictures: scale * (reward.encode_image(pictures) * reward.encode_text(prompts)).sum(-1)
+
+
+@pytest.fixture(scope="session")
+def clip_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny architecture as a file, for the option `model` of rewards."""
+    path = tmp_path_factory.mktemp("architecture") / "tiny.json"
+    path.write_text(json.dumps(TINY_CLIP))
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in open_clip's format."""
+    path = tmp_path_factory.mktemp("open_clip") / "open_clip_pytorch_model.bin"
+    torch.save(open_clip_model().state_dict(), path)
+    return path
+
+
+def eight_bit(height: int, width: int, seed: int = 0) -> Any:
+    """A noisy PIL picture: every difference in resizing shows."""
+    from PIL import Image
+
+    noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(noise.numpy().astype("uint8"))
+
+
+SHAPES = {"square": (48, 48), "portrait": (61, 40), "landscape": (33, 70), "exact": (32, 32), "small": (9, 20)}

@@ -11,7 +11,7 @@ from dmdr_rewards.classifier import ImageClassifier
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .conftest import CLASSES, SQUASH
+from .conftest import CLASSES, SQUASH, eight_bit, save, vit
 
 
 def published(folder: Path) -> torch.nn.Module:
@@ -80,7 +80,7 @@ def test_gradients_against_finite_differences(any_folder: Path, size: tuple[int,
 
 def test_weights_are_frozen(vit_folder: Path, pictures: Tensor) -> None:
     reward: Any = dmdr_rewards.create("class-label", checkpoint=vit_folder)
-    modules = (reward.classifier._body, reward.classifier._head)
+    modules = (reward.classifier.tower.module, reward.classifier.head.module)
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
     assert not any(part.training for module in modules for part in module.modules())
     assert not reward.score(pictures, [0, 1]).requires_grad
@@ -94,7 +94,7 @@ def test_half_precision_runs_the_body_alone(any_folder: Path, pictures: Tensor) 
     assert not torch.equal(scores, exact)
     torch.testing.assert_close(scores, exact, atol=5e-3, rtol=2e-2)
     features, logits = reward.classifier(pictures)
-    torch.testing.assert_close(logits, reward.classifier._head(features), atol=0, rtol=0)
+    torch.testing.assert_close(logits, reward.classifier.head(features), atol=0, rtol=0)
 
 
 def test_autocast_of_the_caller_changes_nothing(vit_folder: Path, pictures: Tensor) -> None:
@@ -119,6 +119,22 @@ def test_eight_bit_pictures_are_scored(vit_folder: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     expected = reward.score(torch.from_numpy(array).permute(0, 3, 1, 2) / 255, [2, 5])
     torch.testing.assert_close(reward.score(array, [2, 5]), expected)
+
+
+def test_a_list_may_mix_sizes(vit_folder: Path) -> None:
+    reward = dmdr_rewards.create("class-label", checkpoint=vit_folder)
+    pictures = [eight_bit(20, 30), eight_bit(16, 16)]
+    single = [reward.score([picture], [2]) for picture in pictures]
+    torch.testing.assert_close(reward.score(pictures, [2, 2]), torch.cat(single))
+
+
+def test_the_authors_way_is_a_squash(tmp_path: Path) -> None:
+    crop = {**SQUASH, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+    folder = save(vit(), tmp_path, {**crop, "resample": 3})
+    reward: Any = dmdr_rewards.create("class-label", checkpoint=folder, preprocess="dmdr")
+    assert reward.preprocess.resize == (16, 16)
+    assert reward.preprocess.crop is None
+    assert dmdr_rewards.create("class-label", checkpoint=folder).info.preprocess.startswith("shorter side to 20")
 
 
 def test_info(vit_folder: Path) -> None:

@@ -12,6 +12,8 @@ from dmdr_rewards import dinov2
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .conftest import SQUASH, dinov2_hub, save
+
 WIDTH, DEPTH, PATCH, GRID, CLASSES = 128, 5, 4, 9, 6
 State = dict[str, Tensor]
 
@@ -254,6 +256,28 @@ def test_info(files: tuple[Path, Path]) -> None:
     assert (info.name, info.licence, info.num_classes) == ("dinov2", "Apache-2.0", CLASSES)
     assert info.image_size == (224, 224)
     assert "arXiv 2304.07193" in info.source
+
+
+def test_gradient_checkpointing_changes_no_value(files: tuple[Path, Path]) -> None:
+    gradients: list[Any] = []
+    for recompute in (False, True):
+        pictures = pictures_of(16).requires_grad_()
+        load(files, image_size=16, gradient_checkpointing=recompute).score(pictures, [1, 4]).sum().backward()
+        gradients.append(pictures.grad)
+    assert torch.equal(*gradients)
+
+
+def test_a_plain_classifier_of_transformers_will_do(tmp_path: Path, pictures: Tensor) -> None:
+    folder = save(dinov2_hub(), tmp_path, SQUASH)
+    reward: Any = dmdr_rewards.create("dinov2", checkpoint=folder, gradient_checkpointing=True)
+    same = dmdr_rewards.create("class-label", checkpoint=folder)
+    assert reward.info.name == "dinov2"
+    torch.testing.assert_close(reward.score(pictures, [1, 4]), same.score(pictures, [1, 4]))
+    with pytest.raises(ValueError, match="of a dinov2 model: leave out image_size"):
+        dmdr_rewards.create("dinov2", checkpoint=folder, image_size=16)
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="of a vit model: use the reward 'class-label'"):
+        dmdr_rewards.create("dinov2", checkpoint=folder)
 
 
 def without(state: State, name: str) -> State:

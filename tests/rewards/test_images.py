@@ -52,6 +52,14 @@ def test_eight_bit_forms_agree(array: np.ndarray, expected: Tensor, tmp_path: Pa
         torch.testing.assert_close(taken, expected)
 
 
+def test_a_list_of_float_tensors_keeps_their_gradient() -> None:
+    given = [torch.rand(3, 4, 5, requires_grad=True) for _ in range(2)]
+    taken = images(given)
+    assert torch.equal(taken, torch.stack(given))
+    taken.sum().backward()
+    assert all(picture.grad is not None for picture in given)
+
+
 def test_grey_and_transparent_pictures_become_rgb() -> None:
     taken = images([Image.new("L", (4, 4), 51), Image.new("RGBA", (4, 4), (51, 51, 51, 0))])
     torch.testing.assert_close(taken, torch.full((2, 3, 4, 4), 0.2))
@@ -86,8 +94,10 @@ def spoiled(value: float) -> Tensor:
         (np.zeros((1, 4, 4, 3), np.float32), "dtype float32: give uint8"),
         (np.zeros((1, 3, 4, 4), np.uint8), r"with 4 channels: give 3 \(RGB\) as \[B, H, W, 3\]"),
         (np.zeros((4, 4, 3), np.uint8), r"rank 3: give \[B, H, W, 3\]"),
-        ([np.zeros((4, 4), np.uint8)], r"shape \(1, 4, 4\), rank 3"),
-        ([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], r"differ in shape, \[\(4, 4, 3\), \(5, 4, 3"),
+        ([np.zeros((4, 4), np.uint8)], r"shape \(4, 4\), rank 2: give \[H, W, 3\]"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], r"differ in size, \[\(4, 4\), \(5, 4\)\]"),
+        ([torch.rand(4, 4, 3)], r"shape \(4, 4, 3\), with 4 channels: give 3 \(RGB\) as \[3, H, W\]"),
+        ([torch.full((3, 4, 4), 2.0)], r"values span \[2, 2\], outside"),
         (Image.new("RGB", (4, 4)), "images is one Image: give a list"),
         ("cat.png", "images is one str: give a list"),
         ([3], "a picture is a int: give paths, PIL"),

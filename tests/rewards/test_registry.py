@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import dmdr_rewards
@@ -36,7 +37,7 @@ def install(folder: Path, *entries: str, name: str = "bright") -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("bright", None)
@@ -71,28 +72,57 @@ def test_two_packages_with_one_name_are_refused(site: Path) -> None:
 @pytest.mark.parametrize(("typed", "meant"), [("dino-v2", "dinov2"), ("class_label", "class-label"), ("zzz", "")])
 def test_an_unknown_name_gets_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(
-        ValueError, match=f"unknown reward '{typed}': did you mean '{meant}.*Available: class-label, di"
+        ValueError, match=f"unknown reward '{typed}': did you mean '{meant}.*Available: aesthetic, class-label, clip, d"
     ):
         dmdr_rewards.create(typed)
+
+
+@pytest.mark.parametrize("name", dmdr_rewards.available())
+def test_every_reward_is_described_before_it_is_loaded(name: str) -> None:
+    info = dmdr_rewards.describe(name)
+    assert info.name == name
+    assert info.checkpoint != "none"
+    assert info.licence
+    assert info.source
+    assert info.preprocess
+    assert info.range[0] < info.range[1]
+
+
+def test_a_package_may_describe_its_reward(site: Path) -> None:
+    install(site, "brightness = bright:Brightness")
+    with pytest.raises(
+        ValueError, match=r"'brightness' has no description of its own: its factory .* needs an attribute"
+    ):
+        dmdr_rewards.describe("brightness")
+    import bright
+
+    bright.Brightness.info = bright.Brightness().info
+    assert dmdr_rewards.describe("brightness").licence == "MIT"
 
 
 def test_arguments_are_checked_by_name(vit_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"'class-label': missing a required argument: 'checkpoint'"):
         dmdr_rewards.create("class-label")
-    with pytest.raises(ValueError, match=r"unexpected keyword argument 'margin'; it takes checkpoint, device, dtype"):
+    with pytest.raises(
+        ValueError, match=r"unexpected keyword argument 'margin'; it takes checkpoint, preprocess, device, dtype"
+    ):
         dmdr_rewards.create("class-label", checkpoint=vit_folder, margin=0.7)
 
 
 def test_importing_is_light() -> None:
     program = """
         import sys
-        import dmdr_rewards, dmdr_rewards.class_label, dmdr_rewards.classifier, dmdr_rewards.dinov2
-        dmdr_rewards.available()
+        import dmdr_rewards
+        assert dmdr_rewards.available()
+        assert "torch" not in sys.modules
+        for name in dmdr_rewards.available():
+            dmdr_rewards.describe(name)
         try:
             dmdr_rewards.create("nothing")
         except ValueError:
             pass
-        heavy = {"deepspeed", "diffusers", "transformers", "dmdr_core"} & set(sys.modules)
+        heavy = {"deepspeed", "diffusers", "transformers", "open_clip", "timm", "torchvision", "dmdr_core"}
+        heavy &= set(sys.modules)
         raise SystemExit(f"imported {heavy}" if heavy else 0)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import zipfile
 from pathlib import Path
@@ -72,6 +73,44 @@ def test_other_content_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds more than named tensors"):
         weights.load(tmp_path / "other.pth")
+
+
+def test_tensors_may_be_wrapped(tmp_path: Path) -> None:
+    torch.save({"state_dict": TENSORS, "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save(TENSORS, tmp_path / "bare.pth")
+    for name in ("wrapped", "bare"):
+        assert weights.load(tmp_path / f"{name}.pth", inside="state_dict").keys() == TENSORS.keys()
+
+
+def test_the_hash_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"one")
+    assert weights.sha256(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"other")
+    assert weights.sha256(path) == hashlib.sha256(b"other").hexdigest()
+    (tmp_path / "config.json").write_text("{}")
+    folder = weights.sha256(tmp_path)
+    assert folder == hashlib.sha256(f"{weights.sha256(path)}  a.pth\n".encode()).hexdigest()
+    path.rename(tmp_path / "b.pth")
+    assert weights.sha256(tmp_path) != folder
+
+
+def test_nothing_to_hash_is_said(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="no such file, nor a folder with weights"):
+            weights.sha256(path)
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pth").write_bytes(b"one")
+    first = weights.sha256(tmp_path / "a.pth")
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("read again"))
+    assert weights.sha256(tmp_path / "a.pth") == first
+
+
+def test_long_lists_of_differences_are_cut() -> None:
+    with pytest.raises(ValueError, match=r"missing: a, b, n00, .*n37 and 62 more$"):
+        weights.check({}, {**{f"n{index:02}": (1,) for index in range(100)}, "a": (1,), "b": (1,)}, "other.pth")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,49 +2,54 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dmdr_rewards.classifier import ImageClassifier
-from dmdr_rewards.images import Images
 from dmdr_rewards.labels import as_labels
-from dmdr_rewards.reward import RewardInfo
+from dmdr_rewards.reward import RewardInfo, TowerReward, described
+
+INFO = RewardInfo(
+    name="class-label",
+    description="log-probability of the class label: -cross_entropy(logits, label)",
+    range=(-math.inf, 0.0),
+    licence="that of the checkpoint",
+    source="the checkpoint",
+    prompt="class_label",
+    differentiable=True,
+    image_size=None,
+    preprocess="what the folder's preprocessor_config.json says",
+    checkpoint="folder of a transformers image classifier: config.json, *.safetensors, preprocessor_config.json",
+)
 
 
-class ClassLabelReward:
+class ClassLabelReward(TowerReward):
     """log p(label | picture) = −cross-entropy of a classifier, in (−∞, 0]; 0 is full certainty.
 
     Source: the class-conditional reward of DMDR, arXiv 2511.13649. `classifier` is the network behind it.
     """
 
-    def __init__(self, classifier: ImageClassifier, name: str, licence: str, source: str) -> None:
-        self.classifier = classifier
-        self.info = RewardInfo(
-            name=name,
-            description="log-probability of the class label: -cross_entropy(logits, label)",
-            range=(-math.inf, 0.0),
-            licence=licence,
-            source=source,
-            prompt="class_label",
-            differentiable=True,
-            image_size=classifier.preprocess.image_size,
-            preprocess=str(classifier.preprocess),
+    def __init__(self, classifier: ImageClassifier, info: RewardInfo) -> None:
+        self.classifier, self.tower, self.preprocess = classifier, classifier.tower, classifier.preprocess
+        self.info = replace(
+            info,
+            image_size=self.preprocess.image_size,
+            preprocess=str(self.preprocess),
             num_classes=classifier.num_classes,
         )
 
-    def score(self, images: Images, prompts: Tensor | Sequence[Any]) -> Tensor:
-        """Score B pictures under B integer class labels -> float32 Tensor[B].
+    def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
+        """Score B features under B integer class labels, Tensor[B] or list -> float32 Tensor[B].
 
-        images: see `dmdr_rewards.images`; float tensors keep their gradient. prompts: integer Tensor[B] or list.
-        Raises ValueError for pictures or labels that cannot be scored, naming the value and the fix.
+        Raises ValueError for labels that are no integers, out of range, or whose number is not that of the pictures.
         """
-        logits = self.classifier.logits(images)
-        labels = as_labels(prompts, len(logits), self.classifier.num_classes, logits.device)
-        return log_likelihood(logits, labels).float()
+        labels = as_labels(prompts, len(features), self.classifier.num_classes, features.device)
+        return log_likelihood(self.classifier.head(features), labels).float()
 
 
 def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -52,8 +57,10 @@ def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return -F.cross_entropy(logits, labels, reduction="none")
 
 
+@described(INFO)
 def from_folder(
     checkpoint: str | PathLike[str],
+    preprocess: Literal["reference", "dmdr"] = "reference",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClassLabelReward:
@@ -61,5 +68,5 @@ def from_folder(
 
     Format of the folder, preprocessing and what is raised: `ImageClassifier.from_folder`.
     """
-    classifier = ImageClassifier.from_folder(checkpoint, device, dtype)
-    return ClassLabelReward(classifier, "class-label", licence="that of the checkpoint", source=str(checkpoint))
+    classifier = ImageClassifier.from_folder(checkpoint, device, dtype, preprocess)
+    return ClassLabelReward(classifier, replace(INFO, source=str(checkpoint)))

@@ -3,17 +3,17 @@
 import json
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dmdr_rewards import preprocess, weights
-from dmdr_rewards.images import Images, as_images
-from dmdr_rewards.preprocess import Preprocess
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from dmdr_rewards import weights
+from dmdr_rewards.frozen import Frozen, precision
+from dmdr_rewards.images import Images
+from dmdr_rewards.preprocess import Preprocess, chosen
+from dmdr_rewards.preprocess import from_folder as preprocess_of
 
 
 class Classified(NamedTuple):
@@ -26,9 +26,9 @@ class Classified(NamedTuple):
 class ImageClassifier:
     """Frozen network and linear head. Gradients reach the pixels, never the weights.
 
-    `body` maps preprocessed pixels to features Tensor[B, F] and runs under autocast in `dtype`; `head` and everything
+    `tower` maps preprocessed pixels to features Tensor[B, F] and runs under autocast in `dtype`; `head` and everything
     after it stay in float32, where sums of exponentials are safe. With `dtype` float64 all of it is float64, for
-    tests of gradients. It is not an nn.Module, so a trainer cannot pick its weights up by accident.
+    tests of gradients.
 
     Raises ValueError for any other dtype.
     """
@@ -41,14 +41,10 @@ class ImageClassifier:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype {dtype}: choose one of {', '.join(map(str, _DTYPES))}")
-        self.device = torch.device(device)
-        self.dtype = dtype
         self.preprocess = preprocess
-        self._precision = torch.float64 if dtype == torch.float64 else torch.float32
-        self._body = body.to(self.device, self._precision).requires_grad_(False).eval()
-        self._head = head.to(self.device, self._precision).requires_grad_(False).eval()
+        self.num_features, self.num_classes = head.in_features, head.out_features
+        self.tower = Frozen(body, device, dtype)
+        self.head = Frozen(head, device, precision(dtype))
 
     @classmethod
     def from_folder(
@@ -56,11 +52,13 @@ class ImageClassifier:
         folder: str | PathLike[str],
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        preprocess: Literal["reference", "dmdr"] = "reference",
     ) -> "ImageClassifier":
         """Load any transformers image classifier that ends in a linear layer, from a local folder.
 
         The folder holds config.json, *.safetensors (pickles are not read) and preprocessor_config.json, which says
         how pictures are resized, cropped and normalised; without it they go in as they are, with a warning.
+        preprocess="dmdr" squashes them to the same size instead.
 
         Raises ValueError for a folder without these files, one of another kind of model, and for weights that are
         missing, unexpected or of a wrong shape.
@@ -68,29 +66,15 @@ class ImageClassifier:
         path = Path(folder)
         model = _load_model(path)
         body, head = _split(model, path)
-        return cls(body, head, preprocess.from_folder(path), device, dtype)
-
-    @property
-    def num_classes(self) -> int:
-        return self._head.out_features
-
-    @property
-    def num_features(self) -> int:
-        return self._head.in_features
+        return cls(body, head, chosen(preprocess, preprocess_of(path)), device, dtype)
 
     def __call__(self, images: Images) -> Classified:
         """Features and logits in one pass; float32 on this classifier's device.
 
         images: B pictures, see `dmdr_rewards.images`. Raises ValueError for pictures that module refuses.
         """
-        pictures = as_images(images, self.device, self._precision)
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(self.device.type, enabled=False):
-            pixels = self.preprocess(pictures)
-            with torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half):
-                features = self._body(pixels)
-            features = features.to(self._precision)
-            return Classified(features, self._head(features))
+        features = self.tower(self.preprocess.pixels(images, self.tower.device, self.tower.precision))
+        return Classified(features, self.head(features))
 
     def features(self, images: Images) -> Tensor:
         """What enters the last linear layer, Tensor[B, F]."""

@@ -14,62 +14,89 @@ transformers resamples to the exact size instead, and its numbers differ. Pictur
 Not covered: backbones with registers, and the one-layer head (2·width inputs). Both are refused by name or shape.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmdr_rewards import weights
+from dmdr_rewards import class_label, weights
 from dmdr_rewards.class_label import ClassLabelReward
 from dmdr_rewards.classifier import ImageClassifier
-from dmdr_rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from dmdr_rewards.frozen import recompute
+from dmdr_rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, chosen
+from dmdr_rewards.reward import described
 
+_IMAGE_SIZE = 224
 _HEAD_WIDTH = 64  # of one attention head, in every released size
 _LAYERS = 4  # whose class tokens the linear head reads
 _GRID_OFFSET = 0.1  # of the release, see above
 
 
+INFO = replace(
+    class_label.INFO,
+    name="dinov2",
+    description="log-probability of the class label by DINOv2: -cross_entropy(logits, label)",
+    licence="Apache-2.0",
+    source="https://github.com/facebookresearch/dinov2, arXiv 2304.07193",
+    image_size=(_IMAGE_SIZE, _IMAGE_SIZE),
+    preprocess=f"squash to {_IMAGE_SIZE}x{_IMAGE_SIZE}, bicubic, antialias; ImageNet's mean and std",
+    checkpoint=(
+        "torch.hub's files: dinov2_vitl14_pretrain.pth with head=dinov2_vitl14_linear4_head.pth; or a folder with "
+        "backbone.* and head.*, .safetensors or .pth; or a folder of a transformers Dinov2ForImageClassification"
+    ),
+)
+
+
+@described(INFO)
 def reward(
     checkpoint: str | PathLike[str],
     head: str | PathLike[str] | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
+    preprocess: Literal["reference", "dmdr"] = "reference",
+    gradient_checkpointing: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClassLabelReward:
     """The reward `dinov2`: −cross-entropy of `classifier`, which takes the same arguments."""
     return ClassLabelReward(
-        classifier(checkpoint, head, image_size, device, dtype),
-        "dinov2",
-        licence="Apache-2.0",
-        source="https://github.com/facebookresearch/dinov2, arXiv 2304.07193",
+        classifier(checkpoint, head, image_size, device, dtype, preprocess, gradient_checkpointing), INFO
     )
 
 
 def classifier(
     checkpoint: str | PathLike[str],
     head: str | PathLike[str] | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    preprocess: Literal["reference", "dmdr"] = "reference",
+    gradient_checkpointing: bool = False,
 ) -> ImageClassifier:
     """Load backbone and head.
 
-    checkpoint  the backbone's file, e.g. dinov2_vitl14_pretrain.pth, or a folder that holds backbone.safetensors or
-                backbone.pth, and head.safetensors or head.pth
+    checkpoint  the backbone's file, e.g. dinov2_vitl14_pretrain.pth; a folder that holds backbone.safetensors or
+                backbone.pth, and head.safetensors or head.pth; or a folder of a transformers
+                Dinov2ForImageClassification, which says by itself how pictures get to it
     head        the head's file, e.g. dinov2_vitl14_linear4_head.pth; with a folder, leave it out
-    image_size  side of the square that the network sees, a multiple of the patch size
+    image_size  side of the square that the network sees, a multiple of the patch size; 224 if not given. Not with a
+                transformers folder
+    preprocess  "dmdr" squashes, which torch.hub's network gets in any case
+    gradient_checkpointing  recompute the backbone's layers in the backward pass; changes no value
 
     Width, depth, patch size, feed-forward kind (MLP, or SwiGLU of ViT-g) and number of classes are read off the
     tensors' shapes. Raises ValueError for files that are missing, damaged, unsafe or of another model, and for an
     image size that the patches do not tile.
     """
+    if (Path(checkpoint) / "config.json").exists():
+        return _plain(Path(checkpoint), head, image_size, device, dtype, preprocess, gradient_checkpointing)
     backbone_path, head_path = _files(Path(checkpoint), head)
     backbone, linear = weights.load(backbone_path), weights.load(head_path)
     backbone.pop("mask_token", None)  # serves pretraining only
@@ -78,15 +105,36 @@ def classifier(
     num_classes = len(linear["weight"]) if "weight" in linear and linear["weight"].ndim else 0
     features = (_LAYERS + 1) * shape.width
     weights.check(linear, {"weight": (num_classes, features), "bias": (num_classes,)}, head_path)
-    if image_size < 1 or image_size % shape.patch:
-        raise ValueError(f"image_size {image_size} is not a positive multiple of the patch size {shape.patch}")
-    return ImageClassifier(
-        _FourLayers(_model(backbone, shape, image_size)),
-        _linear(linear),
-        Preprocess(resize=(image_size, image_size), mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        device,
-        dtype,
-    )
+    side = _IMAGE_SIZE if image_size is None else image_size
+    if side < 1 or side % shape.patch:
+        raise ValueError(f"image_size {side} is not a positive multiple of the patch size {shape.patch}")
+    model = _model(backbone, shape, side)
+    if gradient_checkpointing:
+        recompute(model.encoder.layer)
+    squash = Preprocess(resize=(side, side), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return ImageClassifier(_FourLayers(model), _linear(linear), chosen(preprocess, squash), device, dtype)
+
+
+def _plain(
+    folder: Path,
+    head: Any,
+    image_size: int | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    preprocess: Literal["reference", "dmdr"],
+    gradient_checkpointing: bool,
+) -> ImageClassifier:
+    given = [name for name, value in (("head", head), ("image_size", image_size)) if value is not None]
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if given or kind != "dinov2":
+        raise ValueError(
+            f"checkpoint {folder} is a transformers folder of a {kind} model: "
+            + (f"leave out {' and '.join(given)}" if given else "use the reward 'class-label'")
+        )
+    found = ImageClassifier.from_folder(folder, device, dtype, preprocess)
+    if gradient_checkpointing:
+        recompute(found.tower.module.get_submodule("model.dinov2.encoder.layer").children())
+    return found
 
 
 class _FourLayers(nn.Module):

@@ -6,7 +6,7 @@ A package adds one by declaring it in the group `dmdr_rewards` of its pyproject.
     sharpness = "my_package:Sharpness"
 
 The factory is called as `factory(checkpoint=…, device=…, dtype=…, **options)`, without `checkpoint` where the caller
-gave none, and returns a `Reward`.
+gave none, and returns a `Reward`. An attribute `info` of the factory, where it has one, is what `describe` returns.
 """
 
 import difflib
@@ -14,17 +14,27 @@ import inspect
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from dmdr_rewards.reward import Reward
+    from dmdr_rewards.reward import Reward, RewardInfo
 
 GROUP = "dmdr_rewards"
 
 _BUILT_IN = (
+    EntryPoint("aesthetic", "dmdr_rewards.aesthetic:reward", GROUP),
     EntryPoint("class-label", "dmdr_rewards.class_label:from_folder", GROUP),
+    EntryPoint("clip", "dmdr_rewards.clip:clip", GROUP),
+    EntryPoint("dfn-clip", "dmdr_rewards.clip:dfn_clip", GROUP),
     EntryPoint("dinov2", "dmdr_rewards.dinov2:reward", GROUP),
+    EntryPoint("hpsv2.1", "dmdr_rewards.hpsv2:reward", GROUP),
+    EntryPoint("imagereward", "dmdr_rewards.imagereward:reward", GROUP),
+    EntryPoint("ocr", "dmdr_rewards.judge:OCR", GROUP),
+    EntryPoint("pickscore", "dmdr_rewards.pickscore:reward", GROUP),
+    EntryPoint("vlm-judge", "dmdr_rewards.judge:Rating", GROUP),
+    EntryPoint("vqascore", "dmdr_rewards.judge:VQAScore", GROUP),
 )
 
 
@@ -36,26 +46,48 @@ def available() -> list[str]:
 def create(
     name: str,
     checkpoint: str | PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: "str | torch.device" = "cpu",
+    dtype: "torch.dtype | None" = None,
+    preprocess: Literal["reference", "dmdr"] | None = None,
     **options: Any,
-) -> Reward:
+) -> "Reward":
     """Load the reward called `name`.
 
     checkpoint  local file or folder, in the format the reward's own docstring describes
     device      where the weights live and the scores are computed
-    dtype       precision of the networks: bfloat16 and float16 run them under autocast, float64 throughout
+    dtype       precision of the networks, float32 if not given: bfloat16 and float16 run them under autocast, float64
+                throughout
+    preprocess  "reference", what a built-in reward does by default: as the official implementation; or "dmdr", as
+                DMDR's authors do: pictures are squashed, for every reward
     options     the reward's own, see its docstring
 
     Raises ValueError for an unknown name, for a name that two packages claim, for a missing checkpoint, and for an
     option that the reward does not have; the reward raises ValueError for a checkpoint it cannot use.
     """
+    import torch
+
     factory = _find(name).load()
-    arguments: dict[str, Any] = {"device": device, "dtype": dtype, **options}
-    if checkpoint is not None:
-        arguments["checkpoint"] = checkpoint
+    arguments: dict[str, Any] = {"device": device, "dtype": torch.float32 if dtype is None else dtype, **options}
+    arguments |= {"checkpoint": checkpoint} if checkpoint is not None else {}
+    arguments |= {"preprocess": preprocess} if preprocess is not None else {}
     _check_arguments(name, factory, arguments)
     return factory(**arguments)
+
+
+def describe(name: str) -> "RewardInfo":
+    """What is known of the reward called `name` before a checkpoint is loaded: the attribute `info` of its factory.
+
+    Raises ValueError for an unknown name, and for a third party's factory without that attribute.
+    """
+    from dmdr_rewards.reward import RewardInfo
+
+    factory = _find(name).load()
+    info = getattr(factory, "info", None)
+    if not isinstance(info, RewardInfo):
+        raise ValueError(
+            f"reward {name!r} has no description of its own: its factory {factory} needs an attribute info"
+        )
+    return info
 
 
 def _entries() -> list[EntryPoint]:

@@ -1,0 +1,111 @@
+"""One picture and one question to an endpoint of OpenAI's chat completions, patiently."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from email.message import Message
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+_LONGEST_WAIT = 60.0
+
+
+class Answer(NamedTuple):
+    """text, and the first token's alternatives: dicts of token and logprob, none if the endpoint gives none."""
+
+    text: str
+    logprobs: list[dict[str, Any]]
+
+
+class Endpoint:
+    """The model `model` at `url`. The key is read from the environment, sent to `url` alone, and shown nowhere.
+
+    Raises ValueError for a url that is not http(s), an unset variable, and numbers that are out of range.
+    """
+
+    def __init__(
+        self, url: str, model: str, api_key_env: str | None, timeout: float, retries: int, backoff: float
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url {url!r}: give the endpoint's, such as http://localhost:8000/v1")
+        if timeout <= 0 or retries < 0 or backoff < 0:
+            raise ValueError(f"timeout {timeout} must be above 0; retries {retries} and backoff {backoff}, 0 or more")
+        if api_key_env is not None and not os.environ.get(api_key_env):
+            raise ValueError(f"api_key_env {api_key_env}: that environment variable is not set")
+        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.model = model
+        self._key = os.environ[api_key_env] if api_key_env is not None else None
+        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def ask(self, picture: Image.Image, question: str, request: dict[str, Any]) -> Answer:
+        """Send a picture and a question. request: further fields of the body, such as max_tokens.
+
+        After 408, 429, 5xx, a time-out, a broken connection and an answer that is not of this API, the request is sent
+        again: when the endpoint asks for it (Retry-After), else after waits that double.
+
+        Raises ValueError for a request that the endpoint refuses, ConnectionError when the retries are used up.
+        """
+        content = [{"type": "image_url", "image_url": {"url": _data_url(picture)}}, {"type": "text", "text": question}]
+        message = {"role": "user", "content": content}
+        body = json.dumps({"model": self.model, "messages": [message], "temperature": 0, **request}).encode()
+        for attempt in range(self._retries + 1):
+            wait = self._backoff * 2**attempt
+            try:
+                return self._send(body)
+            except urllib.error.HTTPError as error:
+                reason = self._reason(error)
+                if error.code not in (408, 429) and error.code < 500:
+                    raise ValueError(f"{self.url} refuses the request: {reason}") from None
+                wait = _asked_for(error.headers, wait)
+            except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+                reason = f"{type(error).__name__}: {error}"
+            except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+                reason = f"not an answer of chat completions, {type(error).__name__}: {error}"
+            if attempt < self._retries:
+                time.sleep(min(wait, _LONGEST_WAIT))
+        raise ConnectionError(
+            f"{self.url} failed {self._retries + 1} times, last with {reason}: is it up, is url= right?"
+        )
+
+    def _send(self, body: bytes) -> Answer:
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        request = urllib.request.Request(self.url, body, headers)
+        with self._opener.open(request, timeout=self._timeout) as response:
+            choice = json.load(response)["choices"][0]
+        tokens = (choice.get("logprobs") or {}).get("content") or [{}]
+        alternatives = [{"token": str(each["token"]), "logprob": float(each["logprob"])}
+                        for each in tokens[0].get("top_logprobs") or []]  # fmt: skip
+        return Answer(str(choice["message"]["content"] or ""), alternatives)
+
+    def _reason(self, error: urllib.error.HTTPError) -> str:
+        with error:
+            text = error.read(2000).decode(errors="replace")
+        return f"{error.code} {error.reason}, {text[:300]}".replace(self._key or "\0", "***")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the key along to wherever it points."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+def _asked_for(headers: Message, otherwise: float) -> float:
+    try:
+        return max(float(headers.get("Retry-After", "")), 0.0)
+    except ValueError:
+        return otherwise
+
+
+def _data_url(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

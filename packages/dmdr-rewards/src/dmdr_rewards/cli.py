@@ -1,0 +1,144 @@
+"""The program dmdr-score: score pictures, and look at rewards.
+
+    dmdr-score IMAGES --prompts FILE --reward NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
+    dmdr-score list | info NAME | verify NAME CHECKPOINT
+
+What was typed is checked before torch is imported, so that a mistake is answered at once. Exit codes: 0, 1 for a run
+that had to stop (run it again: it goes on), 2 for a mistake in what was typed.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dmdr_rewards.errors import USER_ERROR, naming, user_errors
+
+_COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
+  list                     the rewards: what they score, their prompts, their licence
+  info NAME                all that is known about a reward, without loading it
+  verify NAME CHECKPOINT   load a checkpoint strictly, and print its size, its hash and a probe score
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends in SystemExit where the exit code is not 0."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    commands = {"list": _list, "info": _info, "verify": _verify}
+    with user_errors():
+        try:
+            if arguments and arguments[0] in commands:
+                commands[arguments[0]](arguments[1:])
+            else:
+                _score(arguments)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+
+
+def _score(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        prog="dmdr-score",
+        description="Score pictures with one or several rewards; a run that was interrupted goes on where it was.",
+        epilog=_COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="a folder, a glob, a .parquet, .jsonl or .csv table, or a dataset on disk")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompts", metavar="FILE", help=".jsonl, .csv or .parquet of file_name and prompt (or label)")
+    source.add_argument("--prompt", metavar="TEXT", help="one prompt, or class label, for all")
+    add(
+        "--reward",
+        action="append",
+        required=True,
+        metavar="NAME[=CHECKPOINT][:WEIGHT]",
+        help="may be given several times; only a number behind the last colon is a weight",
+    )
+    add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="an option of one reward")
+    add("--preprocess", choices=("reference", "dmdr"), help="the official preprocessing, or that of the DMDR authors")
+    add("-o", "--output", required=True, metavar="FILE", help=".parquet, .jsonl or .csv")
+    add("--overwrite", action="store_true", help="score all anew, whatever FILE holds")
+    add("--html", metavar="FILE", help="also write a page with the pictures, best first")
+    add("--html-limit", type=_count, default=200, metavar="N", help="pictures on that page (default: %(default)s)")
+    add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(default: %(default)s)")
+    add("--batch-size", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    add(
+        "--workers",
+        type=_count_or_none,
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that read pictures; 0: none (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+
+    from dmdr_rewards.score_command import score
+
+    score(options)
+
+
+def _list(arguments: Sequence[str]) -> None:
+    _Parser(prog="dmdr-score list", description="The rewards that are built in or installed.").parse_args(arguments)
+    from dmdr_rewards.registry import available, describe
+
+    rows = [("name", "prompt", "licence", "score")]
+    for name in available():
+        try:
+            info = describe(name)
+        except ValueError:  # a third party's that can only be asked once it is loaded
+            rows.append((name, "?", "?", "?"))
+        else:
+            rows.append((name, info.prompt, info.licence, info.description))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+
+
+def _info(arguments: Sequence[str]) -> None:
+    parser = _Parser(prog="dmdr-score info", description="All that is known about a reward, without loading it.")
+    parser.add_argument("name", metavar="NAME")
+    name = parser.parse_args(arguments).name
+    from dmdr_rewards.registry import describe
+
+    with naming("NAME"):
+        info = describe(name)
+    for field in dataclasses.fields(info):
+        print(f"{field.name:<16}{getattr(info, field.name)}")
+
+
+def _verify(arguments: Sequence[str]) -> None:
+    text = "Load a checkpoint strictly, and print its size, its hash and a probe score."
+    parser = _Parser(prog="dmdr-score verify", description=text)
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the reward")
+    parser.add_argument("--tensors", action="store_true", help="also print the name, type and shape of each tensor")
+    options = parser.parse_args(arguments)
+
+    from dmdr_rewards.verify import verify
+
+    verify(options.name, options.checkpoint, options.option, options.tensors)
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return _count(text, least=0)
+
+
+if __name__ == "__main__":
+    main()

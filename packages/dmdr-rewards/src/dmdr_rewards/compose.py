@@ -1,0 +1,198 @@
+"""Rewards made of rewards.
+
+    total, parts = WeightedSum({hps: 1.0, dfn: 0.3})(images, prompts)
+    loss = Hinge(dfn, margin=0.7).score(images, prompts).mean()
+    srpo = Relative(hps, ["Realistic", "Detailed"], ["Painting", "Oil"], generator=generator)
+
+Each of them is a `Reward` and can be part of another. What their parts have in common is computed once: resized pixels,
+and the features of equal towers (`dmdr_rewards.sharing`). Gradients pass through all of them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmdr_rewards.images import Images
+from dmdr_rewards.prompts import as_texts
+from dmdr_rewards.registry import create
+from dmdr_rewards.reward import Reward, RewardInfo, TowerReward
+from dmdr_rewards.sharing import Shared
+
+
+class Weighted(NamedTuple):
+    """A weighted sum, float32 Tensor[B], and the scores it is made of, by name and without their weights."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class WeightedSum:
+    """Σ weight · reward, with its parts.
+
+    Parts are named by `info.name`; where two share one, the later ones get " 2", " 3" …
+    """
+
+    def __init__(self, weights: Mapping[Reward | str, float], **options: Any) -> None:
+        """weights: reward -> its factor; a name stands for `create(name, **options)`.
+
+        Raises ValueError for no reward, a weight that is not finite, options without a name to use them on, rewards
+        that take different kinds of prompts, and what `create` refuses.
+        """
+        if not weights:
+            raise ValueError("WeightedSum of no reward: give at least one")
+        if options and not any(isinstance(given, str) for given in weights):
+            raise ValueError(f"options {', '.join(options)} have no effect: no reward is given by its name")
+        self.rewards: dict[str, Reward] = {}
+        self.weights: dict[str, float] = {}
+        for given, weight in weights.items():
+            reward = create(given, **options) if isinstance(given, str) else given
+            if not math.isfinite(weight):
+                raise ValueError(f"weight {weight} of reward {reward.info.name!r}: give a finite number")
+            name = _free(reward.info.name, self.rewards)
+            self.rewards[name], self.weights[name] = reward, weight
+        self.info = _info_of_sum(self.rewards, self.weights)
+
+    def __call__(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Weighted:
+        """B pictures under B prompts -> the sum and its parts, each float32 Tensor[B].
+
+        Raises what the rewards raise.
+        """
+        shared = Shared.of(images)
+        parts = {name: _score(reward, shared, prompts) for name, reward in self.rewards.items()}
+        total = sum(weight * parts[name] for name, weight in self.weights.items())
+        assert isinstance(total, Tensor)
+        return Weighted(total, parts)
+
+    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+        """The sum alone, float32 Tensor[B]."""
+        return self(images, prompts).total
+
+
+class Hinge:
+    """relu(margin − reward), in [0, ∞): the loss of ReFL, per picture. A picture that reaches the margin pulls no more.
+
+    Unlike a reward, lower is better. Source: "ImageReward", arXiv 2304.05977; margin 0.7 is DMDR's for cosines.
+    """
+
+    def __init__(self, reward: Reward, margin: float = 0.7) -> None:
+        self.reward, self.margin = reward, margin
+        low, high = reward.info.range
+        self.info = replace(
+            reward.info,
+            name=f"hinge({reward.info.name})",
+            description=f"relu({margin:g} - {reward.info.name}); a loss, lower is better",
+            range=(max(margin - high, 0.0), max(margin - low, 0.0)),
+        )
+
+    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+        """B pictures under B prompts -> relu(margin − score), float32 Tensor[B]."""
+        return F.relu(self.margin - _score(self.reward, Shared.of(images), prompts))
+
+
+class Relative:
+    """(1 + k) · reward(positive prompt) − reward(negative prompt): what an adjective adds, without the rest.
+
+    The same image features serve both prompts. Source: SRPO, "Directly Aligning the Full Diffusion Trajectory with
+    Fine-Grained Human Preference", arXiv 2509.06942, there with k = 0.1.
+
+    `step` is what a schedule `k` is asked with; the training loop sets it.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        positive: str | Sequence[str],
+        negative: str | Sequence[str],
+        k: float | Callable[[int], float] = 0.1,
+        template: str = "{adjective}. {prompt}",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """
+        positive, negative  the adjectives; each call draws one of each for its whole batch
+        k           a number, or a function of the step
+        template    how an adjective joins a prompt
+        generator   where the draws come from, a generator on the CPU; needed where there is a choice
+
+        Raises ValueError for a reward that takes no texts, no adjective, a template without its two fields, and a
+        choice without a generator.
+        """
+        if reward.info.prompt != "text":
+            raise ValueError(
+                f"Relative needs a reward of texts: {reward.info.name!r} takes {reward.info.prompt} prompts"
+            )
+        self.positive, self.negative = _adjectives(positive), _adjectives(negative)
+        if generator is None and len(self.positive) + len(self.negative) > 2:
+            raise ValueError("Relative draws its adjectives: give generator=torch.Generator(), seeded, or one of each")
+        if not all(field in template for field in ("{adjective}", "{prompt}")):
+            raise ValueError(f"template {template!r} must hold {{adjective}} and {{prompt}}")
+        self.reward, self.k, self.template, self.generator = reward, k, template, generator
+        self.step = 0
+        low, high = reward.info.range
+        bounds = (-math.inf, math.inf) if callable(k) else ((1 + k) * low - high, (1 + k) * high - low)
+        self.info = replace(
+            reward.info,
+            name=f"relative({reward.info.name})",
+            description=f"(1 + k) · {reward.info.name}(positive) - {reward.info.name}(negative)",
+            range=bounds,
+        )
+
+    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+        """B pictures under B texts -> float32 Tensor[B]. Draws one adjective of each kind."""
+        texts = as_texts(prompts)
+        shared = Shared.of(images)
+        k = self.k(self.step) if callable(self.k) else self.k
+        positive, negative = (
+            _score(self.reward, shared, [self.template.format(adjective=adjective, prompt=text) for text in texts])
+            for adjective in (self._drawn(self.positive), self._drawn(self.negative))
+        )
+        return (1 + k) * positive - negative
+
+    def _drawn(self, adjectives: list[str]) -> str:
+        if len(adjectives) == 1:
+            return adjectives[0]
+        return adjectives[int(torch.randint(len(adjectives), (), generator=self.generator))]
+
+
+def _score(reward: Reward, shared: Shared, prompts: Tensor | Sequence[Any]) -> Tensor:
+    """Rewards of third parties know pictures only."""
+    if isinstance(reward, (TowerReward, WeightedSum, Hinge, Relative)):
+        return reward.score(shared, prompts)
+    return reward.score(shared.images, prompts)
+
+
+def _adjectives(given: str | Sequence[str]) -> list[str]:
+    adjectives = [given] if isinstance(given, str) else list(given)
+    if not adjectives:
+        raise ValueError("Relative without an adjective: give at least one positive and one negative")
+    return adjectives
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    names = [name, *(f"{name} {count}" for count in range(2, len(taken) + 2))]
+    return next(each for each in names if each not in taken)
+
+
+def _info_of_sum(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> RewardInfo:
+    infos = {name: reward.info for name, reward in rewards.items()}
+    kinds = {info.prompt for info in infos.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"WeightedSum of rewards that take different prompts: {', '.join(sorted(kinds))}")
+    bounds = [sorted(weights[name] * bound for bound in infos[name].range) for name in infos if weights[name]]
+    sizes, classes = ({getattr(info, key) for info in infos.values()} for key in ("image_size", "num_classes"))
+    return RewardInfo(
+        name="weighted-sum",
+        description=" + ".join(f"{weights[name]:g} · {name}" for name in infos),
+        range=(sum(low for low, _ in bounds), sum(high for _, high in bounds)),
+        licence="; ".join(dict.fromkeys(info.licence for info in infos.values())),
+        source="; ".join(dict.fromkeys(info.source for info in infos.values())),
+        prompt=kinds.pop(),
+        differentiable=all(info.differentiable for info in infos.values()),
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        preprocess="; ".join(f"{name}: {info.preprocess}" for name, info in infos.items()),
+        num_classes=classes.pop() if len(classes) == 1 else None,
+    )
