@@ -1,11 +1,13 @@
 """The reference is open_clip's model and transform, and the head's formula written out."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import dmdr_rewards
 import pytest
 import torch
+from dmdr_rewards.cli import main
 from torch import Tensor
 
 from .conftest import SHAPES, TINY_CLIP, eight_bit, gradient_slopes, open_clip_model
@@ -65,6 +67,32 @@ def test_the_prompt_is_counted_not_read(clip_file: Path, clip_json: Path, head_f
     assert "_text" not in vars(reward.towers), "the text tower stays where it is"
     with pytest.raises(ValueError, match="2 images but 1 prompts"):
         reward.score(pictures, ["a"])
+    with pytest.raises(ValueError, match="give a list"):
+        reward.score(pictures, "ab")
+
+
+def test_it_goes_with_texts_and_with_labels(reward: Any, clip_file: Path, clip_json: Path, vit_folder: Path) -> None:
+    pictures = [eight_bit(16, 16)] * 2
+    clip = dmdr_rewards.create("clip", clip_file, model=str(clip_json))
+    labels = dmdr_rewards.create("class-label", vit_folder)
+    for other, kind, prompts in ((clip, "text", ["a", "b"]), (labels, "class_label", [0, 1])):
+        weighted = dmdr_rewards.WeightedSum({other: 1.0, reward: 1.0})
+        assert weighted.info.prompt == kind
+        torch.testing.assert_close(weighted(pictures, prompts).parts["aesthetic"], reward.score(pictures, ["", ""]))
+    assert dmdr_rewards.WeightedSum({reward: 1.0}).info.prompt == "none"
+
+
+def test_the_program_asks_for_no_prompt(
+    reward: Any, clip_file: Path, clip_json: Path, head_file: Path, tmp_path: Path
+) -> None:
+    picture = eight_bit(20, 30)
+    (tmp_path / "pictures").mkdir()
+    picture.save(tmp_path / "pictures/one.png")
+    options = [f"--option=aesthetic.head={head_file}", f"--option=aesthetic.model={clip_json}", "--workers=0"]
+    output = tmp_path / "scores.jsonl"
+    main([str(tmp_path / "pictures"), f"--reward=aesthetic={clip_file}", *options, "-o", str(output)])
+    row = json.loads(output.read_text(encoding="utf-8"))
+    assert row["aesthetic"] == pytest.approx(reward.score([picture], [""]).item(), abs=1e-6)
 
 
 def test_a_folder_holds_both_files(

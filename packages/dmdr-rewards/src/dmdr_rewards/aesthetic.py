@@ -25,7 +25,6 @@ from dmdr_rewards import weights
 from dmdr_rewards.clip import shorter_side
 from dmdr_rewards.frozen import Frozen, precision
 from dmdr_rewards.preprocess import Preprocess, chosen
-from dmdr_rewards.prompts import as_texts
 from dmdr_rewards.reward import RewardInfo, TowerReward, described
 from dmdr_rewards.towers import Towers, open_clip_config, open_clip_towers, transformers_towers
 
@@ -39,7 +38,7 @@ _INFO = RewardInfo(
     range=(-math.inf, math.inf),
     licence="Apache-2.0 (head), MIT (CLIP)",
     source="https://github.com/christophschuhmann/improved-aesthetic-predictor",
-    prompt="text",
+    prompt="none",
     differentiable=True,
     image_size=(224, 224),
     preprocess="shorter side to 224, bicubic, antialias; centre crop 224x224; CLIP's mean and std",
@@ -93,8 +92,9 @@ class Aesthetic(TowerReward):
         self.info = replace(_INFO, image_size=preprocess.image_size, preprocess=str(preprocess))
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
-        """Score B features, Tensor[B, D] -> float32 Tensor[B]; the B texts are counted, not read."""
-        as_texts(prompts, len(features))
+        """Score B features, Tensor[B, D] -> float32 Tensor[B]; the B prompts are counted, not read."""
+        if isinstance(prompts, str) or len(prompts) != len(features):
+            raise ValueError(f"{len(features)} images but {len(prompts)} prompts: give a list, one prompt per picture")
         return self._mlp(F.normalize(features, dim=-1)).squeeze(-1).float()
 
 

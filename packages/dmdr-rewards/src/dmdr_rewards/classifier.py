@@ -115,12 +115,7 @@ def _load_model(folder: Path) -> nn.Module:
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded as an image classifier: {error}") from error
-    weights.refuse_unless_exact(
-        folder,
-        missing=report["missing_keys"],
-        unexpected=report["unexpected_keys"],
-        wrong=[f"{name} {tuple(found)}, expected {tuple(shape)}" for name, found, shape in report["mismatched_keys"]],
-    )
+    weights.refuse_unless_loaded(folder, report)
     return model
 
 

@@ -180,6 +180,7 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 def _info_of_sum(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> RewardInfo:
     infos = {name: reward.info for name, reward in rewards.items()}
     kinds = {info.prompt for info in infos.values()}
+    kinds = kinds - {"none"} or kinds  # what reads no prompt goes with either kind
     if len(kinds) > 1:
         raise ValueError(f"WeightedSum of rewards that take different prompts: {', '.join(sorted(kinds))}")
     bounds = [sorted(weights[name] * bound for bound in infos[name].range) for name in infos if weights[name]]

@@ -163,6 +163,7 @@ class _Shape:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], path: Path) -> "_Shape":
+        """Read them off the tensors of the file `path`. Raises ValueError for a file that is no such backbone."""
         blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
         gated = "blocks.0.mlp.w3.weight" in tensors
         try:

@@ -21,7 +21,7 @@ class RewardInfo:
     range         lowest and highest score
     licence       of the weights
     source        where model and definition were published
-    prompt        what `score` takes as prompts: "class_label" (integers) or "text" (strings)
+    prompt        what `score` takes as prompts: "text" (strings), "class_label" (integers) or "none" (not read)
     differentiable  whether gradients reach the pixels
     image_size    (height, width) that the network sees; None if it takes pictures as they come
     preprocess    how pictures get there, in words
@@ -34,7 +34,7 @@ class RewardInfo:
     range: tuple[float, float]
     licence: str
     source: str
-    prompt: Literal["class_label", "text"]
+    prompt: Literal["class_label", "text", "none"]
     differentiable: bool
     image_size: tuple[int, int] | None
     preprocess: str

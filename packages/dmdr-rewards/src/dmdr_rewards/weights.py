@@ -93,6 +93,17 @@ def refuse_unless_exact(
         raise ValueError(f"checkpoint {path} is not of this model; {'; '.join(faults)}")
 
 
+def refuse_unless_loaded(path: str | PathLike[str], report: Mapping[str, Any]) -> None:
+    """The same of what transformers' `from_pretrained(…, output_loading_info=True)` reports."""
+    mismatched = report["mismatched_keys"]
+    refuse_unless_exact(
+        path,
+        missing=report["missing_keys"],
+        unexpected=report["unexpected_keys"],
+        wrong=[f"{name} {tuple(found)}, expected {tuple(shape)}" for name, found, shape in mismatched],
+    )
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
