@@ -16,6 +16,7 @@ from dmdr_core.renoise import BetaRenoise, UniformRenoise
 from dmdr_core.rewards import group_advantage, hinge, relative_reward
 from dmdr_core.rollouts import Predict, Rollout, rollout, visit
 from dmdr_core.schedule import cosine_anneal
+from dmdr_core.training_states import PredictRows, authors_states, visited_states
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,12 +25,14 @@ __all__ = [
     "Generators",
     "Grid",
     "Predict",
+    "PredictRows",
     "Process",
     "Rollout",
     "StepGrid",
     "TimestepGrid",
     "UniformRenoise",
     "VariancePreserving",
+    "authors_states",
     "cosine_anneal",
     "denoising_loss",
     "dmd_gradient",
@@ -41,4 +44,5 @@ __all__ = [
     "relative_reward",
     "rollout",
     "visit",
+    "visited_states",
 ]

@@ -1,0 +1,110 @@
+"""The states that a few-step generator is trained at: a grid time per sample, and x_t there.
+
+Two choices with one interface. :func:`visited_states` gives the states that sampling visits, so that the generator is
+trained where it will be used. :func:`authors_states` does what the public DMDR trainers do, for comparison.
+
+Here ``predict(x_t, t, rows) -> prediction`` is told which samples it is asked for: ``rows`` are their positions in the
+batch, int64, as many as ``x_t`` holds. A sample is not simulated further than it needs. Give a generator per sample
+(:mod:`dmdr_core.randomness`), and a sample's state does not depend on where the others stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from dmdr_core import checks
+from dmdr_core.grid import Grid
+from dmdr_core.process import Process
+from dmdr_core.randomness import Generators, randn
+from dmdr_core.rollouts import MODES
+
+PredictRows: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def visited_states(
+    predict: PredictRows,
+    process: Process,
+    grid: Grid,
+    noise: Tensor,
+    chosen: Tensor,
+    mode: str = "sde",
+    generator: Generators = None,
+    in_step: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Simulate each sample up to the grid time chosen for it; these are the states of :func:`~dmdr_core.rollout`.
+
+    Args:
+        predict: the model, see the head of this module.
+        process: its noise process.
+        grid: its grid, of N steps.
+        noise: ``[B, ...]``, the states at the first grid time.
+        chosen: ``[B]`` int64, the position of each sample's grid time, in [0, N).
+        mode: ``"sde"`` or ``"ode"``, see :mod:`dmdr_core.rollouts`.
+        generator: of the fresh noise in ``"sde"``.
+        in_step: ask for all samples at all N - 1 times, needed or not; for a network whose weights are spread over
+            processes that must call it equally often (ZeRO-3).
+
+    Returns:
+        The states ``[B, ...]`` and their times ``[B]``.
+
+    Raises:
+        ValueError: an unknown mode, or a position that the grid does not have.
+    """
+    times = _checked_times(grid, noise, chosen, mode)
+    everyone = torch.arange(len(noise), device=noise.device)
+    states = noise.clone()
+    for step in range(grid.num_steps - 1):
+        going = everyone[chosen > step]
+        asked = everyone if in_step else going
+        if len(asked) == 0:
+            break
+        prediction = predict(states[asked], times[step].expand(len(asked)), asked)[chosen[asked] > step]
+        t, t_next = times[step].expand(len(going)), times[step + 1].expand(len(going))
+        if len(going):
+            states[going] = MODES[mode](process, states[going], prediction, t, t_next, _pick(generator, going))
+    return states, times[chosen]
+
+
+def authors_states(
+    predict: PredictRows,
+    process: Process,
+    grid: Grid,
+    noise: Tensor,
+    chosen: Tensor,
+    mode: str = "sde",
+    generator: Generators = None,
+    in_step: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """An x0 of the simulation, renoised to the time chosen for the sample; sampling visits other states.
+
+    In ``"ode"`` it is the final x0, at every time; in ``"sde"`` the x0 that is predicted at the chosen time itself.
+    Arguments, result and errors are those of :func:`visited_states`. Source: the public trainers of DMDR.
+    """
+    last = torch.full_like(chosen, grid.num_steps - 1)
+    stops = last if mode == "ode" else chosen
+    x_t, t = visited_states(predict, process, grid, noise, stops, mode, generator, in_step)
+    everyone = torch.arange(len(noise), device=noise.device)
+    x0 = process.to_x0(x_t, predict(x_t, t, everyone), t)
+    fresh = randn(x0.shape, generator, device=x0.device, dtype=x0.dtype)
+    times = _checked_times(grid, noise, chosen, mode)[chosen]
+    return process.add_noise(x0, fresh, times).to(noise.dtype), times
+
+
+def _checked_times(grid: Grid, noise: Tensor, chosen: Tensor, mode: str) -> Tensor:
+    checks.one_of("mode", mode, MODES)
+    checks.samples(noise=noise)
+    if chosen.shape != noise.shape[:1] or not bool(((chosen >= 0) & (chosen < grid.num_steps)).all()):
+        raise ValueError(
+            f"chosen = {chosen.tolist()}: give one position in [0, {grid.num_steps}) for each of {len(noise)} samples"
+        )
+    return grid.times.to(noise.device)
+
+
+def _pick(generator: Generators, rows: Tensor) -> Generators:
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    return [generator[row] for row in rows.tolist()]
