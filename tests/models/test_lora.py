@@ -17,7 +17,7 @@ def adapted(network: nn.Module, targets=("to_q", "to_v", "patch_embed"), b: floa
     generator = torch.Generator().manual_seed(1)
     lora = LoRANetwork(network, rank=4, alpha=8, targets=targets, generator=generator)
     for layer in lora.layers:
-        nn.init.normal_(layer.lora_B[lora.ADAPTER].weight, std=b, generator=generator)
+        nn.init.normal_(layer.lora_B[lora.name].weight, std=b, generator=generator)
     return lora
 
 
@@ -43,7 +43,7 @@ def test_scale_2_is_doubling_b(inputs):
     lora = adapted(bare())
     twice = lora(*inputs, lora_scale=2.0)
     for layer in lora.layers:
-        layer.lora_B[lora.ADAPTER].weight.data.mul_(2)
+        layer.lora_B[lora.name].weight.data.mul_(2)
     assert torch.equal(lora(*inputs, lora_scale=1.0), twice)
 
 
@@ -52,7 +52,7 @@ def test_strength_is_alpha_over_rank_times_b_a():
     linear.add_module("layer", nn.Linear(5, 3))
     weight, bias = linear.layer.weight.clone(), linear.layer.bias.clone()
     lora = adapted(linear, targets=["layer"])
-    a, b = lora.layers[0].lora_A[lora.ADAPTER].weight, lora.layers[0].lora_B[lora.ADAPTER].weight
+    a, b = lora.layers[0].lora_A[lora.name].weight, lora.layers[0].lora_B[lora.name].weight
     x = torch.randn(2, 5)
     expected = x @ (weight + 0.5 * (8 / 4) * b @ a).T + bias
     torch.testing.assert_close(lora(x, lora_scale=0.5), expected)
@@ -70,7 +70,7 @@ def test_only_the_adapter_is_trained(inputs):
 def test_start_values_come_from_the_generator():
     def start(seed):
         lora = LoRANetwork(bare(), 4, 4, ["to_q", "patch_embed"], generator=torch.Generator().manual_seed(seed))
-        return [layer.lora_A[lora.ADAPTER].weight for layer in lora.layers]
+        return [layer.lora_A[lora.name].weight for layer in lora.layers]
 
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -145,3 +145,53 @@ def test_checkpointing_changes_no_gradient(inputs):
 
 def test_config_is_the_networks():
     assert adapted(bare()).config.width == 16
+
+
+def two_on_one(network: nn.Module) -> tuple[LoRANetwork, LoRANetwork]:
+    """Two adapters over one network, with some layers in common and some not."""
+    draws = torch.Generator().manual_seed(2)
+    generator = LoRANetwork(network, 4, 8, ["to_q", "to_v"], draws, name="generator", shared=True)
+    fake = LoRANetwork(network, 2, 2, ["to_q", "to_k"], draws, name="fake", shared=True)
+    for lora in (generator, fake):
+        for layer in lora.layers:
+            nn.init.normal_(layer.lora_B[lora.name].weight, std=0.3, generator=draws)
+    return generator, fake
+
+
+def test_two_adapters_on_one_network_are_those_on_two(inputs):
+    shared = two_on_one(bare())
+    alone = (LoRANetwork(bare(), 4, 8, ["to_q", "to_v"]), LoRANetwork(bare(), 2, 2, ["to_q", "to_k"]))
+    for one, other in zip(shared, alone, strict=True):
+        state = one.adapter_state()
+        assert state.keys() == other.adapter_state().keys()
+        for name, parameter in other.adapter_state().items():
+            parameter.copy_(state[name])
+    for scale in (0.0, 1.0, 2.0):
+        for one, other in zip(shared, alone, strict=True):
+            assert torch.equal(one(*inputs, lora_scale=scale), other(*inputs, lora_scale=scale))
+
+
+def test_an_adapter_on_a_shared_network_owns_its_parameters_alone(inputs):
+    network = bare()
+    generator, fake = two_on_one(network)
+    names = [dict(lora.named_parameters()).keys() for lora in (generator, fake)]
+    assert names[0] == {n for n, p in LoRANetwork(bare(), 4, 8, ["to_q", "to_v"], name="generator").named_parameters()
+                        if p.requires_grad}  # fmt: skip
+    assert not names[0] & names[1]
+    assert {id(p) for lora in (generator, fake) for p in lora.parameters()} == {
+        id(p) for p in network.parameters() if p.requires_grad
+    }
+
+
+def test_gradient_reaches_the_adapter_of_the_call_alone(inputs):
+    network = bare()
+    network.enable_gradient_checkpointing()
+    generator, fake = two_on_one(network)
+    reference = two_on_one(bare())[0]
+    reference(*inputs, lora_scale=0.5).square().mean().backward()
+    output = generator(*inputs, lora_scale=0.5)
+    fake(*inputs, lora_scale=2.0)
+    output.square().mean().backward()
+    assert all(parameter.grad is None for parameter in fake.parameters())
+    for ours, expected in zip(generator.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)

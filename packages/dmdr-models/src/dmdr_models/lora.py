@@ -1,10 +1,12 @@
 """LoRA through peft, with a strength that is chosen at every call.
 
 The guidance network is one frozen network that plays two roles: at scale s_f it is the fake score, at scale s_r the
-teacher. Scale 0 is the bare network bit for bit; scale 2 is the same as doubling B.
+teacher. Scale 0 is the bare network bit for bit; scale 2 is the same as doubling B. Where the generator is a LoRA too,
+its adapter can live on the very same frozen network.
 """
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +18,12 @@ from torch import Tensor, nn
 
 def lora_target_names(network: nn.Module) -> list[str]:
     """The last parts of the names of all linear and convolution layers: what `targets` may hold."""
-    kinds = (nn.Linear, nn.Conv2d)
-    return sorted({name.rsplit(".", 1)[-1] for name, module in network.named_modules() if isinstance(module, kinds)})
+    return sorted({name.rsplit(".", 1)[-1] for name in _layer_names(network)})
 
 
 def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
     """Raise a ValueError that names the first target matching no layer, with the nearest that does."""
-    names = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    names = _layer_names(network)
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             valid = lora_target_names(network)
@@ -31,24 +32,35 @@ def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
             raise ValueError(f"LoRA target {target!r} matches no layer of the network; {hint}")
 
 
+def _layer_names(network: nn.Module) -> list[str]:
+    """Of all linear and convolution layers; one that carries adapters counts once."""
+    adapted = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, LoraLayer))
+    kinds = (nn.Linear, nn.Conv2d, LoraLayer)
+    found = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    return [name for name in found if not name.startswith(adapted)]
+
+
 class LoRANetwork(nn.Module):
     """A frozen network with a trainable LoRA of a given strength.
 
     Calling it as `network(*inputs, lora_scale=s, **inputs)` runs the network with the adapter's contribution
-    (alpha / rank) · B·A multiplied by `s`. A backward pass that recomputes activations (gradient checkpointing) finds
-    the scale of its own forward pass, also when the network was called with another one in between.
+    (alpha / rank) · B·A multiplied by `s`, and without the adapters of others. A backward pass that recomputes
+    activations (gradient checkpointing) finds the adapter and the scale of its own forward pass, also when the network
+    was called with others in between.
 
     Args:
-        network: any module; all of its parameters are frozen, and its layers are changed in place.
+        network: any module; all of its parameters but those of earlier adapters are frozen, and its layers are changed
+            in place.
         rank, alpha: of the adapter; B starts at zero, so that the adapter starts without effect.
         targets: names, or last parts of names, of the linear and convolution layers to adapt.
         generator: draws the start values of A.
+        name: of the adapter.
+        shared: others put adapters on `network` as well. This module then registers the parameters of its own adapter
+            alone, under the same names, so that an engine made of it moves, casts and trains nothing else.
 
     Raises:
         ValueError: a target matches no layer.
     """
-
-    ADAPTER = "lora"
 
     def __init__(
         self,
@@ -57,41 +69,92 @@ class LoRANetwork(nn.Module):
         alpha: float,
         targets: Sequence[str],
         generator: torch.Generator | None = None,
+        name: str = "lora",
+        shared: bool = False,
     ):
         super().__init__()
         check_targets(network, targets)
-        network.requires_grad_(False)
+        self.name, self.rank, self.alpha, self.targets = name, rank, alpha, tuple(targets)
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)  # type: ignore[arg-type]
-        self.network = inject_adapter_in_model(config, network, adapter_name=self.ADAPTER)
-        self.unit = alpha / rank
-        self.layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
+        trained = [p for n, p in network.named_parameters() if ".lora_" in n]
+        network.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is no accident
+            base = inject_adapter_in_model(config, network, adapter_name=name)
+        self._base = (base,)  # in a tuple, torch does not register it
+        self._layers = {
+            at: layer for at, layer in base.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A
+        }
+        self.layers = list(self._layers.values())
+        self._seen: tuple[int, list[LoraLayer]] = 0, []
         for layer in self.layers:
-            a: Any = layer.lora_A[self.ADAPTER].weight
+            a: Any = layer.lora_A[name].weight
             # peft draws A with kaiming_uniform(a=√5), which is U(−1/√fan_in, 1/√fan_in), from the global generator.
             nn.init.uniform_(a, -(a[0].numel() ** -0.5), a[0].numel() ** -0.5, generator=generator)
+        for parameter in (*trained, *self._adapter_parameters().values()):
+            parameter.requires_grad_(True)
+        self.network: nn.Module = nn.Module() if shared else base
+        if shared:
+            for at, parameter in self._adapter_parameters().items():
+                _register(self.network, at, parameter)
+
+    @property
+    def base(self) -> nn.Module:
+        """The network that carries the adapter."""
+        return self._base[0]
 
     @property
     def config(self) -> Any:
-        return self.network.config
+        return self.base.config
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The adapter's weights by the names that PEFT saves them under, such as `blocks.0.to_q.lora_A.weight`."""
+        return {at.replace(f".{self.name}.", "."): p.detach() for at, p in self._adapter_parameters().items()}
+
+    def _adapter_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{at}.{part}.{self.name}.weight": getattr(layer, part)[self.name].weight
+            for at, layer in self._layers.items()
+            for part in ("lora_A", "lora_B")
+        }
 
     def set_scale(self, scale: float) -> None:
+        """Switch the network to this adapter, at this scale."""
+        for layer in self._adapted_by_anyone():
+            # peft's set_adapter would also change which parameters require a gradient.
+            layer._active_adapter = [self.name]
         for layer in self.layers:
-            layer.scaling[self.ADAPTER] = scale * self.unit
+            layer.scaling[self.name] = scale * self.alpha / self.rank
 
-    def forward(self, *inputs: Any, lora_scale: float = 1.0, **named: Any) -> Tensor:
+    def _adapted_by_anyone(self) -> list[LoraLayer]:
+        adapters = len(self.base.peft_config)  # type: ignore[arg-type]
+        if self._seen[0] != adapters:
+            self._seen = adapters, [layer for layer in self.base.modules() if isinstance(layer, LoraLayer)]
+        return self._seen[1]
+
+    def forward(self, *inputs: Any, lora_scale: float = 1.0, **named: Any) -> Any:
         self.set_scale(lora_scale)
-        output = self.network(*inputs, **named)
-        if isinstance(output, Tensor) and output.requires_grad:
+        output = self.base(*inputs, **named)
+        first = output if isinstance(output, Tensor) else output[0]
+        if isinstance(first, Tensor) and first.requires_grad:
             # Runs first of all in the backward pass of this very call.
-            output.register_hook(lambda _: self.set_scale(lora_scale))
+            first.register_hook(lambda _: self.set_scale(lora_scale))
         return output
 
     def merged(self) -> nn.Module:
         """The network with the adapter at scale 1 folded into its weights; this object is used up."""
         self.set_scale(1.0)
-        for name, module in list(self.network.named_modules()):
-            if isinstance(module, LoraLayer):
-                module.merge(adapter_names=[self.ADAPTER])
-                parent, _, child = name.rpartition(".")
-                setattr(self.network.get_submodule(parent), child, module.get_base_layer())
-        return self.network
+        for at, layer in self._layers.items():
+            layer.merge(adapter_names=[self.name])
+            parent, _, child = at.rpartition(".")
+            setattr(self.base.get_submodule(parent), child, layer.get_base_layer())
+        return self.base
+
+
+def _register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    *parents, leaf = path.split(".")
+    for part in parents:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module._modules[part]  # type: ignore[assignment]
+    module.register_parameter(leaf, parameter)
