@@ -172,3 +172,41 @@ def family(model: Path):
 @pytest.fixture
 def noise() -> torch.Generator:
     return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture(scope="session")
+def sd3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SD3; tests must not change it."""
+    from dmdr_models import tiny
+
+    return tiny.sd3(tmp_path_factory.mktemp("model") / "sd3")
+
+
+@pytest.fixture
+def sd3(sd3_model: Path):
+    import dmdr_models
+
+    return dmdr_models.load("sd3", sd3_model)
+
+
+@pytest.fixture
+def pipeline(sd3_model: Path):
+    """The model as stock diffusers sees it."""
+    from diffusers import StableDiffusion3Pipeline
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def adapter(sd3):
+    """A LoRA on the tiny SD3 as after some training, with an alpha that is not its rank."""
+    from dmdr_models.lora import LoRANetwork
+
+    generator = torch.Generator().manual_seed(5)
+    lora = LoRANetwork(sd3.load_network(), rank=4, alpha=6, targets=sd3.lora_targets, generator=generator)
+    for name, parameter in lora.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return lora

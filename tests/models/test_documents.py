@@ -39,10 +39,12 @@ def test_readme(tmp_path, monkeypatch):
     for block in blocks(ROOT / "packages/dmdr-models/README.md", "python"):
         exec(block, names)
     assert names["images"].shape == (2, 3, 32, 32)
+    assert names["picture"].shape == (1, 3, 32, 32)
     assert torch.equal(names["teacher"], names["fake"]), "a new LoRA has no effect yet"
     for command in commands(ROOT / "packages/dmdr-models/README.md"):
         run(command, monkeypatch)
     assert Path("grid.png").exists()
+    assert Path("circle.png").exists()
 
 
 def test_manual(published, model, tmp_path, monkeypatch):
@@ -66,3 +68,26 @@ def test_manual(published, model, tmp_path, monkeypatch):
     assert json.loads(Path("sit-xl-original/transformer/config.json").read_text())["num_classes"] == 1000
     for block in blocks(manual, "python"):
         exec(block, {})
+
+
+def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sd3_model, "sd35-large")
+    for folder in ("student", "sd35l-dmdr-4step-srpo-dfnclip-hpsv21-lora"):
+        sd3.save_lora(adapter, Path(folder))
+    settings = {"family": "sd3", "steps": 4, "method": "euler", "shift": 5.0, "size": 32, "max_tokens": 128}
+    Path("student/dmdr.json").write_text(json.dumps(settings))
+    Path("prompts.txt").write_text("a fox\na lighthouse\n")
+    sd3.save(adapter.merged(), Path("student-full"))
+    manual = ROOT / "docs/sd3.md"
+    for command in commands(manual):
+        run(["64" if word == "1024" else word for word in command], monkeypatch)
+    made = ("teacher.png", "fox.png", "sheet.png", "published.png")
+    assert all(Path(name).exists() for name in made)
+    names: dict = {}
+    for block in blocks(manual, "python"):
+        exec(block, names)
+    assert names["image"].size == (32, 32)
+    assert names["images"].shape == (2, 3, 32, 32)
+    assert Path("my-student/adapter_config.json").exists()
+    names["pipe"].load_lora_weights("my-student", adapter_name="mine")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from dmdr_models import tiny
-from dmdr_models.generate import draw, main
+from dmdr_models.generate import main
+from dmdr_models.generate_labels import draw
 from PIL import Image
 
 
@@ -165,7 +166,7 @@ MISTAKES = {
     "no place": (["-o", "none/a.png"], "-o none/a.png: none is no folder that can be written to: create it first"),
     "folder": (["-o", "five.png"], "-o five.png is a folder"),
     "separate": (["--separate", "file"], "--separate file is a file: give a folder"),
-    "unknown": (["--stpes", "2"], "unrecognized arguments: --stpes 2"),
+    "unknown": (["--stpes", "2"], "unrecognized arguments: --stpes"),
 }
 
 
@@ -197,8 +198,8 @@ def test_mistakes_are_told_in_one_line(name, model, tmp_path, monkeypatch, capsy
         ('{"family": "sit", "method": "dpm"}', "method dpm in {path} is unknown: give one of euler, heun, sde"),
         ('{"family": "sit", "shift": "3"}', "shift 3 in {path} is not a positive number"),
         ('{"family": "sit", "guidance": null}', "guidance None in {path} is not a finite number"),
-        ('{"family": "sd3"}', "unknown model family 'sd3'"),
-        ("{}", "--family is not given"),
+        ('{"family": "sd9"}', "unknown model family 'sd9'; valid are sit, sd3"),
+        ('{"family": "sd3"}', "--classes is not for sd3, the family of"),
         ("[]", "{path} is not a JSON object"),
         ("{", "{path} cannot be read"),
     ],

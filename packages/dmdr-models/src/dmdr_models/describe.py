@@ -1,10 +1,22 @@
 """What a model folder holds, read from its configs and file headers alone: no torch, no weights."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-PARTS = {"sit": {"transformer": "SiTTransformer", "vae": "AutoencoderKL"}}
+PARTS = {
+    "sit": {"transformer": "SiTTransformer", "vae": "AutoencoderKL"},
+    "sd3": {
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    },
+}
 """The parts of each family's folder and the class that each must hold."""
 
 
@@ -13,33 +25,127 @@ class Description:
     """A model folder at a glance.
 
     Attributes:
-        num_classes: number of class labels.
+        num_classes: number of class labels; None for a family that takes texts.
         layers: names of the network's linear and convolution layers.
     """
 
-    num_classes: int
+    num_classes: int | None
     layers: tuple[str, ...]
 
 
-def describe(family: str, path: str | Path, own_vae: bool = False) -> Description | None:
+def describe(
+    family: str, path: str | Path, own_vae: bool = False, own_text: bool = False, resolution: int | None = None
+) -> Description | None:
     """Describe a local model folder; None for a hub name (`owner/name`, and no such folder here).
 
     Args:
         own_vae: the VAE comes from elsewhere, so the folder need not hold one.
+        own_text: so do the texts' embeddings.
+        resolution: that a text-to-image model is asked for; checked unless the VAE comes from elsewhere.
 
     Raises:
         FileNotFoundError: there is no such folder, or a part of it is missing.
-        ValueError: it holds another model.
+        ValueError: it holds another model, or one that cannot draw at that resolution.
     """
     folder = Path(path)
     for part, expected in PARTS[family].items():
-        if part == "vae" and own_vae:
-            continue
-        check_part(path, part, expected)
+        elsewhere = own_text if part.startswith("text_encoder") else own_vae and part == "vae"
+        if not elsewhere:
+            check_part(path, part, expected)
     if not folder.is_dir():
         return None
-    config = json.loads((folder / "transformer/config.json").read_text(encoding="utf-8"))
-    return Description(config["num_classes"], tuple(_layers(folder / "transformer")))
+    config = _config(folder / "transformer")
+    if family == "sd3" and not own_vae:
+        check_resolution(config, 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1), resolution)
+    return Description(config.get("num_classes"), tuple(_layers(folder / "transformer")))
+
+
+def check_resolution(transformer: dict[str, Any], factor: int, resolution: int | None) -> int:
+    """The side of an SD3's picture in pixels: `resolution`, or the one that it was trained for.
+
+    Args:
+        transformer: its config.
+        factor: pixels per latent, along a side.
+
+    Raises:
+        ValueError: the VAE and the patches cannot hold it, or the position table is too small for it.
+    """
+    if resolution is None:
+        return transformer["sample_size"] * factor
+    step = factor * transformer["patch_size"]
+    most = step * transformer["pos_embed_max_size"]
+    if not step <= resolution <= most:
+        raise ValueError(f"resolution {resolution} is not in {step} to {most}, which the model's position table holds")
+    if resolution % step:
+        raise ValueError(
+            f"resolution {resolution} is not a multiple of {step} (VAE times patch): give {resolution // step * step}"
+        )
+    return resolution
+
+
+def check_adapter(path: str | Path, found: Description | None) -> None:
+    """Refuse what is no LoRA in PEFT's layout, or one for another network than `found` (None: not known).
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing.
+        ValueError: another kind of adapter, or it adapts a layer that the network does not have.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {path}")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{path} holds no {name}")
+    try:
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+        names = list(_header(folder / "adapter_model.safetensors"))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not an adapter: {error}") from error
+    if kind != "LORA":
+        raise ValueError(f"{path} holds a {kind} adapter, not a LORA")
+    adapted = [name.removeprefix("base_model.model.").split(".lora_A.")[0] for name in names if ".lora_A." in name]
+    if not adapted:
+        raise ValueError(f"{path} adapts no layer")
+    known = adapted if found is None else found.layers
+    for layer in adapted:
+        if layer not in known:
+            raise ValueError(f"{path} adapts {layer}, which the network does not have")
+
+
+def text_fingerprint(path: str | Path, max_tokens: int) -> str:
+    """Names the text encoders of a model folder and the length of their sequence: equal texts give equal embeddings.
+
+    It is a digest of all configs, all files of the tokenizers, and of the weights' headers, sizes and a sample of
+    their bytes. A hub name stands for itself.
+
+    Raises:
+        FileNotFoundError: an encoder is missing.
+        ValueError: one is of another class.
+    """
+    digest = hashlib.sha256(f"{max_tokens}".encode())
+    for part, expected in PARTS["sd3"].items():
+        if part.startswith("text_encoder"):
+            check_part(path, part, expected)
+            for folder in (Path(path) / part, Path(path) / part.replace("text_encoder", "tokenizer")):
+                for file in sorted(file for file in folder.glob("[!.]*") if file.is_file()):
+                    digest.update(file.name.encode())
+                    digest.update(_sample(file))
+    if not Path(path).is_dir():
+        digest.update(str(path).encode())
+    return digest.hexdigest()
+
+
+def _sample(file: Path, pieces: int = 64, length: int = 1 << 16) -> bytes:
+    """A small file's bytes; of a large one its size and evenly spread pieces, the header's first."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= pieces * length:
+            return stream.read()
+        found = [str(size).encode()]
+        for i in range(pieces):
+            stream.seek(i * (size - length) // (pieces - 1))
+            found.append(stream.read(length))
+        return b"".join(found)
 
 
 def check_part(path: str | Path, part: str, expected: str) -> None:
@@ -54,26 +160,39 @@ def check_part(path: str | Path, part: str, expected: str) -> None:
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
             raise FileNotFoundError(f"no model folder {path}")
         return
-    config = folder / part / "config.json"
+    config = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     if not config.is_file():
-        raise FileNotFoundError(f"{path} holds no {Path(part) / 'config.json'}")
+        raise FileNotFoundError(f"{path} holds no {config.relative_to(folder)}")
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+        read = json.loads(config.read_text(encoding="utf-8"))
+        found = read.get("_class_name") or (read.get("architectures") or [None])[0]  # diffusers' and transformers'
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{config} is not a model's config: {error}") from error
     if found != expected:
         raise ValueError(f"{folder / part} holds a {found}, not a {expected}")
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 def _layers(folder: Path) -> list[str]:
     names = []
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
         names += [
             name.removesuffix(".weight")
-            for name, entry in header.items()
+            for name, entry in _header(file).items()
             if name.endswith(".weight") and len(entry["shape"]) > 1 and "embed.weight" not in name
         ]
     return names
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The names of a safetensors file with their shapes."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= size <= file.stat().st_size:
+            raise ValueError(f"{file} is no safetensors file")
+        header = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    return header

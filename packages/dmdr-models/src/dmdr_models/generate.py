@@ -1,32 +1,28 @@
-"""`dmdr-generate`: pictures from a model folder, as one grid with a row per class.
+"""`dmdr-generate`: pictures from a model folder, of class labels (sit) or of texts (sd3).
 
-Picture number i, counted row by row from 0, is drawn alone from its own generator with the seed `seed + i`: it is the
-same however many others are drawn, and on the CPU the same to the byte.
+Of labels it draws one grid with a row per class. Of texts it draws one picture each (several go to OUT-00000.png and so
+on), or one contact sheet.
 
-A student that dmdr-train exported knows how it wants to be sampled: `dmdr.json` beside its `transformer/` holds any of
-family, steps, method, guidance and shift. They take the place of the defaults; options given on the command line win.
+Picture number i, counted from 0, is drawn alone from its own CPU generator with the seed `seed + i`: it is the same
+however many others are drawn, and on the CPU the same to the byte.
+
+A student that dmdr-train exported knows how it wants to be sampled: `dmdr.json` in its folder holds any of family,
+steps, method, guidance and shift, and for texts size and max_tokens. They take the place of the defaults; options given
+on the command line win. Where a student for texts lacks that file, its scheduler/ tells method and shift.
 """
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from dmdr_models import generate_labels, generate_texts
+from dmdr_models.describe import PARTS
+from dmdr_models.generate_options import Settings, UsageError, read_student
 
-    from dmdr_models.family import Family
-
-STUDENT_FILE = "dmdr.json"
-DEFAULTS: dict[str, Any] = {"steps": 1, "method": "euler", "guidance": 1.0, "shift": 1.0}
-METHODS = ("euler", "heun", "sde")
-
-
-class UsageError(ValueError):
-    """The user's; the message is one line with the option, its value and the fix."""
+KINDS: dict[str, Any] = {"sit": generate_labels, "sd3": generate_texts}
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,47 +32,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         _run(args)
     except UsageError as error:
         parser.error(" ".join(str(error).split()))
-
-
-def draw(
-    family: "Family",
-    network: "nn.Module",
-    prompts: Sequence[Any],
-    *,
-    seed: int = 0,
-    steps: int = 1,
-    method: str = "euler",
-    guidance: float = 1.0,
-    shift: float = 1.0,
-) -> "Tensor":
-    """One picture per prompt, `[B, 3, H, W]` in [0, 1] on the CPU; picture i from a generator with seed `seed + i`.
-
-    The network and the family are on one device already. The other arguments are those of `dmdr_models.sample`.
-
-    Raises:
-        ValueError: a prompt that the family does not know, or as in `dmdr_models.sample`.
-    """
-    import torch
-    from dmdr_core import randn
-
-    from dmdr_models.sampling import sample
-
-    family.condition(prompts)
-    device = next(network.parameters()).device
-    pictures = []
-    for index, prompt in enumerate(prompts):
-        # Alone: in a batch, a picture would change in the last bits with the number of its neighbours.
-        generator = [torch.Generator().manual_seed(seed + index)]
-        noise = randn((1, *family.latent_shape), generator, device=device)
-        latent = sample(family, network, family.condition([prompt]), noise, steps, method, guidance, shift, generator)
-        with torch.no_grad():
-            pictures.append(family.decode(latent).cpu())
-    return torch.cat(pictures)
 
 
 def _parser() -> Parser:
@@ -85,104 +45,78 @@ def _parser() -> Parser:
         description=__doc__.split("\n", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--family", help="the model's family: sit (default: what an exported student says)")
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="the model: transformer/ and vae/")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="the model in diffusers' layout")
+    parser.add_argument("--family", help="sit or sd3 (default: what the folder holds)")
     parser.add_argument("--weights", metavar="FOLDER", help="take the network from here, such as a student's folder")
     parser.add_argument("--vae", metavar="FOLDER", help="take the decoder from here instead of MODEL/vae")
-    parser.add_argument("--classes", required=True, help="class labels, separated by commas: 207,360")
-    parser.add_argument("--per-class", type=int, default=4, help="pictures per class (default: 4)")
-    parser.add_argument("--steps", type=int, help="(default: 1, or what an exported student says; also the next three)")
-    parser.add_argument("--method", help=f"{', '.join(METHODS)} (default: euler)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale (default: 1, which is none)")
-    parser.add_argument("--shift", type=float, help="of the time grid towards noise (default: 1, which is none)")
+    parser.add_argument("--steps", type=int, help="(default: 1 for sit, 4 for sd3)")
+    parser.add_argument("--method", help="euler or sde; for sit also heun (default: euler)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none (default: none)")
+    parser.add_argument("--shift", type=float, help="of the times towards noise (default: 1 for sit, sd3's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of the network (default: fp32)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="GRID.png", help="where the grid goes")
-    parser.add_argument("--separate", type=Path, metavar="DIR", help="also write every picture: DIR/INDEX-LABEL.png")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of the model (default: fp32)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where the picture goes")
+    labels = parser.add_argument_group("of class labels (sit)")
+    labels.add_argument("--classes", help="class labels, separated by commas: 207,360")
+    labels.add_argument("--per-class", type=int, help="pictures per class (default: 4)")
+    labels.add_argument("--separate", type=Path, metavar="DIR", help="also write every picture: DIR/INDEX-LABEL.png")
+    texts = parser.add_argument_group("of texts (sd3)")
+    texts.add_argument("texts", nargs="*", metavar="PROMPT", help="what to draw")
+    texts.add_argument("--prompts", metavar="FILE", help="take prompts from here, one per line")
+    texts.add_argument("--adapter", metavar="FOLDER", help="a student's LoRA, in PEFT's layout")
+    texts.add_argument("--size", type=int, help="side of the picture in pixels (default: the model's own)")
+    texts.add_argument("--max-tokens", type=int, help="length of T5's sequence (default: 128, as in training)")
+    texts.add_argument("--times", help="trained, or stock: those of a plain diffusers call (default: trained)")
+    texts.add_argument("--grid", action="store_true", default=None, help="all pictures on one contact sheet")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    settings = _settings(args)
-    name = settings.pop("family")
-    labels = _labels(args.classes)
-    _check_count("--per-class", args.per_class)
+    folder = Path(args.adapter or args.weights or args.model)
+    source, student = read_student(folder)
+    name = _family(args, source, student)
+    kind = KINDS[name]
+    _check_options(args, name, kind)
+    if not student and kind is generate_texts:
+        source, student = generate_texts.said_by_scheduler(folder)
+    settings = Settings(kind.DEFAULTS, student, source, args)
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} is not in [0, 2^63): give a smaller whole number")
     _check_outputs(args.output, args.separate)
-
-    from dmdr_models.images import grid, save_png
-
-    family, network = _load(args, name, labels)
-    prompts = [label for label in labels for _ in range(args.per_class)]
-    pictures = draw(family, network, prompts, seed=args.seed, **settings)
-    sheet = grid(pictures, columns=args.per_class)
-    try:
-        if args.separate:
-            args.separate.mkdir(exist_ok=True)
-            for index, (label, picture) in enumerate(zip(prompts, pictures, strict=True)):
-                save_png(grid(picture[None], columns=1, padding=0), args.separate / f"{index:05d}-{label}.png")
-        save_png(sheet, args.output)
-    except OSError as error:
-        raise UsageError(f"-o {args.output}: cannot be written: {error}; give another place") from error
-    print(args.output)
+    _write(kind.run(name, args, settings), args.output)
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Command line over student over defaults."""
-    source, student = _student(Path(args.weights or args.model))
+def _family(args: argparse.Namespace, source: Path, student: dict[str, Any]) -> str:
     if args.family and student.get("family", args.family) != args.family:
         raise UsageError(f"--family {args.family} contradicts {source}, which says {student['family']}: leave it out")
-    given = {name: getattr(args, name) for name in ("family", *DEFAULTS) if getattr(args, name) is not None}
-    settings = {**DEFAULTS, **student, **given}
-
-    def origin(key: str) -> str:
-        return (
-            f"--{key} {settings[key]}" if key in given or key not in student else f"{key} {settings[key]} in {source}"
+    name = args.family or student.get("family") or _found_in(Path(args.model))
+    if name is None:
+        raise UsageError(
+            f"--model {args.model} holds no transformer of a known family: give the folder of a model, or for one on "
+            f"the hub also --family {' or '.join(KINDS)}"
         )
-
-    if "family" not in settings:
-        raise UsageError("--family is not given and the model is no exported student that names it: give --family sit")
-    _check_count(origin("steps"), settings["steps"])
-    if settings["method"] not in METHODS:
-        raise UsageError(f"{origin('method')} is unknown: give one of {', '.join(METHODS)}")
-    if not _is_finite(settings["guidance"]):
-        raise UsageError(f"{origin('guidance')} is not a finite number: give 1 for no guidance")
-    if not _is_finite(settings["shift"]) or settings["shift"] <= 0:
-        raise UsageError(f"{origin('shift')} is not a positive number: give 1 for no shift")
-    return settings
+    if name not in KINDS:
+        raise UsageError(f"unknown model family {name!r}; valid are {', '.join(KINDS)}")
+    return name
 
 
-def _student(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that an export leaves beside `transformer/`, and what it holds; nothing if there is none."""
-    path = (folder.parent if folder.name == "transformer" else folder) / STUDENT_FILE
-    if not path.is_file():
-        return path, {}
+def _found_in(folder: Path) -> str | None:
+    """The family of a local model folder."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; export the student again") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} is not a JSON object: export the student again")
-    return path, {key: content[key] for key in ("family", *DEFAULTS) if key in content}
+        kind = json.loads((folder / "transformer/config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((name for name, parts in PARTS.items() if parts["transformer"] == kind), None)
 
 
-def _labels(text: str) -> list[int]:
-    try:
-        return [int(label) for label in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--classes {text!r} is not a list of numbers: give labels such as 207,360") from None
-
-
-def _check_count(name: str, value: Any) -> None:
-    shown = name if str(value) in name else f"{name} {value}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{shown} is not a whole number of at least 1: give 1 or more")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _check_options(args: argparse.Namespace, name: str, kind: Any) -> None:
+    """An option that has no effect is a mistake."""
+    for other in set(KINDS.values()) - {kind}:
+        for option in other.OPTIONS:
+            if getattr(args, option) not in (None, []):
+                shown = "a PROMPT" if option == "texts" else f"--{option.replace('_', '-')}"
+                raise UsageError(f"{shown} is not for {name}, the family of {args.model}: leave it out")
 
 
 def _check_outputs(output: Path, separate: Path | None) -> None:
@@ -198,32 +132,16 @@ def _check_outputs(output: Path, separate: Path | None) -> None:
             raise UsageError(f"{option} {path}: {path.parent} is no folder that can be written to: create it first")
 
 
-def _load(args: argparse.Namespace, name: str, labels: list[int]) -> tuple["Family", "nn.Module"]:
-    import torch
-
-    from dmdr_models.family import load
+def _write(files: dict[Path, Any], output: Path) -> None:
+    from dmdr_models.images import save_png
 
     try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device} is not available: give cpu ({str(error).splitlines()[0]})") from error
-    options = {} if args.vae is None else {"vae": args.vae}
-    at = f"--model {args.model}" if args.vae is None else f"--model {args.model} --vae {args.vae}"
-    try:
-        family = load(name, args.model, **options).to(args.device)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{at}: {error}: give the folder of a {name} model") from error
-    try:
-        family.condition(labels)
-    except ValueError as error:
-        raise UsageError(f"--classes {args.classes}: {error}") from error
-    option = f"--weights {args.weights}" if args.weights else at
-    try:
-        network = family.load_network(args.weights)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{option}: {error}: give a folder with a {name} network") from error
-    network = network.to(args.device)
-    return family, network.bfloat16() if args.dtype == "bf16" else network
+        for path, picture in files.items():
+            path.parent.mkdir(exist_ok=True)
+            save_png(picture, path)
+            print(path)
+    except OSError as error:
+        raise UsageError(f"-o {output}: cannot be written: {error}; give another place") from error
 
 
 if __name__ == "__main__":

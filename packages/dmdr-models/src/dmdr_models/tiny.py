@@ -1,8 +1,13 @@
 """Small random-weight models of every family, for tests, demos and trying a recipe: no download, no GPU.
 
 path = dmdr_models.tiny.sit("somewhere")     # a folder that dmdr_models.load("sit", path) opens
+path = dmdr_models.tiny.sd3("elsewhere")     # and one that a stock StableDiffusion3Pipeline opens, too
 """
 
+import json
+import string
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +39,6 @@ def sit(
 
     The pictures are `8 · sample_size` pixels wide, as with the full model's VAE.
     """
-    from diffusers import AutoencoderKL
-
     from dmdr_models.sit.transformer import SiTTransformer
 
     with torch.random.fork_rng(devices=[]):
@@ -49,15 +52,129 @@ def sit(
             num_classes=num_classes,
             qk_norm=qk_norm,
         )
-        vae: Any = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=4,
-        )
+        vae = _vae(latent_channels=4)
     randomise(transformer, seed)
     transformer.save_pretrained(Path(path) / "transformer")
     vae.save_pretrained(Path(path) / "vae")
     return Path(path)
+
+
+def sd3(
+    path: str | Path,
+    *,
+    sample_size: int = 4,
+    width: int = 32,
+    depth: int = 2,
+    num_heads: int = 2,
+    dual_attention_layers: Sequence[int] = (),
+    qk_norm: str | None = None,
+    max_size: int = 8,
+    shift: float = 3.0,
+    seed: int = 0,
+) -> Path:
+    """Write a Stable Diffusion 3 with all its parts to `path`, and return `path`.
+
+    The pictures are `8 · sample_size` pixels wide unless asked otherwise, at most `16 · max_size`. The tokenizers know
+    single characters: the CLIP ones every byte, the T5 one printable ASCII.
+
+    Args:
+        dual_attention_layers, qk_norm: SD3.5-Large has the norm "rms_norm", SD3.5-Medium also second attentions.
+        shift: of the scheduler.
+    """
+    import transformers
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    clip_width, t5_width = 16, 48  # 2 · 16 < 48: like the real ones, the joint CLIP features are padded to T5's width
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        tokenizers = [_clip_tokenizer(Path(folder) / "1", pad="<|endoftext|>"), _clip_tokenizer(Path(folder) / "2")]
+        transformer: Any = SD3Transformer2DModel(
+            sample_size=sample_size,
+            num_layers=depth,
+            attention_head_dim=width // num_heads,
+            num_attention_heads=num_heads,
+            joint_attention_dim=t5_width,
+            caption_projection_dim=width,
+            pooled_projection_dim=2 * clip_width,
+            pos_embed_max_size=max_size,
+            dual_attention_layers=tuple(dual_attention_layers),
+            qk_norm=qk_norm,
+        )
+        randomise(transformer, seed, std=0.15)
+        parts: dict[str, Any] = {"transformer": transformer, "tokenizer_3": _t5_tokenizer(Path(folder) / "3")}
+        for suffix, tokenizer in zip(("", "_2"), tokenizers, strict=True):
+            parts[f"tokenizer{suffix}"] = tokenizer
+            parts[f"text_encoder{suffix}"] = transformers.CLIPTextModelWithProjection(
+                transformers.CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=clip_width,
+                    intermediate_size=clip_width,
+                    projection_dim=clip_width,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            )
+        parts["text_encoder_3"] = transformers.T5EncoderModel(
+            transformers.T5Config(
+                vocab_size=len(parts["tokenizer_3"]),
+                d_model=t5_width,
+                d_kv=8,
+                d_ff=t5_width,
+                num_layers=1,
+                num_heads=2,
+                feed_forward_proj="gated-gelu",
+            )
+        )
+        parts["vae"] = _vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, quant=False)
+        parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=shift)
+        pipeline: Any = StableDiffusion3Pipeline(**parts)
+        pipeline.save_pretrained(path)
+    return Path(path)
+
+
+def _vae(latent_channels: int, quant: bool = True, **config: Any) -> Any:
+    """A VAE that makes eight pixels of one latent, like the full ones."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=latent_channels,
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
+        **config,
+    )
+
+
+def _clip_tokenizer(folder: Path, pad: str = "!") -> Any:
+    """CLIP's tokenizer with no merges: each byte is a token, and another one at the end of a word."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder, pad_token=pad, model_max_length=77)
+
+
+def _t5_tokenizer(folder: Path) -> Any:
+    """T5's tokenizer with a token for every printable ASCII character."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast  # type: ignore[attr-defined]
+
+    characters = "▁" + string.ascii_letters + string.digits + string.punctuation
+    specials = ["<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram([*((one, 0.0) for one in specials), *((one, -4.0) for one in characters)], 2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return T5TokenizerFast.from_pretrained(folder, extra_ids=0, model_max_length=512)

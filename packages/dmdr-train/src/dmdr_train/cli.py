@@ -1,4 +1,4 @@
-"""The command line: `run.py --config RECIPE [key=value …]` and `dmdr-train run | evaluate | export | report`.
+"""The command line: `run.py --config RECIPE [key=value …]` and `dmdr-train run | encode | evaluate | export | report`.
 
 Recipe and files are checked before torch is imported, so that a mistake is answered at once.
 """
@@ -20,9 +20,14 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(EXIT_CODE)
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a recipe file, or the name of a built-in recipe, such as demo")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the recipe's")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    add_recipe_options(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--dry-run", action="store_true", help="build everything, take one step, write nothing")
     parser.add_argument(
@@ -30,7 +35,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on from the newest checkpoint in run.output, which must exist; for another, run.resume=FOLDER",
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it
+
+
+def add_encode_options(parser: argparse.ArgumentParser) -> None:
+    add_recipe_options(parser)
+    parser.add_argument("-o", "--output", required=True, help="folder to write, or to add to")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16", help="of the embeddings (default: bf16)")
+    parser.add_argument("--batch-size", type=_positive, default=32, help="prompts encoded at once (default: 32)")
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -58,6 +69,23 @@ def run_command(options: argparse.Namespace) -> None:
             print("dry run: everything was built and one step was taken; nothing was written")
     else:
         runner.run(settings)
+
+
+def encode_command(options: argparse.Namespace) -> None:
+    """Read and check the recipe and the cache that is there, then encode."""
+    from dmdr_train import embeddings
+    from dmdr_train.prompt_files import check_prompts
+    from dmdr_train.recipe_file import load_recipe
+
+    settings = load_recipe(options.config, options.overrides)
+    check_prompts(settings.data)
+    embeddings.prepare(settings, Path(options.output), options.dtype)
+
+    if settings.run.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from dmdr_train.encode import encode
+
+    encode(settings, Path(options.output), options.dtype, options.batch_size)
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -91,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="dmdr-train", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_options(_command(commands, "run", run_command, "train, as run.py does"))
+    add_encode_options(
+        _command(commands, "encode", encode_command, "write the embeddings of a recipe's prompts to a folder")
+    )
     for name, command, text in (
         ("evaluate", evaluate_command, "score the student of a run again"),
         ("export", export_command, "write the student of a run's newest checkpoint to a folder"),
@@ -103,6 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with user_errors():
         options.command(options)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
