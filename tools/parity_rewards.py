@@ -4,9 +4,10 @@
     OFFICIAL/bin/python tools/parity_rewards.py hpsv2 FOLDER
     python tools/parity_rewards.py pickscore FOLDER
     python tools/parity_rewards.py table FOLDER          # scores with dmdr-rewards, and prints the differences
+    python tools/parity_rewards.py bf16 FOLDER           # and those between bfloat16 and float32; needs `make` alone
 
-`make`, `pickscore` and `table` run in an environment with dmdr-rewards and torchvision. OFFICIAL is one for the package
-hpsv2 1.2.0, whose own requirements are years old; it runs with new ones:
+`make`, `pickscore`, `table` and `bf16` run in an environment with dmdr-rewards and torchvision. OFFICIAL is one for the
+package hpsv2 1.2.0, whose own requirements are years old; it runs with new ones:
 
     python -m venv OFFICIAL
     OFFICIAL/bin/pip install torch==2.14.1 torchvision==0.29.1
@@ -16,7 +17,7 @@ hpsv2 1.2.0, whose own requirements are years old; it runs with new ones:
     cp OFFICIAL/lib/python3*/site-packages/open_clip/bpe_simple_vocab_16e6.txt.gz \\
         OFFICIAL/lib/python3*/site-packages/hpsv2/src/open_clip/
 
-Everything is in float32 on the CPU: about 10 GB of memory, and a few minutes.
+Everything is on the CPU: about 10 GB of memory, and a few minutes.
 """
 
 import argparse
@@ -96,22 +97,42 @@ def pickscore(folder: Path) -> list[list[float]]:
 
 
 def table(folder: Path) -> None:
-    """Print, per reward, the largest difference over prompts for each picture."""
+    """Print, per reward, the largest difference to the official score over prompts for each picture."""
+    import torch
+
+    _print_head("max |ours - official|")
+    for name, file in {"hpsv2.1": HPS, "pickscore": PICKSCORE}.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            _print_row(name, _scores(folder, name, file), torch.tensor(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def bf16(folder: Path) -> None:
+    """Print the same between our scores in bfloat16 and in float32."""
+    _print_head("max |bfloat16 - float32|")
+    for name, file in {"hpsv2.1": HPS, "dfn-clip": HPS, "pickscore": PICKSCORE}.items():
+        _print_row(name, _scores(folder, name, file, "bfloat16"), _scores(folder, name, file))
+
+
+def _scores(folder: Path, name: str, file: str, dtype: str = "float32") -> Any:
+    """Every picture under every prompt: Tensor[pictures, prompts]."""
     import dmdr_rewards
     import torch
 
-    print(f"{'max |ours - official|':24}" + "".join(f"{name:>12}" for name in SHAPES) + f"{'all':>12}{'of about':>12}")
-    for name, file in {"hpsv2.1": HPS, "pickscore": PICKSCORE}.items():
-        path = folder / f"{name}.json"
-        if not path.exists():
-            continue
-        official = torch.tensor(json.loads(path.read_text(encoding="utf-8")))
-        reward = dmdr_rewards.create(name, folder / file)
-        pictures = _pictures(folder)
-        with torch.inference_mode():
-            ours = torch.stack([reward.score(pictures, [text] * len(pictures)) for text in PROMPTS.values()], dim=1)
-        rows = (ours - official).abs().amax(dim=1).tolist()
-        print(f"{name:24}" + "".join(f"{x:12.2e}" for x in [*rows, max(rows), official.abs().mean().item()]))
+    reward = dmdr_rewards.create(name, folder / file, dtype=getattr(torch, dtype))
+    with torch.inference_mode():
+        features = reward.features(reward.pixels(_pictures(folder)))
+        columns = [reward.score_features(features, [text] * len(features)) for text in PROMPTS.values()]
+    return torch.stack(columns, dim=1)
+
+
+def _print_head(what: str) -> None:
+    print(f"{what:24}" + "".join(f"{name:>12}" for name in [*SHAPES, "all", "of about"]))
+
+
+def _print_row(name: str, scores: Any, others: Any) -> None:
+    rows = (scores - others).abs().amax(dim=1).tolist()
+    print(f"{name:24}" + "".join(f"{x:12.2e}" for x in [*rows, max(rows), others.abs().mean().item()]), flush=True)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -136,7 +157,7 @@ def main() -> None:
         "pickscore": ("pickscore", pickscore),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", *official, "table", "clean"])
+    parser.add_argument("what", choices=["make", *official, "table", "bf16", "clean"])
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.what in official:
@@ -145,7 +166,7 @@ def main() -> None:
     elif options.what == "clean":
         shutil.rmtree(options.folder)
     else:
-        {"make": make, "table": table}[options.what](options.folder)
+        {"make": make, "table": table, "bf16": bf16}[options.what](options.folder)
 
 
 if __name__ == "__main__":

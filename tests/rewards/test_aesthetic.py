@@ -128,7 +128,7 @@ def test_gradients_against_finite_differences(clip_file: Path, clip_json: Path, 
     def exact(pictures: Tensor) -> Tensor:
         x = reward.features(reward.pixels(pictures))
         x = x / x.norm(dim=-1, keepdim=True)
-        for linear in reward._mlp.module:
+        for linear in reward._head.module:
             x = linear(x)
         return x[:, 0]
 

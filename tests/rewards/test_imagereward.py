@@ -65,7 +65,7 @@ def checkpoint(seed: int = 0) -> State:
         norm(f"{layer}.output.LayerNorm", TEXT_WIDTH)
     linear("blip.vision_proj", 16, WIDTH)
     linear("blip.text_proj", 16, TEXT_WIDTH)
-    for index, outputs, inputs in [(0, 24, TEXT_WIDTH), (2, 12, 24), (4, 8, 12), (6, 4, 8), (7, 1, 4)]:
+    for index, outputs, inputs in [(0, 1024, TEXT_WIDTH), (2, 128, 1024), (4, 64, 128), (6, 16, 64), (7, 1, 16)]:
         linear(f"mlp.layers.{index}", outputs, inputs, gain=0.7)
     return state
 
@@ -181,7 +181,14 @@ def test_files_without_the_unused_tensors_and_safetensors(file: Path, state: Sta
     needed = {name: tensor for name, tensor in state.items() if name not in imagereward._UNUSED}
     save_file(needed, tmp_path / "reward.safetensors")
     reward = load(tmp_path / "reward.safetensors", tokenizer=file.parent)
-    assert torch.equal(reward.score(pictures(), PROMPTS), load(file).score(pictures(), PROMPTS))
+    # Tensors lie elsewhere in that file, and how they are aligned shows in the last bit.
+    torch.testing.assert_close(reward.score(pictures(), PROMPTS), load(file).score(pictures(), PROMPTS))
+
+
+def test_equal_files_share_their_networks(file: Path) -> None:
+    first, second = load(file), load(file, preprocess="dmdr")
+    assert first.tower is second.tower
+    assert load(file, dtype=torch.float64).tower is not first.tower
 
 
 def test_it_is_created_by_name(file: Path) -> None:
@@ -203,7 +210,7 @@ def test_gradients_against_finite_differences(file: Path, state: State, slope: A
     expected = slope(lambda x: reference(state, normalised(x), IDS).sum(), images, direction)
     assert abs(expected) > 1e-2
     assert float((leaf.grad * direction).sum()) == pytest.approx(expected, rel=1e-6)
-    assert not any(each.requires_grad for part in (reward.tower, reward._text, reward._mlp)
+    assert not any(each.requires_grad for part in (reward.tower, reward._networks.text, reward._networks.mlp)
                    for each in part.module.parameters())  # fmt: skip
 
 
@@ -222,16 +229,16 @@ def test_gradient_checkpointing_recomputes_and_changes_no_value(file: Path) -> N
     torch.testing.assert_close(results[0][1], results[1][1], atol=0, rtol=0)
 
 
-def test_bfloat16_is_close_and_the_callers_autocast_has_no_say(tmp_path: Path) -> None:
-    state = {name: 0.7 * tensor if name.endswith("weight") else tensor for name, tensor in checkpoint().items()}
-    file = written(tmp_path, state)
+def test_bfloat16_is_close_and_the_callers_autocast_has_no_say(file: Path) -> None:
     expected = load(file).score(pictures(), PROMPTS)
     half = load(file, dtype=torch.bfloat16)
     kinds: dict[str, torch.dtype] = {}
     half.tower.module.blocks[0].mlp.fc1.register_forward_hook(lambda *io: kinds.update(image=io[2].dtype))
-    half._mlp.module[-1].register_forward_hook(lambda *io: kinds.update(mlp=io[2].dtype))
+    text = half._networks.text.module.encoder.encoder.layer[0]
+    text.crossattention.self.key.register_forward_hook(lambda *io: kinds.update(text=io[2].dtype))
+    half._networks.mlp.module[-1].register_forward_hook(lambda *io: kinds.update(mlp=io[2].dtype))
     torch.testing.assert_close(half.score(pictures(), PROMPTS), expected, atol=5e-3, rtol=0)
-    assert kinds == {"image": torch.bfloat16, "mlp": torch.float32}
+    assert kinds == {"image": torch.bfloat16, "text": torch.float32, "mlp": torch.float32}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(load(file).score(pictures(), PROMPTS), expected)
 
@@ -261,9 +268,9 @@ def test_long_prompts_are_truncated_with_one_warning(file: Path, state: State) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         exact = reward.score(pictures(), [longest, "a"])
-    with pytest.warns(UserWarning, match="more than 35 tokens are truncated: 'cat cat") as caught:
+    with pytest.warns(UserWarning, match="more than 35 tokens are truncated, the first of 38: 'cat cat") as told:
         scores = reward.score(pictures(), too_long)
-    assert [warning.filename for warning in caught] == [__file__]
+    assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(reward.score(pictures(), too_long), scores)
@@ -308,7 +315,7 @@ def test_other_files_are_refused_by_name(state: State, tmp_path: Path) -> None:
         load(written(tmp_path, wrong))
     with pytest.raises(ValueError, match=r"no ImageReward\.pt.*patch_embed"):
         load(written(tmp_path, {"visual.proj": torch.zeros(2, 2)}))
-    flat = {**state, "mlp.layers.4.weight": torch.zeros(3)}
+    flat = {**state, "blip.visual_encoder.pos_embed": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"no ImageReward\.pt"):
         load(written(tmp_path, flat))
 

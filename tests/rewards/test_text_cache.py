@@ -38,6 +38,16 @@ def test_the_least_recently_used_is_forgotten() -> None:
     assert asked == [["a"], ["bb"], ["ccc"], ["bb"]]
 
 
+def test_one_that_remembers_nothing_encodes_every_batch_whole() -> None:
+    texts, asked = cache()
+    texts(["a"])
+    texts.resize(0)
+    assert len(texts) == 0
+    texts(["a", "bb"])
+    texts(["bb", "a", "bb"])
+    assert asked == [["a"], ["a", "bb"], ["bb", "a"]]
+
+
 def test_a_batch_larger_than_the_cache_is_answered() -> None:
     texts, _ = cache(capacity=1)
     assert texts(["a", "bb", "ccc"])[:, 0].tolist() == [1, 2, 3]

@@ -7,7 +7,7 @@ from typing import Any
 import dmdr_rewards
 import pytest
 import torch
-from dmdr_rewards import towers
+from dmdr_rewards import towers, weights
 from dmdr_rewards.frozen import Frozen
 
 from .conftest import TINY_CLIP, eight_bit, open_clip_model
@@ -31,12 +31,12 @@ def test_equal_checkpoints_give_one_object(clip_file: Path, tmp_path: Path) -> N
 
 def test_nothing_is_kept_that_nobody_uses(clip_file: Path) -> None:
     gc.collect()
-    before = len(towers._loaded)
+    before = len(weights._loaded)
     loaded = load(clip_file, dtype=torch.float16)
-    assert len(towers._loaded) == before + 1
+    assert len(weights._loaded) == before + 1
     del loaded
     gc.collect()
-    assert len(towers._loaded) == before
+    assert len(weights._loaded) == before
 
 
 def test_the_mapped_file_is_the_weights(clip_file: Path) -> None:

@@ -10,12 +10,13 @@ rewards of rewards. Conventions of pictures are at the top of `dmdr_rewards.imag
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dmdr_rewards.info import RewardInfo
 from dmdr_rewards.registry import available, create, describe
 
 if TYPE_CHECKING:
     from dmdr_rewards.compose import Hinge, Relative, Weighted, WeightedSum
     from dmdr_rewards.preprocess import Preprocess
-    from dmdr_rewards.reward import Reward, RewardInfo, TowerReward
+    from dmdr_rewards.reward import Reward, TowerReward
 
 __version__ = "0.1.0"
 __all__ = [

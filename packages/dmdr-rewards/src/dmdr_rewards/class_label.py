@@ -1,6 +1,5 @@
 """Rewards that ask a classifier how plainly a picture shows its class."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -11,21 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmdr_rewards.classifier import ImageClassifier
+from dmdr_rewards.info import BUILT_IN, RewardInfo
 from dmdr_rewards.labels import as_labels
-from dmdr_rewards.reward import RewardInfo, TowerReward, described
-
-INFO = RewardInfo(
-    name="class-label",
-    description="log-probability of the class label: -cross_entropy(logits, label)",
-    range=(-math.inf, 0.0),
-    licence="that of the checkpoint",
-    source="the checkpoint",
-    prompt="class_label",
-    differentiable=True,
-    image_size=None,
-    preprocess="what the folder's preprocessor_config.json says",
-    checkpoint="folder of a transformers image classifier: config.json, *.safetensors, preprocessor_config.json",
-)
+from dmdr_rewards.reward import TowerReward
 
 
 class ClassLabelReward(TowerReward):
@@ -57,7 +44,6 @@ def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return -F.cross_entropy(logits, labels, reduction="none")
 
 
-@described(INFO)
 def from_folder(
     checkpoint: str | PathLike[str],
     preprocess: Literal["reference", "dmdr"] = "reference",
@@ -69,4 +55,4 @@ def from_folder(
     Format of the folder, preprocessing and what is raised: `ImageClassifier.from_folder`.
     """
     classifier = ImageClassifier.from_folder(checkpoint, device, dtype, preprocess)
-    return ClassLabelReward(classifier, replace(INFO, source=str(checkpoint)))
+    return ClassLabelReward(classifier, replace(BUILT_IN["class-label"], source=str(checkpoint)))

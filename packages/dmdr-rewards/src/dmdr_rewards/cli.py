@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dmdr_rewards.errors import USER_ERROR, naming, user_errors
+from dmdr_rewards.errors import USER_ERROR, naming, plain_warnings, user_errors
 
 _COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
   list                     the rewards: what they score, their prompts, their licence
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends in SystemExit where the exit code is not 0."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"list": _list, "info": _info, "verify": _verify}
-    with user_errors():
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own, one for each model it loads
+    with user_errors(), plain_warnings():
         try:
             if arguments and arguments[0] in commands:
                 commands[arguments[0]](arguments[1:])

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmdr_rewards.images import Images
+from dmdr_rewards.info import BUILT_IN, RewardInfo
 from dmdr_rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, chosen
 from dmdr_rewards.prompts import as_texts
-from dmdr_rewards.reward import RewardInfo, TowerReward, described
+from dmdr_rewards.reward import TowerReward
 from dmdr_rewards.sharing import Shared
 from dmdr_rewards.towers import Towers, open_clip_config, open_clip_towers
 
@@ -62,37 +63,6 @@ def shorter_side(
     return Preprocess(resize=min(size), crop=size, mean=tuple(mean), std=tuple(std), halves="even")
 
 
-_CLIP = RewardInfo(
-    name="clip",
-    description="cos(picture, prompt)",
-    range=(-1.0, 1.0),
-    licence="that of the checkpoint",
-    source="https://github.com/mlfoundations/open_clip, arXiv 2103.00020",
-    prompt="text",
-    differentiable=True,
-    image_size=None,
-    preprocess="the checkpoint's: as a rule the shorter side, bicubic, centre crop, CLIP's mean and std",
-    checkpoint=(
-        "file of an open_clip model, with model=NAME (as open_clip.list_models()) or the path of its JSON; or a folder "
-        "with open_clip_config.json and open_clip_model.safetensors or open_clip_pytorch_model.bin"
-    ),
-)
-
-_DFN = RewardInfo(
-    name="dfn-clip",
-    description="cos(picture, prompt) by DFN5B-CLIP-ViT-H-14, with its QuickGELU",
-    range=(-1.0, 1.0),
-    licence="Apple Sample Code License (apple-amlr for the weights)",
-    source="https://huggingface.co/apple/DFN5B-CLIP-ViT-H-14, arXiv 2309.17425",
-    prompt="text",
-    differentiable=True,
-    image_size=(224, 224),
-    preprocess="squash to 224x224, bicubic, antialias; CLIP's mean and std",
-    checkpoint="open_clip_pytorch_model.bin (or .safetensors) of ViT-H-14, tag dfn5b; or the folder with it",
-)
-
-
-@described(_CLIP)
 def clip(
     checkpoint: str | PathLike[str],
     model: str | PathLike[str] | None = None,
@@ -118,10 +88,9 @@ def clip(
     if model is None:
         raise ValueError(f"checkpoint {path}: give the name of its architecture too, such as model='ViT-B-32'")
     towers = open_clip_towers(path, open_clip_config(_name(model)), device, dtype, gradient_checkpointing)
-    return ClipReward(towers, chosen(preprocess, _from_steps(steps, towers.image_size)), _CLIP)
+    return ClipReward(towers, chosen(preprocess, _from_steps(steps, towers.image_size)), BUILT_IN["clip"])
 
 
-@described(_DFN)
 def dfn_clip(
     checkpoint: str | PathLike[str],
     model: str | PathLike[str] = "ViT-H-14",
@@ -143,7 +112,7 @@ def dfn_clip(
     config = {**open_clip_config(_name(model)), "quick_gelu": preprocess == "reference"}
     towers = open_clip_towers(Path(checkpoint), config, device, dtype, gradient_checkpointing)
     squash = Preprocess(resize=towers.image_size, mean=CLIP_MEAN, std=CLIP_STD)
-    reward = ClipReward(towers, chosen(preprocess, squash), _DFN)
+    reward = ClipReward(towers, chosen(preprocess, squash), BUILT_IN["dfn-clip"])
     activation = "QuickGELU" if config["quick_gelu"] else "plain GELU"
     reward.info = replace(reward.info, preprocess=f"{reward.info.preprocess}; {activation}")
     return reward

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmdr_rewards.images import Images
+from dmdr_rewards.info import RewardInfo
 from dmdr_rewards.prompts import as_texts
 from dmdr_rewards.registry import create
-from dmdr_rewards.reward import Reward, RewardInfo, TowerReward
+from dmdr_rewards.reward import Reward, TowerReward
 from dmdr_rewards.sharing import Shared
 
 

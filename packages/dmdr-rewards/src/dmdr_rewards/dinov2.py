@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmdr_rewards import class_label, weights
+from dmdr_rewards import weights
 from dmdr_rewards.class_label import ClassLabelReward
 from dmdr_rewards.classifier import ImageClassifier
 from dmdr_rewards.frozen import recompute
+from dmdr_rewards.info import BUILT_IN
 from dmdr_rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, chosen
-from dmdr_rewards.reward import described
 
 _IMAGE_SIZE = 224
 _HEAD_WIDTH = 64  # of one attention head, in every released size
@@ -40,22 +40,6 @@ _LAYERS = 4  # whose class tokens the linear head reads
 _GRID_OFFSET = 0.1  # of the release, see above
 
 
-INFO = replace(
-    class_label.INFO,
-    name="dinov2",
-    description="log-probability of the class label by DINOv2: -cross_entropy(logits, label)",
-    licence="Apache-2.0",
-    source="https://github.com/facebookresearch/dinov2, arXiv 2304.07193",
-    image_size=(_IMAGE_SIZE, _IMAGE_SIZE),
-    preprocess=f"squash to {_IMAGE_SIZE}x{_IMAGE_SIZE}, bicubic, antialias; ImageNet's mean and std",
-    checkpoint=(
-        "torch.hub's files: dinov2_vitl14_pretrain.pth with head=dinov2_vitl14_linear4_head.pth; or a folder with "
-        "backbone.* and head.*, .safetensors or .pth; or a folder of a transformers Dinov2ForImageClassification"
-    ),
-)
-
-
-@described(INFO)
 def reward(
     checkpoint: str | PathLike[str],
     head: str | PathLike[str] | None = None,
@@ -67,7 +51,7 @@ def reward(
 ) -> ClassLabelReward:
     """The reward `dinov2`: −cross-entropy of `classifier`, which takes the same arguments."""
     return ClassLabelReward(
-        classifier(checkpoint, head, image_size, device, dtype, preprocess, gradient_checkpointing), INFO
+        classifier(checkpoint, head, image_size, device, dtype, preprocess, gradient_checkpointing), BUILT_IN["dinov2"]
     )
 
 

@@ -1,6 +1,10 @@
-"""A mistake in what was typed: one line that names the option, the value and the fix, and exit code 2."""
+"""A mistake in what was typed: one line that names the option, the value and the fix, and exit code 2.
+
+Warnings are a line each as well.
+"""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,3 +48,14 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print a warning as its one line, without the place in our code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

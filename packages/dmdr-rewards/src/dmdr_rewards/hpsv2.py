@@ -16,25 +16,11 @@ from typing import Literal
 import torch
 
 from dmdr_rewards.clip import ClipReward
+from dmdr_rewards.info import BUILT_IN
 from dmdr_rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, chosen
-from dmdr_rewards.reward import RewardInfo, described
 from dmdr_rewards.towers import open_clip_config, open_clip_towers
 
-_INFO = RewardInfo(
-    name="hpsv2.1",
-    description="human preference: cos(picture, prompt) by a fine-tuned ViT-H-14",
-    range=(-1.0, 1.0),
-    licence="Apache-2.0",
-    source="https://github.com/tgxs002/HPSv2, arXiv 2306.09341",
-    prompt="text",
-    differentiable=True,
-    image_size=(224, 224),
-    preprocess="longer side to 224, bicubic, antialias, on floats; zero pad to 224x224; CLIP's mean and std",
-    checkpoint='HPS_v2.1_compressed.pt, {"state_dict": …} of an open_clip ViT-H-14; or the same as .safetensors',
-)
 
-
-@described(_INFO)
 def reward(
     checkpoint: str | PathLike[str],
     model: str = "ViT-H-14",
@@ -55,4 +41,4 @@ def reward(
     towers = open_clip_towers(Path(checkpoint), open_clip_config(model), device, dtype, gradient_checkpointing)
     size = towers.image_size
     letterbox = Preprocess(max(size), side="longer", crop=size, mean=CLIP_MEAN, std=CLIP_STD, eight_bit=False)
-    return ClipReward(towers, chosen(preprocess, letterbox), _INFO)
+    return ClipReward(towers, chosen(preprocess, letterbox), BUILT_IN["hpsv2.1"])

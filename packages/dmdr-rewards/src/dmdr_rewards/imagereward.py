@@ -29,15 +29,16 @@ from torch import Tensor, nn
 from dmdr_rewards import weights
 from dmdr_rewards.clip import shorter_side
 from dmdr_rewards.frozen import Frozen, precision, recompute
+from dmdr_rewards.info import BUILT_IN
+from dmdr_rewards.mlp import mlp
 from dmdr_rewards.preprocess import Preprocess, chosen
-from dmdr_rewards.reward import RewardInfo, TowerReward, described
+from dmdr_rewards.reward import TowerReward
 from dmdr_rewards.wordpiece import WordPiece
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 _HEAD_WIDTH = 64  # of one attention head, in the image and in the text encoder
 _TOKENS = 35
-_LINEARS = (0, 2, 4, 6, 7)  # of the mlp; in between lie the dropouts of its training
-_VISION, _TEXT, _MLP = "blip.visual_encoder", "blip.text_encoder", "mlp.layers"
+_VISION, _TEXT = "blip.visual_encoder", "blip.text_encoder"
 # Left over from BLIP's pretraining (contrastive projections), and a constant. The release's own code uses none of them.
 _UNUSED = (
     "blip.vision_proj.weight",
@@ -47,21 +48,7 @@ _UNUSED = (
     f"{_TEXT}.embeddings.position_ids",
 )
 
-_INFO = RewardInfo(
-    name="imagereward",
-    description="human preference: (mlp(BERT(prompt, picture)) - 0.1672) / 1.0333",
-    range=(-math.inf, math.inf),
-    licence="Apache-2.0",
-    source="https://github.com/THUDM/ImageReward, arXiv 2304.05977",
-    prompt="text",
-    differentiable=True,
-    image_size=(224, 224),
-    preprocess="shorter side to 224, bicubic; centre crop 224x224; CLIP mean and std",
-    checkpoint="ImageReward.pt, with bert-base-uncased's vocab.txt beside it",
-)
 
-
-@described(_INFO)
 def reward(
     checkpoint: str | PathLike[str],
     tokenizer: str | PathLike[str] | None = None,
@@ -77,24 +64,21 @@ def reward(
                 vocab.txt beside the checkpoint
     preprocess  "reference": shorter side and centre crop; "dmdr": squash. They agree on square pictures
     gradient_checkpointing  recompute the image encoder's layers in the backward pass; changes no value
+    dtype       of the image encoder; the text encoder stays in float32
 
     All dimensions are read off the tensors' shapes. Raises ValueError for files that are missing, damaged, unsafe or of
     another model, and for a vocabulary that is not the checkpoint's.
     """
     path = Path(checkpoint)
-    tensors = {name: tensor for name, tensor in weights.load(path).items() if name not in _UNUSED}
-    network = _network(tensors, path)
+    how = ("imagereward", torch.device(device), dtype, gradient_checkpointing)
+    networks = weights.shared(path, lambda: _Networks(path, device, dtype, gradient_checkpointing), *how)
     words = WordPiece(Path(tokenizer) if tokenizer is not None else path.parent / "vocab.txt", _TOKENS)
-    known = len(tensors[f"{_TEXT}.embeddings.word_embeddings.weight"])
-    if words.size != known:
+    if words.size != networks.words:
         raise ValueError(
-            f"tokenizer {words.path} has {words.size} entries, checkpoint {path} knows {known}: "
+            f"tokenizer {words.path} has {words.size} entries, checkpoint {path} knows {networks.words}: "
             "give bert-base-uncased's vocab.txt"
         )
-    if gradient_checkpointing:
-        recompute(network["blip"]["visual_encoder"].blocks)
-    reference = shorter_side(network["blip"]["visual_encoder"].patch_embed.img_size)
-    return ImageReward(network, words, chosen(preprocess, reference), device, dtype)
+    return ImageReward(networks, words, chosen(preprocess, shorter_side(networks.image_size)))
 
 
 class ImageReward(TowerReward):
@@ -103,13 +87,11 @@ class ImageReward(TowerReward):
     Formula, source and range are at the top of this module.
     """
 
-    def __init__(self, network: Any, words: WordPiece, preprocess: Preprocess, device: Any, dtype: torch.dtype) -> None:
-        self.tower = Frozen(network["blip"]["visual_encoder"], device, dtype)
-        self._text = Frozen(_ClassToken(network["blip"]["text_encoder"]), device, dtype)
-        self._mlp = Frozen(network["mlp"]["layers"], device, precision(dtype))
+    def __init__(self, networks: "_Networks", words: WordPiece, preprocess: Preprocess) -> None:
+        self._networks, self.tower = networks, networks.image
         self._words = words
         self.preprocess = preprocess
-        self.info = replace(_INFO, image_size=preprocess.image_size, preprocess=str(preprocess))
+        self.info = replace(BUILT_IN["imagereward"], image_size=preprocess.image_size, preprocess=str(preprocess))
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B pictures' tokens, Tensor[B, 1 + patches, width], under B texts -> float32 Tensor[B].
@@ -118,8 +100,26 @@ class ImageReward(TowerReward):
         than 35 tokens are truncated; the first one brings a warning.
         """
         ids, mask = (each.to(self.tower.device) for each in self._words(prompts, len(features)))
-        raw = self._mlp(self._text(ids, mask, features)).squeeze(-1)
+        raw = self._networks.mlp(self._networks.text(ids, mask, features)).squeeze(-1)
         return ((raw - _MEAN) / _STD).float()
+
+
+class _Networks:
+    """Image encoder, text encoder and mlp of a checkpoint, frozen; the size of its pictures, and of its vocabulary."""
+
+    def __init__(
+        self, path: Path, device: str | torch.device, dtype: torch.dtype, gradient_checkpointing: bool
+    ) -> None:
+        network = _network({name: tensor for name, tensor in weights.load(path).items() if name not in _UNUSED}, path)
+        image = network["blip"]["visual_encoder"]
+        if gradient_checkpointing:
+            recompute(image.blocks)
+        text = network["blip"]["text_encoder"]
+        self.image_size, self.words = image.patch_embed.img_size, text.config.vocab_size
+        self.image = Frozen(image, device, dtype)
+        # A tenth of the work, and most of what bfloat16 would change in the score.
+        self.text = Frozen(_ClassToken(text), device, precision(dtype))
+        self.mlp = Frozen(network["mlp"]["layers"], device, precision(dtype))
 
 
 class _ClassToken(nn.Module):
@@ -139,11 +139,11 @@ def _network(tensors: Mapping[str, Tensor], path: Path) -> Any:
     try:
         with torch.device("meta"):
             blip = {"visual_encoder": _vision(tensors), "text_encoder": _text(tensors)}
-            network = nn.ModuleDict({"blip": nn.ModuleDict(blip), "mlp": nn.ModuleDict({"layers": _mlp(tensors)})})
+            layers = mlp(blip["text_encoder"].config.hidden_size)
+            network = nn.ModuleDict({"blip": nn.ModuleDict(blip), "mlp": nn.ModuleDict({"layers": layers})})
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"checkpoint {path} is no ImageReward.pt: cannot read its dimensions off {error}") from error
-    weights.check(tensors, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, path)
-    network.load_state_dict(tensors, assign=True)
+    weights.assign(network, tensors, path)
     embeddings = blip["text_encoder"].embeddings
     embeddings.position_ids = torch.arange(embeddings.position_embeddings.num_embeddings)[None]  # in no file
     return network
@@ -180,14 +180,6 @@ def _text(tensors: Mapping[str, Tensor]) -> Any:
         max_position_embeddings=len(tensors[f"{_TEXT}.embeddings.position_embeddings.weight"]),
     )
     return BlipTextModel(config, add_pooling_layer=False)
-
-
-def _mlp(tensors: Mapping[str, Tensor]) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Identity() for _ in range(_LINEARS[-1] + 1)]
-    for index in _LINEARS:
-        outputs, inputs = tensors[f"{_MLP}.{index}.weight"].shape
-        layers[index] = nn.Linear(inputs, outputs)
-    return nn.Sequential(*layers)
 
 
 def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:

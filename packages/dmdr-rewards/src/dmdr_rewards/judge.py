@@ -20,23 +20,8 @@ from torch import Tensor
 
 from dmdr_rewards.chat import Endpoint
 from dmdr_rewards.images import Images, as_pictures
+from dmdr_rewards.info import BUILT_IN, RewardInfo
 from dmdr_rewards.prompts import as_texts
-from dmdr_rewards.reward import RewardInfo
-
-
-def _info(name: str, description: str, best: float, source: str) -> RewardInfo:
-    return RewardInfo(
-        name=name,
-        description=f"{description}, asked of a vision-language model over HTTP",
-        range=(0.0, best),
-        licence="that of the model",
-        source=source,
-        prompt="text",
-        differentiable=False,
-        image_size=None,
-        preprocess="none here: pictures are sent as they are",
-        checkpoint="the model's name at the endpoint url=",
-    )
 
 
 class Judge:
@@ -134,7 +119,7 @@ class VQAScore(Judge):
 
     template = 'Does this figure show "{prompt}"? Please answer yes or no.'
     request: ClassVar[dict[str, Any]] = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-    info = _info("vqascore", 'P("yes" | picture, does this figure show the prompt?)', 1.0, "arXiv 2404.01291")
+    info = BUILT_IN["vqascore"]
 
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
         if logprobs:
@@ -151,7 +136,7 @@ class Rating(Judge):
         "Answer with one number from 0 (nothing is right) to 10 (perfect), and nothing else."
     )
     request: ClassVar[dict[str, Any]] = {"max_tokens": 16}
-    info = _info("vlm-judge", "number from 0 to 10: what it answers", 10.0, "the template is this package's own")
+    info = BUILT_IN["vlm-judge"]
 
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
         numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", re.sub(r"\s*(?:/|out of)\s*10\b", "", answer))
@@ -170,7 +155,7 @@ class OCR(Judge):
 
     template = "Transcribe all text in this picture, as it is written. Answer with the text alone; if none, with NONE."
     request: ClassVar[dict[str, Any]] = {"max_tokens": 512}
-    info = _info("ocr", "share of the prompt's quoted text that it reads in the picture", 1.0, "arXiv 2505.05470")
+    info = BUILT_IN["ocr"]
 
     def question(self, prompt: str) -> str:
         """The template. Raises ValueError for a prompt without text in double quotes."""

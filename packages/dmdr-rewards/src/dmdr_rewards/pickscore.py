@@ -8,7 +8,6 @@ release yuvalkirstain/PickScore_v1, MIT. The scale is about 100; scores of real 
 What is matched: transformers' own processor (the one on PIL) and model to rounding, on 8-bit pictures.
 """
 
-import math
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -17,28 +16,11 @@ from typing import Literal
 import torch
 
 from dmdr_rewards.clip import ClipReward, shorter_side
+from dmdr_rewards.info import BUILT_IN
 from dmdr_rewards.preprocess import chosen
-from dmdr_rewards.reward import RewardInfo, described
 from dmdr_rewards.towers import transformers_towers
 
-_INFO = RewardInfo(
-    name="pickscore",
-    description="human preference: exp(logit_scale) · cos(picture, prompt) by a fine-tuned CLIP ViT-H-14",
-    range=(-math.inf, math.inf),
-    licence="MIT",
-    source="https://huggingface.co/yuvalkirstain/PickScore_v1, arXiv 2305.01569",
-    prompt="text",
-    differentiable=True,
-    image_size=(224, 224),
-    preprocess="shorter side to 224, bicubic, antialias; centre crop 224x224; CLIP's mean and std",
-    checkpoint=(
-        "folder of a transformers CLIPModel: config.json, model.safetensors or pytorch_model.bin, tokenizer.json or "
-        "vocab.json and merges.txt"
-    ),
-)
 
-
-@described(_INFO)
 def reward(
     checkpoint: str | PathLike[str],
     preprocess: Literal["reference", "dmdr"] = "reference",
@@ -56,4 +38,4 @@ def reward(
     """
     towers = transformers_towers(Path(checkpoint), device, dtype, gradient_checkpointing)
     reference = replace(shorter_side(towers.image_size), halves="down")
-    return ClipReward(towers, chosen(preprocess, reference), _INFO, scale=towers.logit_scale)
+    return ClipReward(towers, chosen(preprocess, reference), BUILT_IN["pickscore"], scale=towers.logit_scale)

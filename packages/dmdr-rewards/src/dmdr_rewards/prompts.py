@@ -1,5 +1,6 @@
 """Texts, the prompts of text-image rewards."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,3 +23,21 @@ def as_texts(prompts: Tensor | Sequence[Any], count: int | None = None) -> list[
     if count is not None and len(prompts) != count:
         raise ValueError(f"{count} images but {len(prompts)} prompts: give one prompt per picture")
     return list(prompts)
+
+
+class Truncation:
+    """Warns once, of the first prompts that are longer than `context` tokens."""
+
+    def __init__(self, context: int) -> None:
+        self.context, self._told = context, False
+
+    def __call__(self, lengths: Sequence[int], prompts: Sequence[str]) -> None:
+        """lengths: number of tokens of each prompt."""
+        longest = max(lengths)
+        if longest > self.context and not self._told:
+            self._told = True
+            prompt = prompts[lengths.index(longest)]
+            warnings.warn(
+                f"prompts of more than {self.context} tokens are truncated, the first of {longest}: {prompt[:60]!r}…",
+                stacklevel=2,
+            )

@@ -6,7 +6,8 @@ A package adds one by declaring it in the group `dmdr_rewards` of its pyproject.
     sharpness = "my_package:Sharpness"
 
 The factory is called as `factory(checkpoint=…, device=…, dtype=…, **options)`, without `checkpoint` where the caller
-gave none, and returns a `Reward`. An attribute `info` of the factory, where it has one, is what `describe` returns.
+gave none, and returns a `Reward`. An attribute `info` of the factory, where it has one, is what `describe` returns; of
+the built-in rewards that is `dmdr_rewards.info.BUILT_IN`.
 """
 
 import difflib
@@ -16,10 +17,12 @@ from importlib.metadata import EntryPoint, entry_points
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
+from dmdr_rewards.info import BUILT_IN, RewardInfo
+
 if TYPE_CHECKING:
     import torch
 
-    from dmdr_rewards.reward import Reward, RewardInfo
+    from dmdr_rewards.reward import Reward
 
 GROUP = "dmdr_rewards"
 
@@ -74,14 +77,15 @@ def create(
     return factory(**arguments)
 
 
-def describe(name: str) -> "RewardInfo":
-    """What is known of the reward called `name` before a checkpoint is loaded: the attribute `info` of its factory.
+def describe(name: str) -> RewardInfo:
+    """What is known of the reward called `name` before a checkpoint is loaded.
 
     Raises ValueError for an unknown name, and for a third party's factory without that attribute.
     """
-    from dmdr_rewards.reward import RewardInfo
-
-    factory = _find(name).load()
+    entry = _find(name)
+    if entry in _BUILT_IN:
+        return BUILT_IN[name]
+    factory = entry.load()
     info = getattr(factory, "info", None)
     if not isinstance(info, RewardInfo):
         raise ValueError(

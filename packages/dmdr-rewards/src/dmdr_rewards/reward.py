@@ -1,45 +1,15 @@
 """What a reward is."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from dmdr_rewards.frozen import Frozen
 from dmdr_rewards.images import Images
+from dmdr_rewards.info import RewardInfo
 from dmdr_rewards.preprocess import Preprocess
 from dmdr_rewards.sharing import Shared
-
-
-@dataclass(frozen=True)
-class RewardInfo:
-    """What a user should know about a reward before trusting its numbers.
-
-    name          the name given to `dmdr_rewards.create`
-    description   what is scored, as a formula where there is one
-    range         lowest and highest score
-    licence       of the weights
-    source        where model and definition were published
-    prompt        what `score` takes as prompts: "text" (strings), "class_label" (integers) or "none" (not read)
-    differentiable  whether gradients reach the pixels
-    image_size    (height, width) that the network sees; None if it takes pictures as they come
-    preprocess    how pictures get there, in words
-    num_classes   number of class labels; None for text
-    checkpoint    what `create` takes as checkpoint, in words; "none" for a reward without weights
-    """
-
-    name: str
-    description: str
-    range: tuple[float, float]
-    licence: str
-    source: str
-    prompt: Literal["class_label", "text", "none"]
-    differentiable: bool
-    image_size: tuple[int, int] | None
-    preprocess: str
-    num_classes: int | None = None
-    checkpoint: str = "none"
 
 
 @runtime_checkable
@@ -68,6 +38,16 @@ class TowerReward:
     preprocess: Preprocess
     tower: Frozen
 
+    def remember_texts(self, count: int) -> None:
+        """Remember the embeddings of the last `count` texts from now on; nothing to do for a reward without any.
+
+        An embedding's last bits depend on the texts that it was made with. With 0 a score depends on its own batch
+        alone, which a run that must repeat itself exactly needs.
+        """
+        towers = getattr(self, "towers", None)
+        if towers is not None:
+            towers.texts.resize(count)
+
     def pixels(self, images: "Images | Shared") -> Tensor:
         """B pictures (see `dmdr_rewards.images`) -> Tensor[B, 3, h, w]; a list may mix sizes."""
         return Shared.of(images).pixels(self.preprocess, self.tower.device, self.tower.precision)
@@ -87,16 +67,3 @@ class TowerReward:
         value and the fix.
         """
         return self.score_features(Shared.of(images).features(self), prompts)
-
-
-Factory = TypeVar("Factory", bound=Callable[..., Any])
-
-
-def described(info: RewardInfo) -> Callable[[Factory], Factory]:
-    """Decorate a reward's factory with what is known before a checkpoint is loaded: `dmdr_rewards.describe`."""
-
-    def mark(factory: Factory) -> Factory:
-        factory.info = info  # type: ignore[attr-defined]
-        return factory
-
-    return mark

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmdr_rewards import registry, weights
+from dmdr_rewards import registry
 from dmdr_rewards.errors import StoppedError, UserError, naming
 from dmdr_rewards.score_data import Item, find, require, with_prompts
 from dmdr_rewards.score_table import Columns, Key, Row, ScoreTable, by_key
@@ -137,7 +137,11 @@ def _provenance(asked: Sequence[Asked], dtype: str) -> dict[str, str | None]:
 
 
 def _hash(value: Any) -> str | None:
-    return weights.sha256(value) if isinstance(value, str) and value and Path(value).exists() else None
+    if not (isinstance(value, str) and value and Path(value).exists()):
+        return None
+    from dmdr_rewards.weights import sha256
+
+    return sha256(value)
 
 
 def _total(row: Row, asked: Sequence[Asked]) -> float | None:
@@ -164,7 +168,7 @@ def _print_summary(path: Path, rows: Sequence[Row], asked: Sequence[Asked], coun
 
     failed = [row for row in rows if row["error"]]
     now = f"{count} scored now" + ("" if speed is None else f", {speed:.3g} pictures/s")
-    console.print(f"{len(rows)} pictures, {len(failed)} with an error; {now}", markup=False)
+    console.print(f"{len(rows)} picture{'s' * (len(rows) != 1)}, {len(failed)} with an error; {now}", markup=False)
     for row in failed[:3]:
         console.print(f"  {row['file_name']}: {row['error']}", markup=False)
     if len(failed) > 3:

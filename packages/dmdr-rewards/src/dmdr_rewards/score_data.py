@@ -317,10 +317,7 @@ def _row_group(table: Path, group: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _dataset(folder: Path) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("IMAGES", f"{folder} is a Hugging Face dataset: pip install datasets") from None
+    import datasets
 
     dataset = datasets.load_from_disk(os.fspath(folder))
     if isinstance(dataset.features.get("image"), datasets.Image):

@@ -55,7 +55,7 @@ def write_page(
 
 
 def _facts(pictures: int, scored: int, shown: int, failed: int, limit: int) -> str:
-    facts = [f"{pictures:,} pictures"]
+    facts = [f"{pictures:,} picture{'s' * (pictures != 1)}"]
     if failed:
         facts.append(f"{failed:,} with an error")
     if shown < scored:
@@ -95,7 +95,8 @@ def _card(rank: int, row: Row, item: Item, columns: Sequence[str]) -> str:
     under = row["prompt"] if row["prompt"] is not None else "" if row["label"] is None else f"label {row['label']}"
     return (
         f'<article data-scores="{" ".join(repr(row[name]) for name in columns)}">'
-        f'<div class="frame">{_thumbnail(item)}<i>{rank:,}</i></div><dl>{scores}</dl>'
+        f'<div class="frame">{_thumbnail(item)}<i title="place by {escape(columns[0])}">{rank:,}</i></div>'
+        f"<dl>{scores}</dl>"
         f'<p title="{escape(under)}">{escape(under)}</p><small title="{escape(row["file_name"])}">'
         f"{escape(row['file_name'])}</small></article>\n"
     )

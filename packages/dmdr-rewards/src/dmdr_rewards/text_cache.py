@@ -24,6 +24,11 @@ class TextCache:
     def __len__(self) -> int:
         return len(self._known)
 
+    def resize(self, capacity: int) -> None:
+        """Forget everything, and remember so many prompts from now on."""
+        self._capacity = capacity
+        self._known.clear()
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """B texts -> Tensor[B, D]. Those that are not known are encoded in one batch, each once."""
         found = {prompt: self._known[prompt] for prompt in prompts if prompt in self._known}

@@ -6,11 +6,9 @@ checkpoints (bytes, architecture, device, dtype) give one and the same object, f
 
 import functools
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from dmdr_rewards import weights
 from dmdr_rewards.frozen import Frozen, recompute
+from dmdr_rewards.prompts import Truncation
 from dmdr_rewards.text_cache import TextCache
 
 OPEN_CLIP_FILES = (
@@ -66,9 +65,6 @@ class Towers:
     def _embed(self, prompts: list[str]) -> Tensor:
         tokens = [part.to(self.image.device) for part in self._tokenize(prompts)]
         return F.normalize(self._text(*tokens), dim=-1)
-
-
-_loaded: WeakValueDictionary[tuple[Any, ...], Towers] = WeakValueDictionary()
 
 
 def open_clip_config(model: str | Path) -> dict[str, Any]:
@@ -122,7 +118,8 @@ def open_clip_towers(
             image, _OpenClipText(model), _open_clip_tokens(config), (height, width), model.logit_scale, device, dtype
         )
 
-    return _shared(path, config, device, dtype, gradient_checkpointing, load)
+    how = (json.dumps(config, sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
+    return weights.shared(path, load, *how)
 
 
 def transformers_towers(
@@ -154,7 +151,8 @@ def transformers_towers(
         image, text = _TransformersImage(model), _TransformersText(model)
         return Towers(image, text, tokenize, (side, side), model.logit_scale, device, dtype)
 
-    return _shared(path, {**config, "tokenizer": tokenizer}, device, dtype, gradient_checkpointing, load)
+    how = (json.dumps([config, tokenizer], sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
+    return weights.shared(path, load, *how)
 
 
 def transformers_config(folder: Path) -> dict[str, Any]:
@@ -169,33 +167,16 @@ def transformers_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _shared(
-    path: Path,
-    config: dict[str, Any],
-    device: str | torch.device,
-    dtype: torch.dtype,
-    gradient_checkpointing: bool,
-    load: Callable[[], Towers],
-) -> Towers:
-    if not path.is_file():
-        raise ValueError(f"checkpoint {path}: no such file")
-    architecture = json.dumps(config, sort_keys=True)
-    key = (weights.sha256(path), architecture, torch.device(device), dtype, gradient_checkpointing)
-    towers = _loaded.get(key) or load()
-    _loaded[key] = towers
-    return towers
-
-
 def _open_clip_model(config: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Any:
     with torch.device("meta"):
         model = _empty_open_clip(config)
-    weights.check(tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, path)
+    weights.assign(model, tensors, path)
     text = getattr(model, "text", model)
     if text.attn_mask is not None:  # in no file
         text.attn_mask = torch.full(text.attn_mask.shape, -torch.inf).triu(1)
-    if any(buffer.is_meta for name, buffer in model.named_buffers() if name not in tensors):
+    if any(buffer.is_meta for buffer in model.buffers()):
         model = _empty_open_clip(config)  # an architecture with further tables that no file holds: let it compute them
-    model.load_state_dict(tensors, assign=True)
+        model.load_state_dict(tensors, assign=True)
     return model
 
 
@@ -214,7 +195,7 @@ def _open_clip_tokens(config: dict[str, Any]) -> Tokenize:
     text = config["text_cfg"]
     context = text.get("context_length", 77)
     tokenizer = SimpleTokenizer(context_length=context, **text.get("tokenizer_kwargs", {}))
-    warn = _Truncation(context)
+    warn = Truncation(context)
 
     def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
         warn([len(tokenizer.encode(prompt)) + 2 for prompt in prompts], prompts)
@@ -230,7 +211,7 @@ def _transformers_tokens(folder: Path, context: int) -> Tokenize:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"checkpoint {folder}: its tokenizer cannot be read: {error}") from error
-    warn = _Truncation(context)
+    warn = Truncation(context)
 
     def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
         warn([len(tokens) for tokens in tokenizer(prompts, verbose=False).input_ids], prompts)
@@ -238,23 +219,6 @@ def _transformers_tokens(folder: Path, context: int) -> Tokenize:
         return batch.input_ids, batch.attention_mask
 
     return tokenize
-
-
-class _Truncation:
-    """Warns once, of the first prompt that is longer than the context."""
-
-    def __init__(self, context: int) -> None:
-        self.context, self.told = context, False
-
-    def __call__(self, lengths: list[int], prompts: list[str]) -> None:
-        longest = max(lengths)
-        if longest > self.context and not self.told:
-            self.told = True
-            prompt = prompts[lengths.index(longest)]
-            warnings.warn(
-                f"prompts of more than {self.context} tokens are truncated, the first of {longest}: {prompt[:60]!r}…",
-                stacklevel=2,
-            )
 
 
 class _OpenClipText(nn.Module):

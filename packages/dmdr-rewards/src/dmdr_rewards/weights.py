@@ -8,20 +8,24 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 """Endings of files of weights."""
 
-_LISTED = 40  # names of each kind in an error message
+_LISTED = 12  # names of each kind in an error message
+_loaded: WeakValueDictionary[tuple[Hashable, ...], Any] = WeakValueDictionary()
 
 
 def load(path: str | PathLike[str], inside: str | None = None) -> dict[str, Tensor]:
@@ -78,6 +82,23 @@ def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], 
             if name in tensors and tuple(tensors[name].shape) != shape
         ],
     )
+
+
+def assign(module: nn.Module, tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
+    """Let a module, built without memory, take over the tensors of the file `path`. Raises what `check` raises."""
+    check(tensors, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, path)
+    module.load_state_dict(tensors, assign=True)
+
+
+def shared(path: Path, load: Callable[[], T], *how: Hashable) -> T:
+    """What `load` makes of the file `path`: one object for equal bytes and equal `how`, while anything uses it.
+
+    how  all else that the object depends on. Raises ValueError for a path that does not exist, and what `load` raises.
+    """
+    key = (sha256(path), *how)
+    loaded = _loaded.get(key) or load()
+    _loaded[key] = loaded
+    return loaded
 
 
 def refuse_unless_exact(

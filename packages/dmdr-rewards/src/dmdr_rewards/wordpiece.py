@@ -1,6 +1,5 @@
 """BERT's tokens, from the vocabulary file alone."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdr_rewards.prompts import as_texts
+from dmdr_rewards.prompts import Truncation, as_texts
 
 _BLIP = ["[DEC]", "[ENC]"]  # appended to BERT's vocabulary
 
@@ -25,7 +24,7 @@ class WordPiece:
     def __init__(self, path: Path, length: int) -> None:
         self.path = _file(path)
         self.length = length
-        self._told = False
+        self._warn = Truncation(length)
         self._tokenizer = _load(self.path)
         self._tokenizer.add_special_tokens(_BLIP)
         self._tokenizer.enable_truncation(length)
@@ -43,11 +42,13 @@ class WordPiece:
         """
         texts = as_texts(prompts, count)
         encoded = self._tokenizer.encode_batch(texts)
-        cut = [text for text, each in zip(texts, encoded, strict=True) if each.overflowing]
-        if cut and not self._told:
-            self._told = True
-            warnings.warn(f"prompts of more than {self.length} tokens are truncated: {cut[0][:60]!r}…", stacklevel=4)
+        self._warn([2 + sum(map(_pieces, (each, *each.overflowing))) for each in encoded], texts)
         return torch.tensor([each.ids for each in encoded]), torch.tensor([each.attention_mask for each in encoded])
+
+
+def _pieces(encoding: Any) -> int:
+    """Number of tokens between [CLS] and [SEP]."""
+    return sum(encoding.attention_mask) - 2
 
 
 def _file(path: Path) -> Path:
