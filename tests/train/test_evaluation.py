@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import recipe
+from dmdr_train import recipe, scenes
 from dmdr_train.evaluation import Evaluator, frechet_distance, inception_score, precision_recall
+from dmdr_train.references import Folder, Scenes, Shapes
 from torch import Tensor
 
 
@@ -110,11 +113,55 @@ def test_an_evaluation_repeats_itself_and_draws_from_its_own_seed(make_evaluator
     assert scores[0].recall < real.recall
 
 
-def test_sets_are_balanced(make_evaluator: Callable[[int], Evaluator]) -> None:
-    assert torch.bincount(make_evaluator(1).labels).tolist() == [10] * 10
+def test_sets_are_balanced() -> None:
+    assert Shapes(seed=1).prompts(range(95, 115)) == [5, 6, 7, 8, 9, *range(10), 0, 1, 2, 3, 4]
 
 
-def test_reference_pictures_from_a_folder(one_process: None, model: Path, classifier: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", [Shapes(3), Scenes(3)], ids=["shapes", "scenes"])
+def test_what_is_asked_and_shown_does_not_depend_on_the_processes(reference: Any) -> None:
+    prompts = reference.prompts(range(40))
+    assert reference.prompts(range(20, 40)) == prompts[20:]
+    first, again = (reference.pictures("real", range(20, 40)) for _ in range(2))
+    assert first.shape == (20, 3, 32, 32)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, reference.pictures("reference", range(20, 40)))
+
+
+def test_scenes_are_judged_by_code_and_apart_where_they_are_held_out() -> None:
+    reference = Scenes(seed=3)
+    prompts = reference.prompts(range(200))
+    assert len(set(prompts)) == 200
+    assert set(prompts[::2]) <= set(scenes.training_captions())
+    assert set(prompts[1::2]) <= set(scenes.held_out_captions())
+    right = reference.judge(reference.pictures("real", range(200)), prompts, torch.empty(200, 0))
+    assert right["accuracy"].nanmean() > 0.98
+    assert right["held-out accuracy"].nanmean() > 0.98
+    assert torch.equal(right["accuracy"].isnan(), torch.arange(200) % 2 == 1)
+    assert torch.equal(right["held-out accuracy"].isnan(), torch.arange(200) % 2 == 0)
+    wrong = reference.judge(reference.pictures("real", range(200)), prompts[1:] + prompts[:1], torch.empty(200, 0))
+    assert wrong["accuracy"].nanmean() < 0.02
+
+
+def test_class_labels_are_judged_by_the_classifier() -> None:
+    logits = torch.eye(10)[[0, 1, 5, 3]]
+    assert Shapes(0).judge(torch.empty(4, 3, 32, 32), [0, 1, 2, 3], logits)["accuracy"].tolist() == [1, 1, 0, 1]
+
+
+def test_rewards_score_the_pictures_too(one_process: None, model: Path, classifier: Path) -> None:
+    class Brightness:
+        info = SimpleNamespace(name="brightness")
+
+        def score(self, images: Tensor, prompts: list[int]) -> Tensor:
+            assert len(images) == len(prompts)
+            return images.flatten(1).mean(dim=1)
+
+    settings = recipe.Evaluation(classifier=str(classifier), reference="shapes", pictures=200)
+    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), [Brightness()])
+    pictures = torch.cat([evaluator.reference.pictures("real", index) for index in evaluator.batches])
+    assert evaluator.real().more == {"brightness": pytest.approx(pictures.mean().item(), rel=1e-5)}
+
+
+def test_reference_pictures_from_a_folder(tmp_path: Path) -> None:
     """Labels follow the alphabet; the reference set and the row of real pictures share no file."""
     from PIL import Image
 
@@ -123,13 +170,13 @@ def test_reference_pictures_from_a_folder(one_process: None, model: Path, classi
         for number in range(20):
             colour = (10 * label, 10 * number, 7)
             Image.new("RGB", (32, 32), colour).save(tmp_path / f"class-{label}" / f"{number}.png")
-    settings = recipe.Evaluation(classifier=str(classifier), reference=str(tmp_path), pictures=100, seed=1)
-    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"))
+    reference = Folder(tmp_path, 10, seed=1)
     seen = {}
     for name in ("reference", "real"):
-        pictures = torch.cat(list(evaluator._reference_pictures(name)))
+        pictures = reference.pictures(name, range(100))
         colours = (pictures[:, :, 0, 0] * 255).round().int()
-        assert torch.equal(colours[:, 0] // 10, evaluator.labels.int())
+        assert (colours[:, 0] // 10).tolist() == reference.prompts(range(100))
+        assert torch.equal(reference.pictures(name, range(37, 60)), pictures[37:60])
         seen[name] = {tuple(colour.tolist()) for colour in colours}
     assert len(seen["reference"]) == len(seen["real"]) == 100
     assert not seen["reference"] & seen["real"]

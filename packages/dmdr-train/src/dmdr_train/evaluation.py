@@ -1,13 +1,13 @@
 """How good pictures are: Fréchet distance, precision, recall, accuracy, inception score.
 
 Features and classes come from a classifier that no reward uses; a second Fréchet distance is taken in pixel space.
-All randomness comes from the evaluation's own seed.
+All randomness comes from the evaluation's own seed. What is right in a picture, the reference says.
 """
 
 import json
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,23 @@ from torch import Tensor, nn
 from dmdr_train import recipe
 from dmdr_train.draws import named_generator
 from dmdr_train.engines import gather_rows
-from dmdr_train.preflight import pictures_in
+from dmdr_train.references import make_reference
 
 BATCH = 125
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one set of pictures against the reference set."""
+    """Of one set of pictures against the reference set; `more` holds what reference and rewards add, by name."""
 
     name: str
     frechet: float
     precision: float
     recall: float
     accuracy: float
-    inception: float
     frechet_pixels: float
+    inception: float | None = None
+    more: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Measured:
     features: Tensor
     pixels: Tensor
     logits: Tensor
-    labels: Tensor
+    judged: dict[str, Tensor]
 
 
 class _Given(nn.Module):
@@ -99,25 +100,30 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
 
 
 class Evaluator:
-    """Scores pictures against a reference set; every process makes its share of them."""
+    """Scores pictures against a reference set; every process makes its share of them.
 
-    def __init__(self, settings: recipe.Evaluation, family: Family, device: torch.device):
+    Args:
+        rewards: score the pictures as well, for their own sake.
+    """
+
+    def __init__(self, settings: recipe.Evaluation, family: Family, device: torch.device, rewards: Sequence[Any] = ()):
         from dmdr_rewards.classifier import ImageClassifier
 
         self.settings = settings
         self.family = family
         self.device = device
+        self.rewards = {reward.info.name: reward for reward in rewards}
         self.classifier = ImageClassifier.from_folder(settings.classifier, device)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.count = settings.pictures // self.world
-        assert family.num_classes is not None
-        first = self.rank * self.count
-        self.labels = torch.arange(first, first + self.count) % family.num_classes
-        self.reference = self._measure(self._reference_pictures("reference"), self.labels)
+        self.reference = make_reference(settings.reference, family, settings.seed)
+        world, count = dist.get_world_size(), settings.pictures // dist.get_world_size()
+        first = dist.get_rank() * count
+        self.batches = [range(i, min(i + BATCH, first + count)) for i in range(first, first + count, BATCH)]
+        self.count = world * count
+        self.real_set = self._measure(self._real("reference"))
 
     def real(self) -> Scores:
         """Another draw of real pictures: the best that any model can do."""
-        return self._score("real pictures", self._reference_pictures("real"))
+        return self._score("real pictures", self._real("real"))
 
     def model(
         self, name: str, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0
@@ -126,16 +132,14 @@ class Evaluator:
 
     @torch.no_grad()
     def _sampled(self, network: Any, steps: int, method: str, guidance: float, shift: float) -> Iterable[Tensor]:
-        for start in range(0, self.count, BATCH):
-            labels = self.labels[start : start + BATCH]
-            index = range(self.rank * self.count + start, self.rank * self.count + start + len(labels))
+        for index in self.batches:
             noise = [named_generator(self.settings.seed, "noise", i) for i in index]
             fresh = [named_generator(self.settings.seed, "rollout", i) for i in index]
             latents = sample(
                 self.family,
                 network,
-                self.family.condition(labels.tolist()),
-                randn((len(labels), *self.family.latent_shape), noise, device=self.device),
+                self.family.condition(self.reference.prompts(index)),
+                randn((len(index), *self.family.latent_shape), noise, device=self.device),
                 steps,
                 method,
                 guidance,
@@ -144,71 +148,41 @@ class Evaluator:
             )
             yield self.family.decode(latents)
 
-    def _reference_pictures(self, name: str) -> Iterable[Tensor]:
-        if self.settings.reference == "shapes":
-            from dmdr_train.demo import drawing
-
-            for start in range(0, self.count, BATCH):
-                generator = named_generator(self.settings.seed, name, self.rank * self.count + start)
-                yield drawing.draw(self.labels[start : start + BATCH], generator).to(self.device)
-        else:
-            yield from _folder_pictures(
-                Path(self.settings.reference), self.labels, name, self.settings.seed, self.device
-            )
+    def _real(self, name: str) -> Iterable[Tensor]:
+        for index in self.batches:
+            yield self.reference.pictures(name, index).to(self.device)
 
     @torch.no_grad()
-    def _measure(self, batches: Iterable[Tensor], labels: Tensor) -> Measured:
-        features, pixels, logits = [], [], []
-        for images in batches:
+    def _measure(self, batches: Iterable[Tensor]) -> Measured:
+        rows: dict[str, list[Tensor]] = {"features": [], "pixels": [], "logits": []}
+        for images, index in zip(batches, self.batches, strict=True):
+            prompts = self.reference.prompts(index)
             seen = self.classifier(images)
-            features.append(seen.features.float().cpu())
-            logits.append(seen.logits.float().cpu())
-            pixels.append(F.adaptive_avg_pool2d(images.float(), 8).flatten(1).cpu())
-        return Measured(
-            self._gather(torch.cat(features)),
-            self._gather(torch.cat(pixels)),
-            self._gather(torch.cat(logits)),
-            self._gather(labels),
-        )
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        """The rows of every process."""
-        return gather_rows(rows.to(self.device)).cpu()
+            rows["features"].append(seen.features.float())
+            rows["pixels"].append(F.adaptive_avg_pool2d(images.float(), 8).flatten(1))
+            rows["logits"].append(seen.logits.float())
+            judged = self.reference.judge(images, prompts, seen.logits)
+            judged |= {name: reward.score(images, prompts) for name, reward in self.rewards.items()}
+            for name, values in judged.items():
+                rows.setdefault(name, []).append(values)
+        # Every process has rows of its own, and all of them look at all.
+        whole = {name: gather_rows(torch.cat(parts).to(self.device)).cpu() for name, parts in rows.items()}
+        return Measured(whole.pop("features"), whole.pop("pixels"), whole.pop("logits"), whole)
 
     def _score(self, name: str, batches: Iterable[Tensor]) -> Scores:
-        made = self._measure(batches, self.labels)
-        precision, recall = precision_recall(self.reference.features, made.features)
+        made = self._measure(batches)
+        precision, recall = precision_recall(self.real_set.features, made.features)
+        means = {key: values.nanmean().item() for key, values in made.judged.items()}
         return Scores(
             name,
-            frechet_distance(self.reference.features, made.features),
+            frechet_distance(self.real_set.features, made.features),
             precision,
             recall,
-            (made.logits.argmax(dim=1) == made.labels).float().mean().item(),
-            inception_score(made.logits),
-            frechet_distance(self.reference.pixels, made.pixels),
+            means.pop("accuracy"),
+            frechet_distance(self.real_set.pixels, made.pixels),
+            None if self.family.num_classes is None else inception_score(made.logits),
+            means,
         )
-
-
-def _folder_pictures(folder: Path, labels: Tensor, name: str, seed: int, device: torch.device) -> Iterable[Tensor]:
-    """Pictures from `folder/<class name>/*`, classes in alphabetical order, drawn without replacement where enough."""
-    import numpy as np
-    from PIL import Image
-
-    classes = sorted(p for p in folder.iterdir() if p.is_dir())
-    files = [pictures_in(c) for c in classes]
-    generator = named_generator(seed, "files")
-    orders = [torch.randperm(len(f), generator=generator).tolist() for f in files]
-    half = 0 if name == "reference" else 1
-    for start in range(0, len(labels), BATCH):
-        batch = []
-        for i, label in enumerate(labels[start : start + BATCH].tolist()):
-            # The reference set and the "real" row take alternate files, so that no picture is in both.
-            position = 2 * ((start + i) // len(classes)) + half
-            file = files[label][orders[label][position % len(files[label])]]
-            with Image.open(file) as image:
-                array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-            batch.append(torch.from_numpy(array).permute(2, 0, 1))
-        yield torch.stack(batch).to(device)
 
 
 def save_scores(folder: Path, scores: dict[str, Scores]) -> None:

@@ -1,0 +1,392 @@
+"""Make the files of the text-to-image problem: VAE, text encoders, teacher, reward and classifier, from drawn pictures.
+
+    python tools/make_scenes.py                    # everything, in order; each part prints its seconds
+    python tools/make_scenes.py --only teacher     # one part, from the parts already there
+
+Writes to packages/dmdr-train/src/dmdr_train/scenes/. Weights are stored in half precision, which keeps all files
+together under 12 MB.
+"""
+
+import argparse
+import json
+import math
+import string
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from dmdr_core import FlowMatching, denoising_loss
+from dmdr_train import scenes
+from dmdr_train.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, STYLES, VERTICAL, parse
+from making import (
+    Training,
+    batches,
+    encode,
+    grain,
+    reconstruct,
+    regnet,
+    report,
+    run_parts,
+    save,
+    save_classifier,
+    to_vae,
+    train_classifier,
+    train_vae,
+)
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+HOME = Path(__file__).parents[1] / "packages/dmdr-train/src/dmdr_train/scenes"
+CAPTIONS = scenes.all_captions()
+WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
+TEXT_LENGTH = 12
+NUM_PICTURES = 40_000
+OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+HARD = 4
+PARTS = ("vae", "text", "teacher", "reward", "classifier")
+CLIP = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "patch_size": 4, "width": 64, "layers": 4, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 3},
+}
+
+
+def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` pictures as uint8 `[N, 3, 32, 32]`, and the places of their captions in CAPTIONS `[N]`."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(CAPTIONS), (count,), generator=generator)
+    drawn = [scenes.draw([CAPTIONS[i] for i in part], generator).mul(255).round().byte() for part in index.split(2000)]
+    return torch.cat(drawn), index
+
+
+def make_vae(steps: int = 3200) -> None:
+    data, _ = pictures(NUM_PICTURES, seed=1)
+    save(train_vae(data, latent_channels=8, steps=steps), HOME / "teacher/vae")
+
+
+def load_vae() -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(HOME / "teacher/vae", torch_dtype=torch.float32).eval()
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """One token for each of our words; other words fall into letters."""
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    letters = list(string.ascii_lowercase)
+    trainer = trainers.BpeTrainer(
+        initial_alphabet=letters, end_of_word_suffix="</w>", min_frequency=1, show_progress=False
+    )
+    trained.train_from_iterator(WORDS + letters, trainer)
+    bpe = json.loads(trained.to_str())["model"]
+    vocab = bpe["vocab"] | {name: len(bpe["vocab"]) + i for i, name in enumerate(["<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in bpe["merges"]], model_max_length=TEXT_LENGTH)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    words = [(f"▁{word}", -1.0) for word in WORDS]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *words]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
+
+
+def make_text() -> None:
+    """Three text encoders that are never trained: random, with words and places far enough apart to tell them by."""
+    torch.manual_seed(0)
+    words = clip_tokenizer()
+    for suffix in ("", "_2"):
+        clip = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=32,
+                intermediate_size=64,
+                projection_dim=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=TEXT_LENGTH,
+                bos_token_id=words.bos_token_id,
+                eos_token_id=words.eos_token_id,
+                pad_token_id=words.pad_token_id,
+            )
+        )
+        spread(clip, 0.2)
+        embeddings = clip.get_input_embeddings(), clip.text_model.embeddings.position_embedding
+        for embedding in embeddings:
+            nn.init.normal_(embedding.weight)
+        save(clip, HOME / f"teacher/text_encoder{suffix}")
+        words.save_pretrained(HOME / f"teacher/tokenizer{suffix}")
+    pieces = t5_tokenizer()
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(pieces),
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=pieces.pad_token_id,
+            eos_token_id=pieces.eos_token_id,
+        )
+    )
+    spread(t5, 0.2)
+    nn.init.normal_(t5.get_input_embeddings().weight)
+    # T5 knows places by these alone; large enough for a word to see which words stand next to it.
+    nn.init.normal_(t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=2.0)
+    save(t5, HOME / "teacher/text_encoder_3")
+    pieces.save_pretrained(HOME / "teacher/tokenizer_3")
+    make_index()
+
+
+def spread(model: nn.Module, std: float) -> None:
+    """Draw all matrices anew, larger than the libraries start them, so that words mix into each other."""
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=std)
+
+
+def load_text() -> StableDiffusion3Pipeline:
+    """The pipeline without its transformer and VAE: what turns captions into the teacher's conditions."""
+    return StableDiffusion3Pipeline.from_pretrained(
+        HOME / "teacher", transformer=None, vae=None, torch_dtype=torch.float32
+    )
+
+
+@torch.no_grad()
+def conditions(captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Text states `[N, 24, 64]` and pooled text `[N, 64]` of the captions, as the stock pipeline makes them."""
+    text = load_text()
+    parts = [captions[i : i + 500] for i in range(0, len(captions), 500)]
+    encoded = [
+        text.encode_prompt(part, None, None, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH)
+        for part in parts
+    ]
+    return torch.cat([part[0] for part in encoded]), torch.cat([part[2] for part in encoded])
+
+
+def make_index() -> None:
+    """What makes a pipeline of the parts: scheduler, model_index.json, and the prompts to train on."""
+    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(HOME / "teacher/scheduler")
+    names = {
+        "scheduler": "diffusers FlowMatchEulerDiscreteScheduler",
+        "text_encoder": "transformers CLIPTextModelWithProjection",
+        "text_encoder_2": "transformers CLIPTextModelWithProjection",
+        "text_encoder_3": "transformers T5EncoderModel",
+        "tokenizer": "transformers CLIPTokenizer",
+        "tokenizer_2": "transformers CLIPTokenizer",
+        "tokenizer_3": "transformers T5Tokenizer",
+        "transformer": "diffusers SD3Transformer2DModel",
+        "vae": "diffusers AutoencoderKL",
+    }
+    index = {"_class_name": "StableDiffusion3Pipeline"} | {name: parts.split() for name, parts in names.items()}
+    (HOME / "teacher/model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (HOME / "prompts.txt").write_text("\n".join(scenes.training_captions()) + "\n")
+
+
+def make_teacher(steps: int, snapshots: Path | None) -> None:
+    """Flow matching with averaged weights. Times are logit-normal, where shapes are decided (arXiv 2403.03206)."""
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=3,
+        joint_attention_dim=64,
+        caption_projection_dim=96,
+        pooled_projection_dim=64,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    training = Training(model, "transformer_blocks.", steps)
+    process = FlowMatching()
+    images, index = pictures(NUM_PICTURES, seed=7)
+    latents = encode(load_vae(), images)
+    text, pooled = conditions([*CAPTIONS, ""])
+    noise = torch.Generator().manual_seed(8)
+    start = time.time()
+    for step, (x0, caption) in enumerate(batches(latents, index, size=64, steps=steps, seed=9)):
+        epsilon = torch.randn(x0.shape, generator=noise)
+        t = torch.randn(len(x0), generator=noise).sigmoid()
+        caption = torch.where(torch.rand(len(caption), generator=noise) < 0.1, len(CAPTIONS), caption)
+        noisy = process.add_noise(x0, epsilon, t)
+        velocity = model(noisy, text[caption], pooled[caption], t * 1000).sample
+        loss = denoising_loss(velocity, process.target(x0, epsilon, t))
+        training.step(loss)
+        report("teacher", step, steps, start, loss)
+        if snapshots and (step + 1) % 1000 == 0:
+            save(training.average.module, snapshots / f"{step + 1}")
+    save(training.average.module, HOME / "teacher/transformer")
+
+
+def neighbours() -> Tensor:
+    """For every caption, the places of those that are wrong for its pictures by one word or by swapped colours.
+
+    `[N, K]`, the shorter lists filled up from their start.
+    """
+    place = {caption: i for i, caption in enumerate(CAPTIONS)}
+    rows = []
+    for caption in CAPTIONS:
+        scene = parse(caption)
+        (colour, shape), (other, form) = scene.first, scene.second
+        wrong = [replace(scene, first=(each, shape)) for each in COLOURS if each not in (colour, other)]
+        wrong += [replace(scene, second=(each, form)) for each in COLOURS if each not in (colour, other)]
+        wrong += [replace(scene, first=(colour, each)) for each in SHAPE_NAMES if each != shape]
+        wrong += [replace(scene, second=(other, each)) for each in SHAPE_NAMES if each != form]
+        wrong += [replace(scene, relation=each) for each in RELATIONS if each != scene.relation]
+        wrong += [replace(scene, first=(other, shape), second=(colour, form))] * (shape != form)
+        wrong += [replace(scene, style=each) for each in STYLES[1:] if scene.style and each != scene.style]
+        rows.append([place[each.caption] for each in wrong])
+    longest = max(map(len, rows))
+    return torch.tensor([(row * 2)[:longest] for row in rows])
+
+
+def meanings() -> tuple[Tensor, Tensor, Tensor]:
+    """For every caption: what it says whichever thing it names first, its style, and its place without the style."""
+    place = {caption: i for i, caption in enumerate(CAPTIONS)}
+    scenes_of = [parse(caption) for caption in CAPTIONS]
+    plain = [replace(scene, style="") for scene in scenes_of]
+    turned = [replace(p, first=p.second, relation=OPPOSITE[p.relation], second=p.first) for p in plain]
+    content = [min(place[p.caption], place[t.caption]) for p, t in zip(plain, turned, strict=True)]
+    style = [STYLES.index(scene.style) for scene in scenes_of]
+    return torch.tensor(content), torch.tensor(style), torch.tensor([place[p.caption] for p in plain])
+
+
+def captions_as(form: str) -> list[str]:
+    """All captions, their style word where `form` has it: "a bright red …", or SRPO's "bright. a red …"."""
+    parsed = [(parse(caption).style, replace(parse(caption), style="").caption) for caption in CAPTIONS]
+    return [f"{style}. {rest}" if style else rest for style, rest in parsed] if form == "srpo" else CAPTIONS
+
+
+def make_reward(steps: int) -> None:
+    """A CLIP in open_clip's architecture, told apart from captions that are nearly right.
+
+    Contrastive loss of every picture over the captions of its batch and `HARD` wrong ones of each; what is true of the
+    picture as well does not count. A third of the styled captions goes without its style word.
+    """
+    torch.manual_seed(0)
+    tokenizer = open_clip.SimpleTokenizer(context_length=CLIP["text_cfg"]["context_length"])
+    tokens = torch.stack([tokenizer(captions_as(form)) for form in ("plain", "srpo")])
+    # Of the 49,408 tokens only those of our captions are trained.
+    used, forms = tokens.unique(return_inverse=True)
+    model = open_clip.CLIP(**CLIP)
+    model.token_embedding = nn.Embedding.from_pretrained(model.token_embedding.weight[used], freeze=False)
+    training = Training(model, "resblocks.", steps)
+    images, index = pictures(NUM_PICTURES, seed=10)
+    images[: NUM_PICTURES // 2] = reconstruct(load_vae(), images[: NUM_PICTURES // 2])
+    wrong, (content, style, plain) = neighbours(), meanings()
+    noise = torch.Generator().manual_seed(11)
+    start = time.time()
+    for step, (batch, drawn) in enumerate(batches(images, index, size=64, steps=steps, seed=12)):
+        named = torch.where(torch.rand(len(drawn), generator=noise) < 1 / 3, plain[drawn], drawn)
+        hard = wrong[named].gather(1, torch.randint(wrong.shape[1], (len(named), HARD), generator=noise))
+        texts = torch.cat([named, hard.flatten()])
+        words = forms[torch.randint(2, texts.shape, generator=noise), texts]
+        image = model.encode_image(clip_pixels(grain(batch / 255, noise)), normalize=True)
+        text = model.encode_text(words, normalize=True)
+        logits = model.logit_scale.exp() * image @ text.T
+        same = content[drawn][:, None] == content[texts]
+        other_style = (style[drawn][:, None] != style[texts]) & (style[drawn] > 0)[:, None] & (style[texts] > 0)
+        also_true = same & ~other_style
+        also_true.fill_diagonal_(False)
+        logits = logits.masked_fill(also_true, -torch.inf)
+        truth = torch.arange(len(batch))
+        loss = F.cross_entropy(logits, truth) + 0.5 * F.cross_entropy(logits[:, : len(batch)].T, truth)
+        training.step(loss)
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(30))
+        report("reward", step, steps, start, loss)
+    save_reward(training.average.module, used)
+
+
+def clip_pixels(images: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(each).view(3, 1, 1) for each in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    return (images - mean) / std
+
+
+def save_reward(model: nn.Module, used: Tensor) -> None:
+    """As open_clip saves for the hub. The embeddings of tokens that are in none of our captions are zero."""
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    words = tensors["token_embedding.weight"]
+    tensors["token_embedding.weight"] = words.new_zeros(49408, words.shape[1]).index_copy(0, used, words)
+    folder = HOME / "reward"
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    steps = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    config = {"model_cfg": CLIP, "preprocess_cfg": steps}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+THINGS = [f"{place} {name}" for place in ("first", "second") for name in (*COLOURS, *SHAPE_NAMES)]
+LABELS = [*THINGS, "vertical", "bright", "warm ground"]
+
+
+def labels_of(images: Tensor, captions: list[str]) -> Tensor:
+    """What is seen in drawings, `[N, 23]` of 0 and 1. The first thing is the upper or left one."""
+    rows = []
+    for scene in map(parse, captions):
+        things = (scene.first, scene.second) if scene.relation in ("above", "left of") else (scene.second, scene.first)
+        true = {f"{place} {word}" for place, thing in zip(("first", "second"), things, strict=True) for word in thing}
+        rows.append([*(label in true for label in THINGS), scene.relation in VERTICAL])
+    ground = images[:, :, 0].float().mean(dim=2)
+    looks = torch.stack([scenes.brightness(images / 255) > 0.68, ground[:, 0] > ground[:, 2]], dim=1)
+    return torch.cat([torch.tensor(rows), looks], dim=1).float()
+
+
+def make_classifier(steps: int) -> None:
+    """A convolutional network that says which things are where, for its features; trained on drawings and on
+    reconstructions of the VAE."""
+    torch.manual_seed(0)
+    model = regnet(LABELS, problem_type="multi_label_classification")
+    data, index = pictures(NUM_PICTURES, seed=13)
+    labels = labels_of(data, [CAPTIONS[i] for i in index])
+    data[: NUM_PICTURES // 2] = reconstruct(load_vae(), data[: NUM_PICTURES // 2])
+    loss = F.binary_cross_entropy_with_logits
+    train_classifier("classifier", model, data, labels, loss, steps=steps, seed=14)
+    test, index = pictures(2000, seed=16)
+    with torch.no_grad():
+        right = (model(pixel_values=to_vae(test)).logits > 0) == (labels_of(test, [CAPTIONS[i] for i in index]) > 0)
+    print(f"classifier: share of right labels {dict(zip(LABELS, right.float().mean(dim=0).tolist(), strict=True))}")
+    save_classifier(model, HOME / "classifier", size=32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", choices=["vae", "text", "teacher", "reward", "classifier"], help="make this part alone"
+    )
+    parser.add_argument("--teacher-steps", type=int, default=6_000)
+    parser.add_argument("--snapshots", type=Path, help="also keep the teacher of every 1,000 steps in this folder")
+    args = parser.parse_args()
+    parts = {
+        "vae": make_vae,
+        "text": make_text,
+        "teacher": lambda: make_teacher(args.teacher_steps, args.snapshots),
+        "reward": lambda: make_reward(steps=3000),
+        "classifier": lambda: make_classifier(steps=2500),
+    }
+    run_parts(parts, args.only)
+
+
+if __name__ == "__main__":
+    main()
