@@ -73,9 +73,11 @@ class Workshop:
 
     def run(self, *arguments: str, launcher: tuple[str, ...] = PLAIN, config: str | None = None) -> Outcome:
         """run.py --config RECIPE arguments; the workshop's own recipe unless another is named."""
-        path = self.folder / "recipe.yaml"
-        path.write_text(yaml.safe_dump(self.recipe))
+        self.write()
         return execute((*launcher, str(RUN), "--config", config or "recipe.yaml", *arguments), self.folder)
+
+    def write(self) -> None:
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
 
     def execute(self, *command: str) -> Outcome:
         return execute(command, self.folder)
@@ -132,6 +134,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_classifier(folder / "few", labels=4)
     write_dinov2(folder / "dinov2")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_workshop() -> Callable[..., Workshop]:
+    return Workshop
 
 
 @pytest.fixture

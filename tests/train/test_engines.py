@@ -87,13 +87,16 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_cuda")
 def test_devices() -> None:
-    def device(name: str, precision: str = "fp32") -> torch.device:
-        return choose_device(Run.model_validate({"output": "out", "steps": 1, "device": name}), precision)
+    def device(name: str, precision: str = "fp32", eight_bit: bool = False) -> torch.device:
+        run = Run.model_validate({"output": "out", "steps": 1, "device": name})
+        return choose_device(run, precision, eight_bit)
 
     assert device("auto") == device("cpu") == device("auto", "bf16") == torch.device("cpu")
     for name in ("auto", "cpu"):
         with pytest.raises(UserError, match=r"optim.precision: fp16 does not train on a CPU; use fp32 or bf16"):
             device(name, "fp16")
+        with pytest.raises(UserError, match=r"optim.eight_bit: true needs a GPU and there is none here; set it to"):
+            device(name, eight_bit=True)
     with pytest.raises(UserError, match=r"run.device: cuda is not available here; use cpu or auto"):
         device("cuda")
 

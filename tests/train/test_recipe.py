@@ -60,7 +60,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("objectives.0.wait=1", "objectives.0.wait: unknown key; did you mean objectives.0.weight?"),
         ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
-        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are mode, shift, steps"),
+        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are mode, shift, states, steps"),
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),
@@ -77,9 +77,19 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives.1.weight=-1", "objectives.1.weight: should be greater than 0, got -1"),
         ("optim.precision=fp8", "optim.precision: should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
         ("optim.zero_stage=4", "optim.zero_stage: should be 0, 1, 2 or 3, got 4"),
-        ("model.family=sdxl", "model.family: should be 'sit', got 'sdxl'"),
+        ("objectives.1.weight=much", "objectives.1.weight: should be a valid number"),
+        ("objectives.1.ratio=2", "objectives.1.ratio: 2.0 has no effect beside a given weight; set weight: auto"),
+        ("objectives.1.template=photo", "objectives.1.template: 'photo' must hold {prompt}, and no other braces"),
+        ("objectives.1.template='{x} {prompt}'", "objectives.1.template: '{x} {prompt}' must hold {prompt}, and no"),
+        (
+            "objectives.0={kind: distribution_matching, start: 5, stop: 3}",
+            "objectives.0.stop: 3 is not after its start",
+        ),
+        ("data.column=text", "data.column: has no effect without data.prompts; give both, or leave it out"),
+        ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
+        ("model.family=sdxl", "model.family: should be 'sit' or 'sd3', got 'sdxl'"),
         # combinations
-        ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'refl', got"),
+        ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'refl', 'srpo', got"),
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
         ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
         ("objectives.1={kind: distribution_matching}", "objectives: exactly one of kind distribution_matching"),
@@ -123,8 +133,30 @@ def test_objectives_are_told_apart_by_kind(make_recipe: Callable[..., recipe.Rec
     assert isinstance(found.objectives[0], recipe.ReFL)
     assert found.objectives[0].margin == 0.7
     assert isinstance(found.objectives[1], recipe.DistributionMatching)
-    assert found.joint_start == 4
-    assert make_recipe().joint_start is None
+
+
+SRPO = {"kind": "srpo", "reward": REFL["reward"]}
+
+
+@pytest.mark.parametrize(
+    ("starts", "stages"),
+    [
+        ([], {"cold_start": 10}),
+        ([("refl", 4)], {"cold_start": 4, "joint": 10}),
+        ([("refl", 4), ("srpo", 4)], {"cold_start": 4, "joint": 10}),
+        ([("srpo", 7), ("refl", 4)], {"cold_start": 4, "refl": 7, "srpo": 10}),
+        ([("refl", 4), ("refl", 4), ("srpo", 6), ("refl", 6), ("refl", 8)], {"cold_start": 4, "refl": 6, "srpo_refl": 8,
+                                                                            "refl_8": 10}),
+        ([("refl", 0)], {"joint": 10}),
+    ],
+)  # fmt: skip
+def test_stages_end_where_a_reward_joins(
+    make_recipe: Callable[..., recipe.Recipe], starts: list[tuple[str, int]], stages: dict[str, int]
+) -> None:
+    rewards = [{**{"refl": REFL, "srpo": SRPO}[kind], "start": start} for kind, start in starts]
+    found = make_recipe(objectives=[*rewards, {"kind": "distribution_matching"}]).stages
+    assert found == stages
+    assert list(found) == list(stages)
 
 
 def test_a_recipe_does_not_change(make_recipe: Callable[..., recipe.Recipe]) -> None:
@@ -191,7 +223,7 @@ def test_inputs_are_looked_up_from_here_and_then_from_the_recipe(
     [
         ("dmeo", "--config: no recipe 'dmeo'; did you mean demo?"),
         ("sit-xl-2-cold", "did you mean sit-xl-2-cold-start?"),
-        ("nowhere/else.yaml", "give a file, or one of demo, sit-xl-2-cold-start, sit-xl-2-refl"),
+        ("nowhere/else.yaml", "give a file, or one of demo, demo-t2i, sd3-medium-cold-start, sd3-medium-joint, "),
     ],
 )
 def test_an_unknown_recipe(config: str, said: str) -> None:

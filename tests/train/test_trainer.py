@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train.data import ClassLabels
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.objectives import DistributionMatching, ReFL
+from dmdr_train.prompts import ClassLabels
 from dmdr_train.recipe import Recipe
 from dmdr_train.trainer import Trainer
 from torch import Tensor
@@ -39,10 +39,11 @@ def make_trainer(
             if objective.kind == "distribution_matching":
                 made.append(DistributionMatching(objective, recipe.guidance, toy_family, toy_guidance))
             else:
-                made.append(ReFL(objective, toy_family, Reward()))
+                made.append(ReFL(objective, Reward()))
         prompts = ClassLabels(list(range(CLASSES)))
         device = torch.device("cpu")
-        trainer = Trainer(recipe, toy_family, toy_generator, toy_guidance, made, prompts, device, rank, world)
+        models = recipe, toy_family, toy_generator, toy_guidance
+        trainer = Trainer(*models, made, prompts, lambda sample: toy_family.decode(sample.x0), device, rank, world)
         trainer.step = step
         return trainer
 
@@ -84,6 +85,12 @@ class ByHand:
                 x = (1 - t_next) * x0 + t_next * torch.randn(SHAPE, generator=fresh)
             else:
                 x = x + (t_next - t) * self.v(x, t)
+        if self.settings.rollout.states == "authors":
+            for t, t_next in itertools.pairwise(times[chosen:] if self.settings.rollout.mode == "ode" else ()):
+                x0, x = x - t * self.v(x, t), x + (t_next - t) * self.v(x, t)
+            if self.settings.rollout.mode == "sde":
+                x0 = x - times[chosen] * self.v(x, times[chosen])
+            x = (1 - times[chosen]) * x0 + times[chosen] * torch.randn(SHAPE, generator=fresh)
         return x.detach(), times[chosen]
 
     def x0(self) -> Tensor:
@@ -143,6 +150,9 @@ CASES: dict[str, dict[str, Any]] = {
     "one step": {},
     "sde": {"rollout": {"steps": 4, "mode": "sde", "shift": 3.0}},
     "ode": {"rollout": {"steps": 4, "mode": "ode", "shift": 3.0}},
+    "sde, authors": {"rollout": {"steps": 4, "mode": "sde", "shift": 3.0, "states": "authors"}},
+    "ode, authors": {"rollout": {"steps": 4, "mode": "ode", "shift": 3.0, "states": "authors"}},
+    "in step": {"rollout": {"steps": 4, "shift": 3.0}, "optim__zero_stage": 3},
     "both dynamics": {"guidance__dynamics": DYNAMICS},
     "teacher alone dynamic": {"guidance__dynamics": {**DYNAMICS, "renoise": None}},
     "after the dynamics": {"guidance__dynamics": DYNAMICS, "step": 9},
@@ -178,7 +188,7 @@ def test_generator_loss(make_trainer: Callable[..., Trainer], case: str) -> None
     slope = gradients(trainer.generator)
     zero(trainer.generator, trainer.guidance)
 
-    loss, logs = trainer.generator_loss(trainer.micro_batches("generator", 5)[0])
+    loss, logs, _ = trainer.generator_loss(trainer.micro_batches("generator", 5)[0])
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients(trainer.generator), slope, rtol=1e-4, atol=1e-6)
@@ -204,7 +214,7 @@ def test_jittered_guidance_is_one_number_per_update(make_trainer: Callable[..., 
     assert 2.5 <= min(scales) < 2.55 < 3.45 < max(scales) <= 3.5
     assert scales[3] == objective.cfg(Draws(7, ("generator", 3), range(2, 4)))  # on every process
 
-    loss, _ = trainer.generator_loss(trainer.micro_batches("generator", 3)[0])
+    loss, _, _ = trainer.generator_loss(trainer.micro_batches("generator", 3)[0])
     by_hand = [ByHand(trainer, "generator", 3, i).distribution_matching_loss(scales[3]) for i in range(4)]
     torch.testing.assert_close(loss, torch.stack(by_hand).mean(), rtol=1e-5, atol=0)
 
@@ -221,7 +231,7 @@ def test_objectives_join_at_their_start(make_trainer: Callable[..., Trainer], st
     slope = gradients(trainer.generator)
     zero(trainer.generator)
 
-    loss, logs = trainer.generator_loss(trainer.micro_batches("generator", step)[0])
+    loss, logs, _ = trainer.generator_loss(trainer.micro_batches("generator", step)[0])
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients(trainer.generator), slope, rtol=1e-4, atol=1e-6)
@@ -232,7 +242,9 @@ def test_a_reward_above_its_margin_pulls_no_more(make_trainer: Callable[..., Tra
     refl = {**REFL, "margin": -5.0, "start": 0}
     with_reward = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
     without = make_trainer()
-    (first, logs), (second, _) = (t.generator_loss(t.micro_batches("generator", 0)[0]) for t in (with_reward, without))
+    (first, logs, _), (second, _, _) = (
+        trainer.generator_loss(trainer.micro_batches("generator", 0)[0]) for trainer in (with_reward, without)
+    )
     assert logs["loss/refl"] == 0
     assert first.item() == second.item()
 
@@ -266,6 +278,39 @@ def test_the_split_of_a_batch_does_not_change_the_losses(
         assert len(parts) == 4
         together = loss(whole, whole.micro_batches(update, 4)[0])
         torch.testing.assert_close(torch.stack(parts).mean(), together, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 4), (2, 2), (4, 1)])
+def test_gradient_norms_at_x0_are_of_the_global_batch(
+    make_trainer: Callable[..., Trainer], world: int, accumulation: int
+) -> None:
+    """|∂L/∂x0| of both objectives by hand, whatever the split; and the automatic weight that follows."""
+    automatic = {**REFL, "start": 0, "weight": "auto", "ratio": 0.5}
+    settings: dict[str, Any] = {"objectives": [{"kind": "distribution_matching"}, automatic], "optim__batch_size": 4}
+    trainers = [make_trainer(r, world, optim__accumulation=accumulation, **settings) for r in range(world)]
+    samples = [ByHand(trainers[0], "generator", 0, i) for i in range(4)]
+    expected = {}
+    for name, loss in (
+        ("distribution_matching", lambda s: s.distribution_matching_loss(1.0)),
+        ("refl", lambda s: s.refl_loss(0.9)),
+    ):
+        x0s = [s.x0().detach().requires_grad_() for s in samples]
+        for s, x0 in zip(samples, x0s, strict=True):
+            s.x0 = lambda x0=x0: x0  # type: ignore[method-assign]
+        torch.stack([loss(s) for s in samples]).mean().backward()
+        expected[name] = torch.stack([x0.grad for x0 in x0s]).norm().item()
+
+    squares = [dict.fromkeys(expected, 0.0) for _ in trainers]
+    for trainer, mine in zip(trainers, squares, strict=True):
+        for draws in trainer.micro_batches("generator", 0):
+            for name, gradient in trainer.generator_loss(draws)[2].items():
+                mine[name] += gradient.square().sum().item()
+    for trainer in trainers:
+        trainer.mean = lambda values: {name: sum(s[name] for s in squares) / world for name in values}
+        found = trainer.balance(dict(squares[0]))
+        assert found == pytest.approx(expected, rel=1e-5)
+        ratio = 0.5 * expected["distribution_matching"] / expected["refl"]
+        assert trainer.objectives[1].weight.at(1) == pytest.approx(ratio, rel=1e-5)
 
 
 class Engine:

@@ -137,7 +137,7 @@ def test_zero_stages_agree(settings: Callable[..., Recipe], stage: int) -> None:
 
 def test_gradient_checkpointing_changes_nothing(settings: Callable[..., Recipe]) -> None:
     expected, _, _ = trained(settings(), steps=2)
-    found, _, _ = trained(settings(model__gradient_checkpointing=True), steps=2)
+    found, _, _ = trained(settings(memory__gradient_checkpointing=["transformer", "vae"]), steps=2)
     for row, row_expected in zip(found, expected, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-5, abs=1e-8)
 

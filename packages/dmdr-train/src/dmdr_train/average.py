@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dmdr_train.engines import shard
+from dmdr_train.engines import overwrite, shard
 
 
 class Average:
@@ -38,4 +38,4 @@ class Average:
     @torch.no_grad()
     def _write(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            shard(parameter).copy_(values[name])
+            overwrite(parameter, values[name])

@@ -7,12 +7,13 @@
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
         recipe.yaml
-        manifest.json             step, world size, and size and sha256 of every file; written last
+        manifest.json             step, world size, what automatic weights follow, and size and sha256 of every file;
+                                  written last
 
-A run has no random state to save (see `dmdr_train.draws`): its step is enough.
+A run has neither random state nor a place in its data to save (see `dmdr_train.draws` and `.prompts`): its step is
+enough.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ from torch import nn
 from dmdr_train.average import Average
 from dmdr_train.engines import gathered
 from dmdr_train.errors import UserError, naming
+from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.trainer import Trainer
@@ -37,8 +39,11 @@ from dmdr_train.trainer import Trainer
 MANIFEST = "manifest.json"
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 # What a resumed run may change: these keys, and everything below them.
-FREE_KEYS = ("run", "tracking", "optim.generator.lr", "optim.fake_score.lr", "model.path", "model.vae")
-FIXED_KEYS = ("run.seed",)
+FREE_KEYS = (
+    "run", "tracking", "memory", "optim.generator.lr", "optim.fake_score.lr", "model.path", "model.vae",
+    "data.embeddings",
+)  # fmt: skip
+FIXED_KEYS = ("run.seed", "memory.reward_crop", "memory.reward_scale")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -120,8 +125,13 @@ def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> 
         for script in partial.glob("*.py"):
             script.unlink()
         (partial / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
-        files = {str(p.relative_to(partial)): _fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-        manifest = {"step": trainer.step, "world_size": trainer.world, "files": files}
+        files = {str(p.relative_to(partial)): fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        manifest = {
+            "step": trainer.step,
+            "world_size": trainer.world,
+            "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
+            "files": files,
+        }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
@@ -196,6 +206,8 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
         saved = load_file(path / f"average-rank{trainer.rank}.safetensors")
         for name, value in average.state.items():
             value.copy_(saved[name])
+    for objective in trainer.objectives:
+        objective.weight.own, objective.weight.other = manifest["weights"][objective.name]
     trainer.step = manifest["step"]
 
 
@@ -212,24 +224,16 @@ def verify(key: str, path: Path) -> None:
     Raises:
         UserError: names the first file that is missing or differs.
     """
-    for name, fingerprint in read_manifest(key, path)["files"].items():
+    for name, expected in read_manifest(key, path)["files"].items():
         file = path / name
         if not file.is_file():
             raise UserError(key, f"{file} is missing; give another checkpoint")
-        if _fingerprint(file) != fingerprint:
+        if fingerprint(file) != expected:
             raise UserError(key, f"{file} is damaged; give another checkpoint")
 
 
 def _engines(trainer: Trainer) -> dict[str, Any]:
     return {"generator": trainer.generator, "guidance": trainer.guidance}
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _load_weights_only(path: str, map_location: Any = None) -> Any:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import dmdr_models
 import torch
 
 from dmdr_train import checkpoint
@@ -14,6 +13,7 @@ from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import parse_recipe, read_yaml
 from dmdr_train.report import draw_curves, print_table
+from dmdr_train.session import load_family, make_generator
 
 
 def open_run(folder: Path) -> Recipe:
@@ -28,19 +28,18 @@ def open_run(folder: Path) -> Recipe:
 
 
 def evaluate(folder: Path) -> None:
-    """Score the exported student of a run and print the row; the evaluation is the recipe's."""
+    """Score the student of a run's newest checkpoint and print the row; the evaluation is the recipe's."""
     settings = open_run(folder)
     if settings.tracking.evaluation is None:
         raise UserError("tracking.evaluation", f"is not set in {folder / RUN_FILE}; add a classifier and a reference")
-    if not (folder / "student").is_dir():
-        raise UserError("run", f"{folder} holds no student/; write it with dmdr-train export")
+    source = checkpoint.newest("run", str(folder))
     start_processes(torch.device("cpu"))
-    family = dmdr_models.load(settings.model.family, folder / "student")
+    family = load_family(settings)
+    network = make_generator(settings, family)
+    checkpoint.load_weights("run", source / checkpoint.STUDENT, network)
     evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))
-    sampling = sampling_settings(settings)
-    row = evaluator.model(
-        "student", family.load_network(), sampling["steps"], sampling["method"], shift=sampling["shift"]
-    )
+    sampling = sampling_settings(settings, family)
+    row = evaluator.model("student", network, sampling["steps"], sampling["method"], shift=sampling["shift"])
     print_table({"student": row})
 
 
@@ -50,8 +49,7 @@ def export(folder: Path, output: Path) -> None:
     if output.exists():
         raise UserError("--output", f"{output} already exists; give a new folder")
     source = checkpoint.newest("run", str(folder))
-    family = dmdr_models.load(settings.model.family, settings.model.path, vae=settings.model.vae)
-    export_student(output, settings, family, source)
+    export_student(output, settings, load_family(settings), source, read_scores(folder))
     print(f"Wrote {output}, from {source}")
 
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from dmdr_train.errors import UserError
 from dmdr_train.recipe import Optim, Optimizer, Run
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def choose_device(run: Run, precision: str) -> torch.device:
+
+def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.device:
     """The device of this process.
 
     Raises:
-        UserError: cuda was asked for and is not there, or fp16 on a CPU.
+        UserError: cuda was asked for and is not there, or fp16 or an 8-bit optimizer on a CPU.
     """
     forced_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
     cuda = torch.cuda.is_available() and not forced_cpu
@@ -28,6 +30,8 @@ def choose_device(run: Run, precision: str) -> torch.device:
     if run.device == "cpu" or not cuda:
         if precision == "fp16":
             raise UserError("optim.precision", "fp16 does not train on a CPU; use fp32 or bf16")
+        if eight_bit:
+            raise UserError("optim.eight_bit", "true needs a GPU and there is none here; set it to false")
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
@@ -56,13 +60,16 @@ def start_processes(device: torch.device) -> None:
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
 
-def make_engine(network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device) -> Any:
+def make_engine(
+    network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device, offload: bool = False
+) -> Any:
     """A DeepSpeed engine over the trainable parameters of `network`, with AdamW and its schedule.
 
     Args:
         updates: number of optimizer updates in the run, which the schedule spans.
+        offload: keep the optimizer's state on the CPU.
     """
-    optimizer = torch.optim.AdamW(
+    optimizer = adamw(optim.eight_bit)(
         [p for p in network.parameters() if p.requires_grad],
         lr=settings.lr,
         betas=settings.betas,
@@ -79,12 +86,24 @@ def make_engine(network: nn.Module, optim: Optim, settings: Optimizer, updates: 
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
+    if offload:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False
     if optim.precision != "fp32":
         config[optim.precision] = {"enabled": True}
     engine, *_ = deepspeed.initialize(
         model=network, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
     )
     return engine
+
+
+def adamw(eight_bit: bool) -> Any:
+    """The class of the optimizer."""
+    if not eight_bit:
+        return torch.optim.AdamW
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit
 
 
 def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
@@ -110,6 +129,14 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
 def shard(parameter: nn.Parameter) -> Tensor:
     """What this process holds of a parameter: its part under ZeRO-3, otherwise all of it."""
     return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.data
+
+
+def overwrite(parameter: nn.Parameter, value: Tensor) -> None:
+    """Put `value` in the place of what `shard` gives."""
+    split: Any = parameter
+    if hasattr(split, "ds_tensor") and split.ds_status.name == "AVAILABLE":
+        split.partition()  # a gathered copy would outlive the change
+    shard(parameter).copy_(value)
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:

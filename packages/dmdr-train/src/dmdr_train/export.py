@@ -1,7 +1,12 @@
-"""The trained student as a folder of its own, which `dmdr-generate` and `dmdr_models.load` open."""
+"""The trained student as a folder of its own, which `dmdr-generate`, diffusers and PEFT open.
+
+A LoRA on a text-to-image model stays one; other students are written as a whole network. Beside it stand how to sample
+it (dmdr.json, and scheduler/ for diffusers) and a model card.
+"""
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,35 +14,45 @@ from typing import Any
 from dmdr_models.family import Family
 from dmdr_models.lora import LoRANetwork
 
-from dmdr_train import recipe
+from dmdr_train import recipe, report
 from dmdr_train.checkpoint import STUDENT, load_weights
+from dmdr_train.evaluation import Scores
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.session import make_generator
 
 
-def export_student(folder: Path, settings: recipe.Recipe, family: Family, source: Path) -> None:
-    """Write the averaged generator of the checkpoint `source`, the VAE, and how to sample them.
+def export_student(
+    folder: Path, settings: recipe.Recipe, family: Family, source: Path, scores: dict[str, Scores] | None = None
+) -> None:
+    """Write the averaged generator of the checkpoint `source`, and how to sample it.
 
     The folder is written beside its place and renamed into it.
+
+    Args:
+        scores: of the run's evaluation, for the model card.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     network: Any = make_generator(settings, family)
     load_weights("checkpoint", source / STUDENT, network)
-    if isinstance(network, LoRANetwork):
-        network = network.merged()
-    family.save(network, partial)
-    (partial / "dmdr.json").write_text(json.dumps(sampling_settings(settings), indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(model_card(settings, folder), encoding="utf-8")
+    sampling = sampling_settings(settings, family)
+    if isinstance(network, LoRANetwork) and family.keeps_lora:
+        family.save_lora(network, partial)
+    else:
+        family.save(network.merged() if isinstance(network, LoRANetwork) else network, partial)
+    family.save_scheduler(partial, sampling["shift"], stochastic=sampling["method"] == "sde")
+    (partial / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
 
 
-def sampling_settings(settings: recipe.Recipe) -> dict[str, Any]:
+def sampling_settings(settings: recipe.Recipe, family: Family) -> dict[str, Any]:
     """How the student is to be sampled: as it was trained."""
     method = {"sde": "sde", "ode": "euler"}[settings.rollout.mode]
     return {
@@ -46,20 +61,30 @@ def sampling_settings(settings: recipe.Recipe) -> dict[str, Any]:
         "method": method,
         "guidance": 1.0,
         "shift": settings.rollout.shift,
+        **({"size": family.image_size, "max_tokens": family.max_tokens} if family.num_classes is None else {}),
     }
 
 
-def model_card(settings: recipe.Recipe, folder: Path) -> str:
-    """README.md of an exported student: what it is, how to draw from it, and its recipe."""
-    steps = settings.rollout.steps
-    return f"""# A {settings.model.family} student for {steps} step{"s" if steps > 1 else ""}
+def model_card(settings: recipe.Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
+    """README.md of an exported student: what it is, how to draw from it, how good it is, and its recipe."""
+    sampling, base = sampling_settings(settings, family), settings.model.path
+    lora = settings.model.generator_lora is not None
+    steps = sampling["steps"]
+    text = f"""# A {settings.model.family} student for {steps} step{"s" if steps > 1 else ""}
 
-Distilled with dmdr from `{Path(settings.model.path).name}`, whose licence applies.
+Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
 
-    dmdr-generate --family {settings.model.family} --model {folder} --classes 0,1 -o pictures.png
-
-## Recipe
-
-```yaml
-{dump_recipe(settings)}```
+{family.usage(folder, sampling, lora)}
 """
+    if scores:
+        text += f"\n## Evaluation\n\n{report.markdown_table(scores)}\n"
+    return f"{text}\n## Recipe\n\n```yaml\n{dump_recipe(settings)}```\n"
+
+
+def licence(base: Path) -> str:
+    """What the card of the base model calls its licence; nothing where it has none here."""
+    card = base / "README.md"
+    if not card.is_file():
+        return ""
+    found = dict(re.findall(r"^(license|license_name|license_link): *(.+)$", card.read_text(encoding="utf-8"), re.M))
+    return f": {', '.join(found.values())}" if found else ""

@@ -1,11 +1,12 @@
-"""The terms of the generator's loss. Each is an object with a weight and a start step, and knows nothing of the others.
+"""The terms of the generator's loss. Each is an object with a weight of its own, and knows nothing of the others.
 
-An objective is called with the generator's x0 (with gradient), the condition it was made for, the micro-batch's random
-numbers and the step; it returns its unweighted loss and what is worth logging.
+An objective is called with what the generator made and returns its unweighted loss and what is worth logging. The
+trainer asks it for the gradient at x0 alone; only the sum of these goes on into the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from dmdr_train import recipe
 from dmdr_train.draws import Draws
+from dmdr_train.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,17 @@ class Sample:
     condition: Condition
     draws: Draws
     step: int
+    decode: Callable[["Sample"], Tensor]
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """What rewards see, `[B, 3, H', W']` in [0, 1] with gradient; decoded once for all objectives."""
+        return self.decode(self)
 
 
 class Objective(Protocol):
     name: str
-    weight: float
-    start: int
+    weight: Weight
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
         """The unweighted loss, and values to log."""
@@ -56,8 +63,7 @@ class DistributionMatching:
     name = "distribution_matching"
 
     def __init__(self, settings: recipe.DistributionMatching, guidance: recipe.Guidance, family: Family, network: Any):
-        self.weight = settings.weight
-        self.start = settings.start
+        self.weight = Weight(settings)
         self.guidance = guidance
         self.family = family
         self.network = network
@@ -92,15 +98,41 @@ class DistributionMatching:
 class ReFL:
     """mean relu(margin − r) of a differentiable reward r of the decoded picture. Source: ReFL, arXiv 2304.05977."""
 
-    name = "refl"
-
-    def __init__(self, settings: recipe.ReFL, family: Family, reward: Any):
-        self.weight = settings.weight
-        self.start = settings.start
+    def __init__(self, settings: recipe.ReFL, reward: Any, name: str = "refl"):
+        self.name = name
+        self.weight = Weight(settings)
         self.margin = settings.margin
-        self.family = family
-        self.reward = reward
+        self.template = settings.template
+        self.scorer = self.reward = reward
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
-        score = self.reward.score(self.family.decode(sample.x0), sample.prompts)
+        score = self.reward.score(sample.pictures, [self.read(prompt) for prompt in sample.prompts])
+        return hinge(score, self.margin).mean(), {f"reward/{self.reward.info.name}": score.detach().mean().item()}
+
+    def read(self, prompt: Any) -> Any:
+        """What the reward reads in place of a prompt; class labels stay as they are."""
+        return self.template.replace("{prompt}", prompt) if isinstance(prompt, str) else prompt
+
+
+class SRPO:
+    """mean relu(margin − r) of the relative reward r = (1 + k) · reward(positive) − reward(negative).
+
+    The prompt is led by an adjective of each kind, the same for a whole update. Source: SRPO, arXiv 2509.06942.
+    """
+
+    def __init__(self, settings: recipe.SRPO, reward: Any, name: str = "srpo"):
+        from dmdr_rewards import Relative
+
+        self.name = name
+        self.weight = Weight(settings)
+        self.margin = settings.margin
+        self.scorer = reward
+        draws_come_with_the_sample = torch.Generator()
+        self.reward = Relative(
+            reward, settings.positive, settings.negative, settings.k, settings.template, draws_come_with_the_sample
+        )
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
+        self.reward.generator = sample.draws.shared("adjectives")
+        score = self.reward.score(sample.pictures, sample.prompts)
         return hinge(score, self.margin).mean(), {f"reward/{self.reward.info.name}": score.detach().mean().item()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmdr_train import recipe
 from dmdr_train.draws import named_generator
+from dmdr_train.prompt_files import evaluation_prompts
 
 
 @torch.no_grad()
@@ -24,19 +25,34 @@ def draw_samples(
     method: str,
     guidance: float = 1.0,
     shift: float = 1.0,
+    batch: int = 8,
 ) -> Tensor:
-    """A row of `settings.count` pictures, classes in turn; noise and classes are the same at every call."""
-    assert family.num_classes is not None
-    stride = max(1, family.num_classes // settings.count)
-    labels = [i * stride % family.num_classes for i in range(settings.count)]
-    noise = randn(
-        (settings.count, *family.latent_shape),
-        [named_generator(settings.seed, "samples", i) for i in range(settings.count)],
-        device=device,
-    )
-    fresh = [named_generator(settings.seed, "rollout", i) for i in range(settings.count)]
-    latents = sample(family, network, family.condition(labels), noise, steps, method, guidance, shift, fresh)
-    return family.decode(latents)
+    """A row of `settings.count` pictures; noise and prompts are the same at every call.
+
+    Args:
+        batch: pictures that are drawn at once, as many as fit into memory.
+    """
+    prompts = sample_prompts(family.num_classes, settings)
+    pictures = []
+    for index in (range(i, min(i + batch, len(prompts))) for i in range(0, len(prompts), batch)):
+        noise = randn(
+            (len(index), *family.latent_shape),
+            [named_generator(settings.seed, "samples", i) for i in index],
+            device=device,
+        )
+        fresh = [named_generator(settings.seed, "rollout", i) for i in index]
+        condition = family.condition([prompts[i] for i in index])
+        latents = sample(family, network, condition, noise, steps, method, guidance, shift, fresh)
+        pictures.append(family.decode(latents))
+    return torch.cat(pictures)
+
+
+def sample_prompts(num_classes: int | None, settings: recipe.Samples) -> list[Any]:
+    """What the samples show: classes in turn, or the first of the recipe's prompts or of the built-in ones."""
+    if num_classes is None:
+        return (settings.prompts or evaluation_prompts())[: settings.count]
+    stride = max(1, num_classes // settings.count)
+    return [i * stride % num_classes for i in range(settings.count)]
 
 
 def labelled_rows(rows: dict[str, Image.Image]) -> Image.Image:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from dmdr_models.describe import Description, describe
 
+from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError
-from dmdr_train.recipe import Recipe, Reward
+from dmdr_train.prompt_files import check_prompts
+from dmdr_train.recipe import SRPO, Recipe, ReFL
 
 RUN_FILE = "recipe.yaml"
+DRAWN = ("shapes", "scenes")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -25,19 +28,20 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
         UserError: for the first thing that cannot work.
     """
     check_batch(settings, world)
+    check_memory(settings)
     found = check_model(settings)
+    check_data(settings, found)
     for i, objective in enumerate(settings.objectives):
         if objective.kind != "distribution_matching":
-            check_reward(f"objectives.{i}.reward", objective.reward)
+            check_reward(f"objectives.{i}.reward", objective, found)
     evaluation = settings.tracking.evaluation
     if evaluation:
         folder("tracking.evaluation.classifier", evaluation.classifier)
-        if evaluation.reference != "shapes":
-            check_reference("tracking.evaluation.reference", evaluation.reference, found)
+        check_reference("tracking.evaluation.reference", evaluation.reference, found)
     if settings.run.init_from:
         folder("run.init_from", settings.run.init_from)
-    if settings.tracking.wandb is not None and importlib.util.find_spec("wandb") is None:
-        raise UserError("tracking.wandb", "wandb is not installed; pip install dmdr-train[wandb], or set it to null")
+    if settings.tracking.wandb is not None:
+        installed("tracking.wandb", "wandb", "wandb")
     if not dry_run:
         check_output(settings)
 
@@ -54,9 +58,9 @@ def check_batch(settings: Recipe, world: int) -> None:
 
 
 def check_model(settings: Recipe) -> Description | None:
-    """Check the section `model` and the classes of `data`; None for a hub name, which only loading can check."""
+    """Check the section `model`; None for a hub name, which only loading can check."""
     model = settings.model
-    found = read_description("model.path", model.path, model.family, model.vae is not None)
+    found = read_description(settings)
     if model.vae is not None and Path(model.vae).is_absolute():
         folder("model.vae", model.vae)
     if model.generator is not None:
@@ -66,23 +70,46 @@ def check_model(settings: Recipe) -> Description | None:
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
         if lora is not None:
             check_targets(f"model.{key}.targets", lora.targets or [], found)
-    classes = settings.data.classes
-    if classes != "all":
-        if not classes:
+    return found
+
+
+def check_data(settings: Recipe, found: Description | None) -> None:
+    """Check that the section `data` is what the model takes: class labels, or texts."""
+    data = settings.data
+    check_prompts(data)
+    check_embeddings(settings)
+    if found is None:
+        return
+    if found.num_classes is None:
+        if data.prompts is None:
+            raise UserError("data.prompts", f"is null and a {settings.model.family} model takes texts; give a file")
+        return
+    for key, value in (("data.prompts", data.prompts), ("tracking.samples.prompts", settings.tracking.samples.prompts)):
+        if value is not None:
+            raise UserError(key, f"a {settings.model.family} model takes class labels; remove it, and use data.classes")
+    if data.classes != "all":
+        if not data.classes:
             raise UserError("data.classes", "is empty; give class labels, or all")
-        for label in classes:
+        for label in data.classes:
             if not 0 <= label < found.num_classes:
                 raise UserError(
                     "data.classes", f"label {label} is out of range; valid are 0 to {found.num_classes - 1}"
                 )
-    return found
 
 
-def read_description(key: str, path: str, family: str, own_vae: bool) -> Description | None:
+def read_description(settings: Recipe) -> Description | None:
+    model = settings.model
+    key = "model.path"
     try:
-        return describe(family, path, own_vae)
+        try:
+            own_text = settings.data.embeddings is not None
+            return describe(model.family, model.path, model.vae is not None, own_text, model.resolution)
+        except ValueError as error:
+            key = "model.resolution" if "resolution" in str(error) else key
+            raise
     except (OSError, ValueError) as error:
-        raise UserError(key, f"{error}; give a folder that holds a {family} model") from None
+        fix = "" if key != "model.path" else f"; give a folder that holds a {model.family} model"
+        raise UserError(key, f"{error}{fix}") from None
 
 
 def check_targets(key: str, targets: list[str], found: Description) -> None:
@@ -94,13 +121,50 @@ def check_targets(key: str, targets: list[str], found: Description) -> None:
             raise UserError(key, f"{target!r} matches no layer of the network; {hint}")
 
 
-def check_reward(key: str, reward: Reward) -> None:
-    if not Path(reward.checkpoint).exists():
+def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) -> None:
+    """The reward is there, has a gradient, and reads what the model is conditioned on."""
+    import dmdr_rewards  # torch comes with it no earlier than with `create`
+
+    reward = objective.reward
+    if reward.checkpoint is not None and not Path(reward.checkpoint).exists():
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
+    try:
+        info = dmdr_rewards.describe(reward.name)
+    except ValueError as error:
+        raise UserError(f"{key}.name", str(error)) from None
+    if reward.checkpoint is None and info.checkpoint != "none":
+        raise UserError(f"{key}.checkpoint", f"is null and {reward.name} needs its weights; give {info.checkpoint}")
+    if not info.differentiable:
+        raise UserError(f"{key}.name", f"{reward.name} has no gradient, which {objective.kind} needs; use another")
+    if objective.kind == "srpo" and info.prompt != "text":
+        raise UserError(f"{key}.name", f"{reward.name} reads no text, which srpo needs; use another")
+    if found is not None and info.prompt != "none" and (info.prompt == "text") != (found.num_classes is None):
+        takes = "texts" if found.num_classes is None else "class labels"
+        raise UserError(f"{key}.name", f"{reward.name} does not go with a model that takes {takes}; use another")
+
+
+def check_memory(settings: Recipe) -> None:
+    memory, optim = settings.memory, settings.optim
+    if optim.eight_bit:
+        installed("optim.eight_bit", "bitsandbytes", "eight-bit")
+    if memory.offload_optimizer and optim.zero_stage == 0:
+        raise UserError("memory.offload_optimizer", "true needs optim.zero_stage 1, 2 or 3; set one, or use false")
+    if memory.offload_text_encoders and (settings.data.prompts is None or settings.data.embeddings is not None):
+        raise UserError("memory.offload_text_encoders", "true has no effect without text encoders; set it to false")
+
+
+def installed(key: str, package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(key, f"{package} is not installed; pip install dmdr-train[{extra}], or leave it out")
 
 
 def check_reference(key: str, path: str, found: Description | None) -> None:
-    """A reference folder holds a sub-folder with pictures for every class."""
+    """A reference is drawn, or a folder that holds a sub-folder with pictures for every class."""
+    if found is not None and (path == "scenes") != (found.num_classes is None):
+        takes, fix = ("class labels", "shapes, or a folder of pictures") if found.num_classes else ("texts", "scenes")
+        raise UserError(key, f"{path} does not go with a model that takes {takes}; use {fix}")
+    if path in DRAWN:
+        return
     folder(key, path)
     classes = sorted(p for p in Path(path).iterdir() if p.is_dir())
     if found is not None and len(classes) != found.num_classes:

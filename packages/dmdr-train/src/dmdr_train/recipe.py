@@ -1,9 +1,10 @@
-"""The recipe: eight sections that fully define a run. Every key is here, with its range and its default.
+"""The recipe: nine sections that fully define a run. Every key is here, with its range and its default.
 
 Conventions: a *step* is one update of the generator, which goes with `guidance.ratio` updates of the fake score. Batch
 sizes are global: over all processes and all accumulated micro-batches.
 """
 
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _fields(template: str) -> set[str | None] | None:
+    """The names in braces of a format string; None for one that is no such string."""
+    try:
+        return {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    except ValueError:
+        return None
 
 
 class Section(BaseModel):
@@ -26,21 +35,32 @@ class Lora(Section):
 class Model(Section):
     """What is distilled, and how its roles are built."""
 
-    family: Literal["sit"]
+    family: Literal["sit", "sd3"]
     path: str = Field(description="folder or hub name of the teacher")
     vae: str | None = Field(default=None, description="folder or hub name of another VAE")
+    resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
+    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder; null: 128")
     generator: str | None = Field(
         None, description="folder of the network the generator starts from; null: the teacher"
     )
     generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
     fake_score_lora: Lora = Lora()
-    gradient_checkpointing: bool = False
 
 
 class Data(Section):
-    """What the model is conditioned on."""
+    """What the model is conditioned on: class labels, or prompts."""
 
     classes: Literal["all"] | list[int] = "all"
+    prompts: str | None = Field(
+        default=None,
+        description="a text file with a prompt per line, .jsonl, .csv, .parquet, a dataset's folder or its hub name",
+    )
+    column: str | None = Field(default=None, description="column of the prompts; null: prompt, caption or text")
+    split: str = Field(default="train", description="of a dataset that has several")
+    streaming: bool = Field(default=False, description="read the prompts as they come, without a copy on disk")
+    embeddings: str | None = Field(
+        default=None, description="folder that dmdr-train encode wrote; null: the text encoders run along"
+    )
 
 
 class Rollout(Section):
@@ -49,32 +69,58 @@ class Rollout(Section):
     steps: Positive = 1
     mode: Literal["sde", "ode"] = "sde"
     shift: Annotated[float, Field(gt=0)] = 1.0
+    states: Literal["visited", "authors"] = Field(
+        default="visited",
+        description="where it is trained: at states that sampling visits, or as the public trainers do",
+    )
 
 
 class Reward(Section):
     name: str
-    checkpoint: str
+    checkpoint: str | None = Field(default=None, description="its weights; null where the reward has none")
+    precision: Literal["fp32", "bf16"] = "fp32"
     options: dict[str, Any] = {}
 
 
 class Objective(Section):
-    """A term of the generator's loss, from step `start` on."""
+    """A term of the generator's loss, from step `start` on and before step `stop`."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     start: Natural = 0
+    stop: Positive | None = Field(default=None, description="null: to the end")
+    ramp: Natural = Field(default=0, description="steps over which the weight rises to its value")
 
 
 class DistributionMatching(Objective):
     kind: Literal["distribution_matching"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-class ReFL(Objective):
-    kind: Literal["refl"]
+class RewardObjective(Objective):
+    """One that scores the decoded picture.
+
+    With `weight: auto`, its gradient at x0 has `ratio` times the norm of distribution matching's.
+    """
+
+    ratio: Annotated[float, Field(gt=0)] | None = Field(default=None, description="for weight: auto; null: 1")
     reward: Reward
     margin: float = 0.7
 
 
-AnyObjective = Annotated[DistributionMatching | ReFL, Field(discriminator="kind")]
+class ReFL(RewardObjective):
+    kind: Literal["refl"]
+    template: str = Field(default="{prompt}", description="what the reward reads; HPS: Realistic photo, {prompt}")
+
+
+class SRPO(RewardObjective):
+    kind: Literal["srpo"]
+    positive: Annotated[list[str], Field(min_length=1)] = ["Natural-lighting", "Detailed", "Realistic"]
+    negative: Annotated[list[str], Field(min_length=1)] = ["Painting", "CG Render", "Oil"]
+    k: Annotated[float, Field(ge=0)] = 0.1
+    template: str = "{adjective}. {prompt}"
+
+
+AnyObjective = Annotated[DistributionMatching | ReFL | SRPO, Field(discriminator="kind")]
 
 
 class Renoise(Section):
@@ -125,11 +171,32 @@ class Optim(Section):
     generator: Optimizer
     fake_score: Optimizer
     clip: Annotated[float, Field(gt=0)] = 1.0
+    eight_bit: bool = Field(default=False, description="AdamW of bitsandbytes; needs a GPU and dmdr-train[eight-bit]")
     ema: Fraction | None = Field(
         default=None, description="decay of the averaged generator that is sampled and exported"
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
+
+
+class Memory(Section):
+    """What costs time and saves memory; none of it changes what is computed, but for the pictures rewards see."""
+
+    shared_backbone: bool | None = Field(
+        default=None,
+        description="generator and fake score as two adapters on one network; null: wherever that can be",
+    )
+    gradient_checkpointing: list[Literal["transformer", "vae", "rewards"]] = []
+    vae_slicing: bool = Field(default=False, description="decode one picture at a time")
+    vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
+    offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
+    offload_optimizer: bool = Field(default=False, description="its state stays on the CPU; needs ZeRO 1, 2 or 3")
+    reward_crop: Positive | None = Field(
+        default=None, description="side in pixels of the square that rewards see, cut at a random place"
+    )
+    reward_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="rewards see a picture decoded at this share of the resolution"
+    )
 
 
 class Run(Section):
@@ -147,14 +214,18 @@ class Samples(Section):
     every: Natural = Field(default=0, description="steps; 0: only before and after")
     count: Positive = Field(default=10, description="pictures in a row")
     seed: Natural = 1000
+    prompts: list[str] | None = Field(default=None, description="null: the built-in list")
 
 
 class Evaluation(Section):
     classifier: str = Field(description="image-classification folder, other than any reward's")
-    reference: str = Field(description="`shapes` for the built-in drawings, or a folder with a sub-folder per class")
+    reference: str = Field(
+        description="`shapes` or `scenes` for the built-in drawings, or a folder with a sub-folder per class"
+    )
     pictures: Annotated[int, Field(ge=100)] = 2000
     every: Natural = Field(default=0, description="steps; 0: at the end of each stage")
     teacher_steps: list[Positive] = [50, 4, 1]
+    rewards: bool = Field(default=False, description="also the mean of every reward that is trained on")
     seed: Natural = 2000
 
 
@@ -173,6 +244,7 @@ class Recipe(Section):
     objectives: Annotated[list[AnyObjective], Field(min_length=1)]
     guidance: Guidance = Guidance()
     optim: Optim
+    memory: Memory = Memory()
     run: Run
     tracking: Tracking = Tracking()
 
@@ -187,14 +259,65 @@ class Recipe(Section):
                 f"use at most {self.guidance.cfg - 1:g}"
             )
         for i, objective in enumerate(self.objectives):
-            if objective.start >= self.run.steps:
-                raise ValueError(
-                    f"objectives.{i}.start: {objective.start} is never reached in run.steps {self.run.steps}; "
-                    f"use a smaller one, or remove the objective"
-                )
+            self._check_objective(f"objectives.{i}", objective)
+        self._check_data()
+        self._check_backbone()
         return self
 
+    def _check_objective(self, key: str, objective: "DistributionMatching | ReFL | SRPO") -> None:
+        if objective.start >= self.run.steps:
+            raise ValueError(
+                f"{key}.start: {objective.start} is never reached in run.steps {self.run.steps}; "
+                f"use a smaller one, or remove the objective"
+            )
+        if objective.stop is not None and objective.stop <= objective.start:
+            raise ValueError(f"{key}.stop: {objective.stop} is not after its start {objective.start}; use a later one")
+        if isinstance(objective, RewardObjective) and objective.ratio is not None and objective.weight != "auto":
+            raise ValueError(f"{key}.ratio: {objective.ratio} has no effect beside a given weight; set weight: auto")
+        fields = {"refl": {"prompt"}, "srpo": {"adjective", "prompt"}}
+        if isinstance(objective, (ReFL, SRPO)) and _fields(objective.template) != fields[objective.kind]:
+            needed = " and ".join(f"{{{field}}}" for field in sorted(fields[objective.kind]))
+            raise ValueError(f"{key}.template: {objective.template!r} must hold {needed}, and no other braces")
+
+    def _check_data(self) -> None:
+        if self.data.prompts is None:
+            for key in ("column", "streaming", "embeddings"):
+                if getattr(self.data, key):
+                    raise ValueError(f"data.{key}: has no effect without data.prompts; give both, or leave it out")
+        elif self.data.classes != "all":
+            raise ValueError("data.classes: has no effect beside data.prompts; leave one of them out")
+
+    def _check_backbone(self) -> None:
+        if not self.memory.shared_backbone:
+            return
+        if self.model.generator_lora is None:
+            raise ValueError("memory.shared_backbone: true needs model.generator_lora; set it, or use null")
+        if self.optim.zero_stage == 3:
+            raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
+        if self.model.generator is not None:
+            raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
     @property
-    def joint_start(self) -> int | None:
-        """The step at which the first reward joins in: the end of the cold start. None without rewards."""
-        return min((o.start for o in self.objectives if o.kind != "distribution_matching"), default=None)
+    def shares_backbone(self) -> bool:
+        """Whether generator and fake score are two adapters on one network."""
+        if self.memory.shared_backbone is not None:
+            return self.memory.shared_backbone
+        return self.model.generator_lora is not None and self.optim.zero_stage < 3 and self.model.generator is None
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """The step at which each stage ends, by its name, in order.
+
+        The cold start is distribution matching alone. Where rewards join in at one step only, what follows is the joint
+        stage; where they do at several, each stage has the name of what joined.
+        """
+        kinds: dict[int, list[str]] = {}
+        for objective in sorted(self.objectives, key=lambda o: o.start):
+            if objective.kind != "distribution_matching":
+                kinds.setdefault(objective.start, []).append(objective.kind)
+        names = {0: "cold_start"}
+        for start, joined in kinds.items():
+            name = "joint" if len(kinds) == 1 else "_".join(dict.fromkeys(joined))
+            names[start] = f"{name}_{start}" if name in names.values() else name
+        ends = [*list(names)[1:], self.run.steps]
+        return dict(zip(names.values(), ends, strict=True))

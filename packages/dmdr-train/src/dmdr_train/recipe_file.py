@@ -17,7 +17,9 @@ from dmdr_train.errors import UserError
 from dmdr_train.recipe import Recipe
 
 BUILT_IN = Path(__file__).parent / "recipes"
-INPUT_PATHS = {"path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference"}
+INPUT_PATHS = {
+    "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "model",
+}  # fmt: skip
 
 
 def load_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -112,7 +114,9 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 
 
 def _explain(problem: Any) -> UserError:
-    loc = [str(part) for part in problem["loc"] if part not in ("distribution_matching", "refl")]
+    # pydantic names the branches of a union, too.
+    kinds = ("distribution_matching", "refl", "srpo", "constrained-float", "float", "literal['auto']", "literal['all']")
+    loc = [str(part) for part in problem["loc"] if part not in kinds]
     key = ".".join(loc)
     if problem["type"] == "value_error":
         name, _, message = str(problem["ctx"]["error"]).partition(": ")

@@ -16,23 +16,40 @@ COLUMNS = {
 }
 
 
+def columns(scores: dict[str, Scores]) -> list[str]:
+    """The headings: what was measured, then what reference and rewards added."""
+    first = next(iter(scores.values()))
+    known = [title for name, title in COLUMNS.items() if getattr(first, name) is not None]
+    return [*known, *first.more]
+
+
 def cells(scores: Scores) -> list[str]:
-    return [f"{getattr(scores, name):.{1 if getattr(scores, name) >= 10 else 3}f}" for name in COLUMNS]
+    values = [value for name in COLUMNS if (value := getattr(scores, name)) is not None]
+    return [f"{value:.{1 if value >= 10 else 3}f}" for value in (*values, *scores.more.values())]
+
+
+def markdown_table(scores: dict[str, Scores]) -> str:
+    lines = [
+        "| pictures | " + " | ".join(columns(scores)) + " |",
+        "|---|" + "---:|" * len(columns(scores)),
+        *(f"| {row.name} | " + " | ".join(cells(row)) + " |" for row in scores.values()),
+    ]
+    return "\n".join(lines)
 
 
 def print_table(scores: dict[str, Scores]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("pictures", *COLUMNS.values(), title="evaluation by a classifier that no reward uses")
+    table = Table("pictures", *columns(scores), title="evaluation by a classifier that no reward uses")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in scores.values():
         table.add_row(row.name, *cells(row))
-    Console(width=110).print(table)
+    Console(width=130).print(table)
 
 
-def write_summary(folder: Path, settings: recipe.Recipe, scores: dict[str, Scores], generate: str) -> None:
+def write_summary(folder: Path, settings: recipe.Recipe, scores: dict[str, Scores], usage: str) -> None:
     """summary.md: the table, how it was measured, the pictures, and how to go on."""
     lines = [
         f"# {folder.name}",
@@ -45,28 +62,27 @@ def write_summary(folder: Path, settings: recipe.Recipe, scores: dict[str, Score
         evaluation = settings.tracking.evaluation
         assert evaluation is not None
         lines += [
-            "| pictures | " + " | ".join(COLUMNS.values()) + " |",
-            "|---|" + "---:|" * len(COLUMNS),
-            *(f"| {row.name} | " + " | ".join(cells(row)) + " |" for row in scores.values()),
+            markdown_table(scores),
             "",
-            f"Over {evaluation.pictures} pictures. FD, precision, recall, accuracy and IS are taken with "
+            f"Over {evaluation.pictures} pictures. FD, precision and recall are taken with "
             f"`{Path(evaluation.classifier).name}`, which no reward uses; FD pixels on pictures averaged to 8 x 8.",
             "",
             "![before and after](before_after.png)",
             "",
         ]
-    lines += ["![curves](curves.png)", "", "Generate:", "", f"    {generate}", ""]
+    lines += ["![curves](curves.png)", "", usage, ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def draw_curves(folder: Path, settings: recipe.Recipe) -> None:
-    """curves.png: every logged loss and reward over the steps, with the start of the joint stage marked."""
+    """curves.png: every logged loss and reward over the steps, with the ends of the stages marked."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = read_metrics(folder)
+    stage_ending = {end: stage.replace("_", " ") for stage, end in settings.stages.items()}
     names = [n for n in dict.fromkeys(n for row in rows for n in row) if n.startswith(("loss/", "reward/", "teacher_"))]
     if not names:
         return
@@ -75,10 +91,10 @@ def draw_curves(folder: Path, settings: recipe.Recipe) -> None:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axis.plot(*zip(*points, strict=True), color="#3b6ea5")
         axis.set(title=name, xlabel="step", xlim=(0, settings.run.steps))
-        if settings.joint_start:
-            axis.axvline(settings.joint_start, color="#c44e52", linestyle=":", label="joint stage")
+        for end in list(settings.stages.values())[:-1]:
+            axis.axvline(end, color="#c44e52", linestyle=":", label=f"end of {stage_ending[end]}")
         axis.grid(alpha=0.3)
-    if settings.joint_start:
+    if len(settings.stages) > 1:
         axes[0][0].legend(fontsize=8)
     figure.savefig(folder / "curves.png", dpi=110)
     plt.close(figure)

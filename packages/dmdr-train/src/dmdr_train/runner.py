@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from dmdr_models.images import save_png
 from PIL import Image
@@ -24,11 +23,12 @@ from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.session import Session, build
 from dmdr_train.tracking import Tracker
+from dmdr_train.trainer import Teacher
 
 
 def run(settings: Recipe) -> None:
     """Carry out a recipe that `preflight.check` has passed; every process calls this."""
-    device = choose_device(settings.run, settings.optim.precision)
+    device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     resume_from = checkpoint.find_checkpoint(settings)
     start_processes(device)
     Run(settings, build(settings, device), resume_from).carry_out()
@@ -37,10 +37,10 @@ def run(settings: Recipe) -> None:
 
 def dry_run(settings: Recipe) -> dict[str, float]:
     """Build everything and take one step, every objective included; nothing is written."""
-    device = choose_device(settings.run, settings.optim.precision)
+    device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     start_processes(device)
     session = build(settings, device)
-    session.trainer.step = max(objective.start for objective in session.trainer.objectives)
+    session.trainer.step = max(objective.start for objective in settings.objectives)
     logs = mean_over_processes(session.trainer.train_step())
     dist.destroy_process_group()
     return logs
@@ -53,6 +53,7 @@ class Run:
         self.settings = settings
         self.session = session
         self.trainer = session.trainer
+        self.teacher = Teacher(self.trainer.guidance)
         self.folder = Path(settings.run.output)
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
@@ -69,10 +70,8 @@ class Run:
 
     def still_true(self, key: str) -> bool:
         """Whether a score of an earlier session was taken at a step that this one starts at or after."""
-        step, joint = self.trainer.step, self.settings.joint_start
-        ends = {"cold_start": self.settings.run.steps if joint is None else joint, "joint": self.settings.run.steps}
-        taken = int(key.removeprefix("step-")) if key.startswith("step-") else ends.get(key, 0)
-        return taken <= step
+        taken = int(key.removeprefix("step-")) if key.startswith("step-") else self.settings.stages.get(key, 0)
+        return taken <= self.trainer.step
 
     def carry_out(self) -> None:
         if self.first:
@@ -88,10 +87,11 @@ class Run:
     def train(self) -> None:
         """Step until `run.steps`; log, save, sample and evaluate on the way."""
         tracking, steps = self.settings.tracking, self.settings.run.steps
+        ends = {end: stage for stage, end in self.settings.stages.items()}
         seconds, since = 0.0, self.trainer.step
         while self.trainer.step < steps:
-            if self.trainer.step == self.settings.joint_start:
-                self.end_stage("cold_start")
+            if self.trainer.step in ends:
+                self.end_stage(ends[self.trainer.step])
             started = time.perf_counter()
             logs = self.trainer.train_step()
             self.average.update()
@@ -137,17 +137,13 @@ class Run:
             )
 
     def finish(self) -> None:
-        """Export the student, score it beside its references, and write the report."""
-        stage = "cold_start" if self.settings.joint_start is None else "joint"
-        if self.first:
-            newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
-            export_student(self.folder / "student", self.settings, self.session.family, newest)
-        dist.barrier()
-        self.end_stage(stage)
+        """Score the student beside its references, export it, and write the report."""
+        self.end_stage(list(self.settings.stages)[-1])
         if self.settings.tracking.evaluation:
             self.evaluate_references()
         if self.first:
             self.write_report()
+        dist.barrier()
         if self.tracker:
             self.tracker.close()
 
@@ -157,11 +153,10 @@ class Run:
     def evaluator(self) -> Evaluator:
         if self._evaluator is None:
             assert self.settings.tracking.evaluation is not None
-            self._evaluator = Evaluator(self.settings.tracking.evaluation, self.session.family, self.session.device)
+            evaluation = self.settings.tracking.evaluation
+            rewards = self.session.rewards if evaluation.rewards else ()
+            self._evaluator = Evaluator(evaluation, self.session.family, self.session.device, rewards)
         return self._evaluator
-
-    def teacher(self, *inputs: Any, **named: Any) -> torch.Tensor:
-        return self.trainer.guidance(*inputs, lora_scale=0.0, **named)
 
     def evaluate_references(self) -> None:
         """The rows that the student is compared with: real pictures, and the teacher at several step counts."""
@@ -177,7 +172,7 @@ class Run:
 
     def evaluate_student(self, key: str, name: str) -> None:
         """Score the averaged student, sampled as it is trained, under `key` of evaluation.json."""
-        sampling = sampling_settings(self.settings)
+        sampling = sampling_settings(self.settings, self.session.family)
         with self.average.applied():
             self._score(
                 key,
@@ -221,7 +216,7 @@ class Run:
         return max(evaluation.teacher_steps, default=50) if evaluation else 50
 
     def sample_student(self, name: str) -> None:
-        sampling = sampling_settings(self.settings)
+        sampling = sampling_settings(self.settings, self.session.family)
         with self.average.applied():
             self._save_samples(
                 name, self.trainer.generator, sampling["steps"], sampling["method"], shift=sampling["shift"]
@@ -231,18 +226,19 @@ class Run:
         self, name: str, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0
     ) -> None:
         family, samples = self.session.family, self.settings.tracking.samples
-        images = draw_samples(family, network, samples, self.session.device, steps, method, guidance, shift)
+        batch = self.settings.optim.batch_size // self.trainer.world // self.settings.optim.accumulation
+        images = draw_samples(family, network, samples, self.session.device, steps, method, guidance, shift, batch)
         if self.tracker:
             row = save_row(family, images, self.folder / "samples", name)
             self.tracker.picture(self.trainer.step, name, row)
 
     def write_report(self) -> None:
         """The table, the rows of samples below each other, the curves, and how to generate."""
-        order = ["real", *(k for k in self.scores if k.startswith("teacher")), "cold_start", "joint"]
+        order = ["real", *(k for k in self.scores if k.startswith("teacher")), *self.settings.stages]
         scores = {key: self.scores[key] for key in order if key in self.scores}
         few = self.settings.rollout.steps
         titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self._many_steps(), few)}
-        titles |= {"student-cold_start": "student\ncold start", "student-joint": "student\njoint"}
+        titles |= {f"student-{stage}": f"student\n{stage.replace('_', ' ')}" for stage in self.settings.stages}
         rows = {}
         for stem, title in titles.items():
             path = self.folder / "samples" / f"{stem}.png"
@@ -251,15 +247,16 @@ class Run:
                     rows[title] = image.convert("RGB")
         save_png(labelled_rows(rows), self.folder / "before_after.png")
         report.draw_curves(self.folder, self.settings)
-        command = (
-            f"dmdr-generate --family {self.settings.model.family} --model {self.folder}/student "
-            "--classes 0,1,2 -o pictures.png"
-        )
+        family, student = self.session.family, self.folder / "student"
+        newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
+        export_student(student, self.settings, family, newest, scores)
+        lora = self.settings.model.generator_lora is not None
+        command = family.usage(student, sampling_settings(self.settings, family), lora)
         report.write_summary(self.folder, self.settings, scores, command)
         if scores:
             report.print_table(scores)
         print(f"Wrote {self.folder}/: summary.md, before_after.png, curves.png, student/, checkpoints/")
-        print(f"Generate from the student: {command}")
+        print(f"Generate from the student:\n\n{command}")
 
 
 def _due(step: int, every: int) -> bool:

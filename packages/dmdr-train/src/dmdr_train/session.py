@@ -1,7 +1,7 @@
 """Building a run from its recipe: family, networks, engines, objectives, trainer."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dmdr_models
 import torch
@@ -12,12 +12,17 @@ from torch import nn
 
 from dmdr_train import recipe
 from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights, newest, verify
-from dmdr_train.data import ClassLabels
 from dmdr_train.draws import named_generator
-from dmdr_train.engines import make_engine
+from dmdr_train.embeddings import EmbeddingCache
+from dmdr_train.engines import DTYPES, make_engine, mean_over_processes
 from dmdr_train.errors import UserError, naming
-from dmdr_train.objectives import DistributionMatching, Objective, ReFL
+from dmdr_train.objectives import SRPO, DistributionMatching, Objective, ReFL
+from dmdr_train.prompts import ClassLabels, Prompts, text_prompts
 from dmdr_train.trainer import Trainer
+from dmdr_train.views import View
+
+# A VAE in fp16 overflows.
+FAMILY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
 
 
 @dataclass
@@ -28,21 +33,30 @@ class Session:
     trainer: Trainer
     device: torch.device
 
+    @property
+    def rewards(self) -> list[Any]:
+        """Those that objectives train on, each once."""
+        rewards = [objective.scorer for objective in self.trainer.objectives if hasattr(objective, "scorer")]
+        return list({reward.info.name: reward for reward in rewards}.values())
+
 
 def build(settings: recipe.Recipe, device: torch.device) -> Session:
     """Load the models and make the two engines. The process group must be up."""
-    family = load_family(settings.model).to(device)
+    family = load_family(settings).to(device)
     optim, steps = settings.optim, settings.run.steps
-    networks = {"generator": make_generator(settings, family), "fake_score": make_guidance(settings, family)}
+    networks = make_networks(settings, family, device)
     if settings.run.init_from is not None:
         source = newest("run.init_from", settings.run.init_from)
         verify("run.init_from", source)
-        load_weights("run.init_from", source / GENERATOR, networks["generator"])
-        load_weights("run.init_from", source / FAKE_SCORE, networks["fake_score"])
-    generator = make_engine(networks["generator"].to(device), optim, optim.generator, steps, device)
+        load_weights("run.init_from", source / GENERATOR, networks.generator)
+        load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
+    offload = settings.memory.offload_optimizer
+    generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
     guidance_engine = make_engine(
-        networks["fake_score"].to(device), optim, optim.fake_score, steps * settings.guidance.ratio, device
+        networks.fake_score, optim, optim.fake_score, steps * settings.guidance.ratio, device, offload
     )
+    with naming("memory.reward_crop"):
+        view = View(family, settings.memory)
     trainer = Trainer(
         settings,
         family,
@@ -50,86 +64,140 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
         guidance_engine,
         make_objectives(settings, family, guidance_engine, device),
         make_prompts(settings, family),
+        view,
         device,
         dist.get_rank(),
         dist.get_world_size(),
+        mean_over_processes,
     )
     return Session(family, trainer, device)
 
 
-def load_family(model: recipe.Model) -> Family:
+def load_family(settings: recipe.Recipe) -> Family:
+    model, memory = settings.model, settings.memory
+    options = {"vae": model.vae, "resolution": model.resolution, "max_tokens": model.max_tokens}
     with naming("model.path"):
-        family = dmdr_models.load(model.family, model.path, vae=model.vae)
+        family = dmdr_models.load(
+            model.family,
+            model.path,
+            dtype=FAMILY_DTYPES[settings.optim.precision],
+            **{name: value for name, value in options.items() if value is not None},
+        )
     with naming("model.path" if model.vae is None else "model.vae"):
-        assert family.image_size  # opens the decoder, which would else be missed after hours
+        assert family.vae  # opens the decoder, which would else be missed after hours
+    switches = {
+        "vae_checkpointing": "vae" in memory.gradient_checkpointing,
+        "vae_tiling": memory.vae_tiling,
+        "vae_slicing": memory.vae_slicing,
+        "offload_text": memory.offload_text_encoders,
+    }
+    family.save_memory(**{name: True for name, on in switches.items() if on})
+    if settings.data.embeddings is not None:
+        with naming("data.embeddings"):
+            family.text = EmbeddingCache(settings.data.embeddings)
     return family
 
 
 def load_network(model: recipe.Model, family: Family, generator: bool = False) -> nn.Module:
+    """The teacher's network, or the one that the generator starts from.
+
+    One whose own weights are trained comes in float32: the optimizer keeps its master copy of them.
+    """
     weights = model.generator if generator else None
+    full = generator and model.generator_lora is None
     with naming("model.path" if weights is None else "model.generator"):
-        return family.load_network(weights)
+        return family.load_network(weights, torch.float32 if full else None)
+
+
+class Networks(NamedTuple):
+    """What the two engines train: the generator, and teacher and fake score in one network with a LoRA."""
+
+    generator: nn.Module
+    fake_score: nn.Module
+
+
+def make_networks(settings: recipe.Recipe, family: Family, device: torch.device) -> Networks:
+    """Two adapters on one frozen network where that can be, otherwise two networks."""
+    if settings.shares_backbone:
+        base = prepared(load_network(settings.model, family), settings)
+        base = base.to(device, DTYPES[settings.optim.precision])  # the engines see the adapters alone
+        lora = settings.model.generator_lora
+        assert lora is not None
+        return Networks(
+            add_lora(base, lora, family, settings.run.seed, "generator", shared=True).to(device),
+            add_lora(base, settings.model.fake_score_lora, family, settings.run.seed, "fake_score", shared=True).to(
+                device
+            ),
+        )
+    generator = make_generator(settings, family)
+    guidance = prepared(load_network(settings.model, family), settings)
+    guidance = add_lora(guidance, settings.model.fake_score_lora, family, settings.run.seed, "fake_score")
+    return Networks(generator.to(device), guidance.to(device))
 
 
 def make_generator(settings: recipe.Recipe, family: Family) -> nn.Module:
-    network = load_network(settings.model, family, generator=True)
+    """The generator alone, as an engine of its own trains it."""
+    network = prepared(load_network(settings.model, family, generator=True), settings)
     if settings.model.generator_lora is None:
-        network.requires_grad_(True)
-    else:
-        network = add_lora(network, settings.model.generator_lora, family, settings.run.seed, "generator")
-    if settings.model.gradient_checkpointing:
-        checkpointed(network)
+        return network.requires_grad_(True)
+    return add_lora(network, settings.model.generator_lora, family, settings.run.seed, "generator")
+
+
+def prepared(network: Any, settings: recipe.Recipe) -> Any:
+    if "transformer" in settings.memory.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
     return network.eval()
 
 
-def make_guidance(settings: recipe.Recipe, family: Family) -> nn.Module:
-    """Teacher and fake score in one network: the frozen teacher with a LoRA of variable scale."""
-    network = add_lora(
-        load_network(settings.model, family), settings.model.fake_score_lora, family, settings.run.seed, "fake_score"
-    )
-    if settings.model.gradient_checkpointing:
-        checkpointed(network)
-    return network.eval()
-
-
-def add_lora(network: nn.Module, lora: recipe.Lora, family: Family, seed: int, role: str) -> LoRANetwork:
+def add_lora(
+    network: nn.Module, lora: recipe.Lora, family: Family, seed: int, role: str, shared: bool = False
+) -> LoRANetwork:
+    draws = named_generator(seed, "lora", role)
     with naming(f"model.{role}_lora.targets"):
         return LoRANetwork(
-            network, lora.rank, lora.alpha, lora.targets or family.lora_targets, named_generator(seed, "lora", role)
-        )
-
-
-def checkpointed(network: nn.Module) -> None:
-    base: Any = network.network if isinstance(network, LoRANetwork) else network
-    base.enable_gradient_checkpointing()
+            network, lora.rank, lora.alpha, lora.targets or family.lora_targets, draws, role, shared
+        ).eval()
 
 
 def make_objectives(settings: recipe.Recipe, family: Family, guidance: Any, device: torch.device) -> list[Objective]:
+    """Distribution matching first: the others' automatic weights follow it."""
     objectives: list[Objective] = []
+    kinds = [objective.kind for objective in settings.objectives]
     for i, objective in enumerate(settings.objectives):
+        key, kind = f"objectives.{i}.reward", objective.kind
+        name = kind if kinds.count(kind) == 1 else f"{kind}-{kinds[: i + 1].count(kind)}"
         if isinstance(objective, recipe.DistributionMatching):
-            objectives.append(DistributionMatching(objective, settings.guidance, family, guidance))
+            objectives.insert(0, DistributionMatching(objective, settings.guidance, family, guidance))
+        elif isinstance(objective, recipe.ReFL):
+            objectives.append(ReFL(objective, make_reward(key, objective.reward, settings, family, device), name))
         else:
-            reward = make_reward(f"objectives.{i}.reward", objective.reward, family, device)
-            objectives.append(ReFL(objective, family, reward))
+            objectives.append(SRPO(objective, make_reward(key, objective.reward, settings, family, device), name))
     return objectives
 
 
-def make_reward(key: str, settings: recipe.Reward, family: Family, device: torch.device) -> Any:
+def make_reward(key: str, reward: recipe.Reward, settings: recipe.Recipe, family: Family, device: torch.device) -> Any:
     import dmdr_rewards
 
+    options = dict(reward.options)
+    if "rewards" in settings.memory.gradient_checkpointing:
+        options["gradient_checkpointing"] = True
+    if reward.checkpoint is not None:
+        options["checkpoint"] = reward.checkpoint
     with naming(key):
-        reward = dmdr_rewards.create(settings.name, checkpoint=settings.checkpoint, device=device, **settings.options)
-    known = reward.info.num_classes
+        made = dmdr_rewards.create(reward.name, device=device, dtype=DTYPES[reward.precision], **options)
+    if isinstance(made, dmdr_rewards.TowerReward):
+        made.remember_texts(0)  # what a resumed run knows differs
+    known = made.info.num_classes
     if known is not None and family.num_classes is not None and known < family.num_classes:
         raise UserError(
             f"{key}.checkpoint",
-            f"{settings.checkpoint} knows {known} classes and the model has {family.num_classes}; give another reward",
+            f"{reward.checkpoint} knows {known} classes and the model has {family.num_classes}; give another reward",
         )
-    return reward
+    return made
 
 
-def make_prompts(settings: recipe.Recipe, family: Family) -> ClassLabels:
-    assert family.num_classes is not None
+def make_prompts(settings: recipe.Recipe, family: Family) -> Prompts:
+    if family.num_classes is None:
+        return text_prompts(settings.data, settings.optim.batch_size)
     classes = settings.data.classes
     return ClassLabels(list(range(family.num_classes)) if classes == "all" else classes)

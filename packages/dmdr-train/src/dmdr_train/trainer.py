@@ -3,28 +3,44 @@
 A step is `ratio` updates of the fake score, each on new samples of the generator, then one update of the generator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from dmdr_core import StepGrid, denoising_loss, randn, visit
+from dmdr_core import StepGrid, authors_states, denoising_loss, randn, visited_states
 from dmdr_models.family import Family
 from torch import Tensor
 
 from dmdr_train import recipe
-from dmdr_train.data import Prompts
 from dmdr_train.draws import Draws
 from dmdr_train.objectives import Objective, Sample, renoise_sampler
+from dmdr_train.prompts import Prompts
+
+STATES = {"visited": visited_states, "authors": authors_states}
+
+
+class Teacher:
+    """The guidance network without its LoRA."""
+
+    def __init__(self, guidance: Any):
+        self.base = guidance
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self.base(*inputs, lora_scale=0.0, **named)
 
 
 class Trainer:
-    """Owns nothing that a checkpoint would not hold: two engines and the step.
+    """Owns nothing that a checkpoint would not hold: two engines, the weights of the objectives, and the step.
 
     Args:
         generator, guidance: engines (or modules) of the two networks; the guidance network is called with a
             `lora_scale`.
-        objectives: the terms of the generator's loss.
+        objectives: the terms of the generator's loss, distribution matching first.
+        decode: makes the pictures of a sample that rewards see.
         rank, world: this process and how many there are; each takes its share of the global batch.
+        mean: averages values over the processes.
     """
 
     def __init__(
@@ -35,9 +51,11 @@ class Trainer:
         guidance: Any,
         objectives: Sequence[Objective],
         prompts: Prompts,
+        decode: Callable[[Sample], Tensor],
         device: torch.device,
         rank: int = 0,
         world: int = 1,
+        mean: Callable[[dict[str, float]], dict[str, float]] = dict,
     ):
         self.settings = settings
         self.family = family
@@ -45,8 +63,10 @@ class Trainer:
         self.guidance = guidance
         self.objectives = objectives
         self.prompts = prompts
+        self.decode = decode
         self.device = device
         self.rank, self.world = rank, world
+        self.mean = mean
         self.renoise = renoise_sampler(settings.guidance)
         rollout = settings.rollout
         self.grid = StepGrid(rollout.steps, rollout.shift, family.process.t_end)
@@ -72,12 +92,26 @@ class Trainer:
 
     def update_generator(self) -> dict[str, float]:
         logs: list[Mapping[str, float]] = []
+        squares: dict[str, float] = defaultdict(float)
         for draws in self.micro_batches("generator", self.step):
-            loss, values = self.generator_loss(draws)
+            loss, values, gradients = self.generator_loss(draws)
             self.generator.backward(loss)
             self.generator.step()
             logs.append(values)
-        return {name: sum(values[name] for values in logs) / len(logs) for name in logs[0]}
+            for name, gradient in gradients.items():
+                squares[name] += gradient.square().sum().item()
+        norms = self.balance(squares)
+        means = {name: sum(values[name] for values in logs) / len(logs) for name in logs[0]}
+        return means | {f"grad_norm/{name}": norm for name, norm in norms.items()}
+
+    def balance(self, squares: dict[str, float]) -> dict[str, float]:
+        """|∂L/∂x0| of every objective over the global batch, which the automatic weights follow."""
+        parts = self.world * self.settings.optim.accumulation
+        norms = {name: (square * self.world) ** 0.5 / parts for name, square in self.mean(squares).items()}
+        for objective in self.objectives:
+            if objective.name in norms:
+                objective.weight.observe(norms[objective.name], norms.get("distribution_matching", 0.0))
+        return norms
 
     def fake_score_loss(self, draws: Draws) -> Tensor:
         """Denoising on the generator's own samples: mean (F(x_τ) − target)²."""
@@ -96,20 +130,27 @@ class Trainer:
         )
         return denoising_loss(prediction, process.target(x0, noise, t))
 
-    def generator_loss(self, draws: Draws) -> tuple[Tensor, dict[str, float]]:
-        """Σ w_i · L_i over the objectives that have started, all on one sample."""
+    def generator_loss(self, draws: Draws) -> tuple[Tensor, dict[str, float], dict[str, Tensor]]:
+        """Σ w_i · L_i over the objectives at work, all on one sample; and the gradient of each L_i at x0."""
         sample = self.generate(draws)
-        total = sample.x0.new_zeros(())
+        at = replace(sample, x0=sample.x0.detach().requires_grad_())
+        total, slope = 0.0, torch.zeros_like(at.x0)
         logs: dict[str, float] = {}
+        gradients: dict[str, Tensor] = {}
         for objective in self.objectives:
-            if self.step >= objective.start:
-                loss, values = objective(sample)
-                total = total + objective.weight * loss
-                logs |= {f"loss/{objective.name}": loss.item(), **values}
-        return total, logs
+            if objective.weight.active(self.step):
+                weight = objective.weight.at(self.step)
+                loss, values = objective(at)
+                # The graph from x0 to the pictures serves the next reward, too.
+                (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
+                slope += weight * gradients[objective.name]
+                total += weight * loss.item()
+                logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
+        carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
+        return carrier - carrier.detach() + total, logs, gradients
 
     def generate(self, draws: Draws) -> Sample:
-        """The generator's x0 at a grid time drawn per sample, on the state that its own rollout visits there.
+        """The generator's x0 at a grid time drawn per sample, on the state that `rollout.states` says.
 
         Only the last prediction carries gradient.
         """
@@ -118,18 +159,18 @@ class Trainer:
         noise = randn((len(prompts), *self.family.latent_shape), draws.each("noise"), device=self.device)
         chosen = self.choose_steps(draws).to(self.device)
 
-        def predict(x: Tensor, time: Tensor) -> Tensor:
-            return self.family.predict(self.generator, x, time, condition)
+        def predict(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+            asked = {name: value[rows] for name, value in condition.items()}
+            return self.family.predict(self.generator, x, time, asked)
 
-        mode = self.settings.rollout.mode
+        rollout, in_step = self.settings.rollout, self.settings.optim.zero_stage == 3
+        states = STATES[rollout.states]
         with torch.no_grad():
-            states = visit(predict, self.family.process, self.grid, noise, mode, draws.each("rollout"))
-            # Every process walks equally far, as ZeRO-3 needs: to the last state of the grid.
-            visited = list(states)
-        x_t = torch.stack([x for x, _ in visited])[chosen, torch.arange(len(noise))]
-        t = torch.stack([time for _, time in visited])[chosen, torch.arange(len(noise))]
-        x0 = self.family.process.to_x0(x_t, predict(x_t, t), t)
-        return Sample(x0, prompts, condition, draws, self.step)
+            x_t, t = states(
+                predict, self.family.process, self.grid, noise, chosen, rollout.mode, draws.each("rollout"), in_step
+            )
+        x0 = self.family.process.to_x0(x_t, self.family.predict(self.generator, x_t, t, condition), t)
+        return Sample(x0, prompts, condition, draws, self.step, self.decode)
 
     def choose_steps(self, draws: Draws) -> Tensor:
         """The position in the grid that each sample is trained at, `[B]`, uniform."""

@@ -1,0 +1,171 @@
+"""The whole way on a tiny SD3: encode, cold start, ReFL, SRPO, export, generate; with the commands that users type."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+PROMPTS = ["a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate"]
+CLIP = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
+REWARD = {"name": "clip", "checkpoint": "clip.bin", "options": {"model": "clip.json"}}
+RECIPE: dict[str, Any] = {
+    "model": {
+        "family": "sd3",
+        "path": "sd3",
+        "max_tokens": 8,
+        "generator_lora": {"rank": 4, "alpha": 8},
+        "fake_score_lora": {"rank": 4, "alpha": 8},
+    },
+    "data": {"prompts": "prompts.txt", "embeddings": "cache"},
+    "rollout": {"steps": 4, "mode": "ode", "shift": 3.0},
+    "objectives": [
+        {"kind": "distribution_matching"},
+        {"kind": "refl", "weight": "auto", "ratio": 0.5, "start": 2, "stop": 4, "reward": REWARD},
+        {"kind": "srpo", "weight": 0.1, "start": 4, "reward": REWARD},
+    ],
+    "guidance": {"ratio": 2, "cfg": 4.0, "cfg_jitter": 0.5, "dynamics": {"steps": 3}},
+    "optim": {
+        "batch_size": 4,
+        "accumulation": 2,
+        "generator": {"lr": 1e-2, "eps": 1e-3},
+        "fake_score": {"lr": 1e-2, "eps": 1e-3},
+        "ema": 0.9,
+    },
+    "run": {"output": "out", "steps": 6, "checkpoint_every": 3, "keep_last": 3},
+    "tracking": {"log_every": 1, "samples": {"count": 2, "prompts": PROMPTS[:2]}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3, a tiny CLIP in open_clip's format, prompts."""
+    import open_clip
+    from dmdr_models import tiny
+
+    made = tmp_path_factory.mktemp("text-to-image")
+    tiny.sd3(made / "sd3")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(open_clip.CLIP(**CLIP).state_dict(), made / "clip.bin")
+    (made / "clip.json").write_text(json.dumps(CLIP))
+    (made / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    return made
+
+
+def command(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "dmdr_train", *arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, make_workshop: Any) -> Any:
+    """Encoded once, then trained from the cache by one process, without text encoders; tests must not change it."""
+    workshop = make_workshop(folder, RECIPE)
+    workshop.write()
+    encode = command("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
+    workshop.execute(*encode).check()
+    shutil.copytree(folder / "sd3", folder / "sd3-without-texts", ignore=shutil.ignore_patterns("text_encoder*"))
+    workshop.run("model.path=sd3-without-texts").check()
+    return workshop
+
+
+def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
+    rows = read_rows(whole.folder / "out")
+    assert [("loss/refl" in row, "loss/srpo" in row) for row in rows] == [
+        *[(False, False)] * 2,
+        *[(True, False)] * 2,
+        *[(False, True)] * 2,
+    ]
+    assert rows[2]["weight/refl"] == 0  # it measures first
+    ratio = 0.5 * rows[2]["grad_norm/distribution_matching"] / rows[2]["grad_norm/refl"]
+    assert rows[3]["weight/refl"] == pytest.approx(ratio, rel=1e-5)
+    names = {path.stem for path in (whole.folder / "out/samples").iterdir()}
+    assert names == {"teacher-50", "teacher-4", "student-cold_start", "student-refl", "student-srpo"}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_equal_one(
+    whole: Any, launchers: Any, read_rows: Callable[[Path], list[dict[str, float]]], stage: int
+) -> None:
+    """With the text encoders at work; ZeRO-3 on two networks, the others on one."""
+    name = f"two-{stage}"
+    changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
+    whole.run(*changes, launcher=launchers["torchrun"](2)).check()
+    for row, expected in zip(read_rows(whole.folder / name), read_rows(whole.folder / "out"), strict=True):
+        for key in (key for key in expected if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))):
+            assert row[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-6), (row["step"], key)
+
+
+def test_resumed_equals_uninterrupted(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
+    """From the middle of ReFL, whose weight follows its gradient, to the last bit."""
+    shutil.copytree(whole.folder / "out", whole.folder / "resumed")
+    shutil.rmtree(whole.folder / "resumed/checkpoints/step-00000006")
+    whole.run("run.output=resumed", "--resume").check()
+    assert read_rows(whole.folder / "resumed") == read_rows(whole.folder / "out")
+    first, second = (
+        load_file(whole.folder / name / "checkpoints/step-00000006/generator.safetensors")
+        for name in ("out", "resumed")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:
+    """From what was exported: by dmdr-generate, and by diffusers and PEFT alone at the times of the training."""
+    import numpy as np
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    student = whole.folder / "out/student"
+    arguments = ("--model", "sd3", "--adapter", "out/student", "a fox", "-o", "fox.png", "--seed", "3")
+    whole.execute(sys.executable, "-m", "dmdr_models.generate", *arguments).check()
+    pipe: Any = StableDiffusion3Pipeline.from_pretrained(whole.folder / "sd3")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(student)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(student, subfolder="scheduler")
+    generator = torch.Generator().manual_seed(3)
+    sigmas = torch.linspace(1, 0.001, 5)[:-1].tolist()
+    size = {"height": 32, "width": 32, "max_sequence_length": 8}
+    expected = pipe("a fox", sigmas=sigmas, guidance_scale=0, generator=generator, **size).images[0]
+    with Image.open(whole.folder / "fox.png") as found:
+        assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
+    card = (student / "README.md").read_text()
+    assert "sigmas=torch.linspace(1" in card
+    assert "dmdr-generate" in card
+
+
+def test_export_and_evaluate_from_the_command_line(whole: Any) -> None:
+    whole.execute(*command("export", "out", "-o", "again")).check()
+    first, second = (load_file(whole.folder / name / "adapter_model.safetensors") for name in ("out/student", "again"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    outcome = whole.execute(*command("evaluate", "out"))
+    assert outcome.code == 2
+    assert outcome.errors == ["tracking.evaluation: is not set in out/recipe.yaml; add a classifier and a reference"]
+
+
+MISTAKES = [
+    (["model.max_tokens=9"], "data.embeddings: cache was made with max_tokens 8, not 9; give another folder"),
+    (["memory.reward_crop=12"], "memory.reward_crop: 12 must be a multiple of 8, at most the resolution 32"),
+    (["run.resume=out", "model.generator_lora={rank: 8, alpha: 8}"], "model.generator_lora.rank: is 8 here and 4 in"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), MISTAKES, ids=[line.partition(":")[0] for _, line in MISTAKES])
+def test_a_mistake_is_one_line_and_changes_nothing(whole: Any, changes: list[str], line: str) -> None:
+    before = whole.snapshot()
+    resume = any(change.startswith("run.resume") for change in changes)
+    outcome = whole.run(*changes, *([] if resume else ["run.output=new"]))
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert outcome.errors[0].startswith(line)
+    assert "Traceback" not in outcome.stderr
+    assert whole.snapshot() == before

@@ -1,0 +1,174 @@
+"""Rewards as objectives, what they see, and their weights; formulas are written out by hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from dmdr_rewards import RewardInfo
+from dmdr_train import recipe
+from dmdr_train.draws import Draws
+from dmdr_train.objectives import SRPO, ReFL, Sample
+from dmdr_train.views import View
+from dmdr_train.weights import Weight
+from torch import Tensor
+
+REWARD = recipe.Reward(name="toy", checkpoint="there")
+
+
+class Reader:
+    """A reward that likes pictures the more, the longer the text is; it remembers what it read."""
+
+    def __init__(self) -> None:
+        self.info = RewardInfo("toy", "", (-9.0, 9.0), "", "", "text", True, None, "")
+        self.read: list[str] = []
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.read += prompts
+        return images.flatten(1).mean(dim=1) * torch.tensor([float(len(text)) for text in prompts]) / 10
+
+
+def sample(update: int = 3, samples: Sequence[int] = (0, 1)) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(len(samples), 1, 2, 2, generator=generator).requires_grad_()
+    prompts = ["a cat", "a dog in a hat"][: len(samples)]
+    return Sample(x0, prompts, {}, Draws(7, ("generator", update), samples), update, lambda s: s.x0 * 1.0)
+
+
+def test_refl_reads_the_prompt_in_its_template() -> None:
+    reward, made = Reader(), sample()
+    settings = recipe.ReFL(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo, {prompt}")
+    loss, values = ReFL(settings, reward)(made)
+    assert reward.read == ["Realistic photo, a cat", "Realistic photo, a dog in a hat"]
+    scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.2, 3.1])
+    torch.testing.assert_close(loss, torch.relu(0.9 - scores).mean())
+    assert values == {"reward/toy": pytest.approx(scores.mean().item())}
+
+
+def test_srpo_is_what_the_adjective_adds() -> None:
+    reward, made = Reader(), sample()
+    settings = recipe.SRPO(kind="srpo", reward=REWARD, margin=2.0, positive=["Detailed"], negative=["Oil"], k=0.3)
+    loss, values = SRPO(settings, reward)(made)
+    brightness = made.x0.flatten(1).mean(dim=1)
+    positive = brightness * torch.tensor([float(len("Detailed. a cat")), float(len("Detailed. a dog in a hat"))]) / 10
+    negative = brightness * torch.tensor([float(len("Oil. a cat")), float(len("Oil. a dog in a hat"))]) / 10
+    score = 1.3 * positive - negative
+    torch.testing.assert_close(loss, torch.relu(2.0 - score).mean())
+    assert values == {"reward/relative(toy)": pytest.approx(score.mean().item())}
+
+
+def test_the_adjectives_are_one_pair_per_update_on_every_process() -> None:
+    settings = recipe.SRPO(kind="srpo", reward=REWARD, positive=["A", "B", "C"], negative=["X", "Y", "Z"])
+
+    def adjectives(update: int, samples: Sequence[int]) -> set[str]:
+        reward = Reader()
+        SRPO(settings, reward)(sample(update, samples))
+        return {text.partition(".")[0] for text in reward.read}
+
+    pairs = [adjectives(update, (0, 1)) for update in range(30)]
+    assert all(len(pair) == 2 for pair in pairs)
+    assert [adjectives(update, (4, 5)) for update in range(30)] == pairs
+    assert set().union(*pairs) == set("ABCXYZ")
+
+
+def test_pictures_are_decoded_once_for_all_rewards() -> None:
+    decoded: list[int] = []
+
+    def decode(made: Sample) -> Tensor:
+        decoded.append(1)
+        return made.x0 * 1.0
+
+    made = replace(sample(), decode=decode)
+    for _ in range(2):
+        ReFL(recipe.ReFL(kind="refl", reward=REWARD), Reader())(made)
+    assert len(decoded) == 1
+
+
+# -- what rewards see
+
+
+class Doubling:
+    """Decodes every latent to a square of two pixels' side."""
+
+    latent_shape = (1, 8, 8)
+    image_size = 16
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def latents(samples: Sequence[int]) -> Sample:
+    x0 = torch.arange(64.0).reshape(1, 1, 8, 8).expand(len(samples), 1, 8, 8).clone().requires_grad_()
+    return Sample(x0, [0] * len(samples), {}, Draws(7, ("generator", 0), samples), 0, lambda s: s.x0)
+
+
+def test_rewards_see_the_whole_picture_unless_told_otherwise() -> None:
+    family: Any = Doubling()
+    made = latents([0, 1])
+    assert torch.equal(View(family, recipe.Memory())(made), family.decode(made.x0))
+
+
+def test_a_crop_is_a_square_of_the_picture_at_each_samples_own_place() -> None:
+    family: Any = Doubling()
+    view = View(family, recipe.Memory(reward_crop=6))
+    made = latents(range(40))
+    seen = view(made)
+    assert seen.shape == (40, 1, 6, 6)
+    corners = seen[:, 0, 0, 0].long()
+    for picture, corner in zip(seen, corners.tolist(), strict=True):
+        top, left = divmod(corner, 8)
+        whole = family.decode(made.x0[:1])[0]
+        assert torch.equal(picture, whole[:, 2 * top : 2 * top + 6, 2 * left : 2 * left + 6])
+    assert {0, 5} <= set((corners // 8).tolist()) <= set(range(6))
+    assert {0, 5} <= set((corners % 8).tolist()) <= set(range(6))
+    assert torch.equal(view(latents([7])), seen[7:8])  # whatever the split of the batch
+    seen.sum().backward()
+    assert made.x0.grad is not None
+    assert made.x0.grad.sum() == 40 * 36
+
+
+def test_a_lower_resolution_is_the_mean_of_latents() -> None:
+    family: Any = Doubling()
+    seen = View(family, recipe.Memory(reward_scale=0.5))(latents([0]))
+    assert seen.shape == (1, 1, 8, 8)
+    assert seen[0, 0, 0, 0] == (0 + 1 + 8 + 9) / 4
+
+
+@pytest.mark.parametrize("side", [3, 18])
+def test_a_crop_that_cannot_be_is_refused(side: int) -> None:
+    family: Any = Doubling()
+    with pytest.raises(ValueError, match=f"{side} must be a multiple of 2, at most the resolution 16"):
+        View(family, recipe.Memory(reward_crop=side))
+
+
+# -- weights
+
+
+def refl(**settings: Any) -> Weight:
+    return Weight(recipe.ReFL(kind="refl", reward=REWARD, **settings))
+
+
+def test_a_weight_holds_from_start_to_stop_and_rises_over_its_ramp() -> None:
+    weight = refl(weight=0.8, start=2, stop=7, ramp=3)
+    assert [weight.at(step) for step in range(9)] == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8, 0.8, 0, 0])
+    assert [weight.active(step) for step in range(9)] == [False] * 2 + [True] * 5 + [False] * 2
+
+
+def test_an_automatic_weight_brings_the_gradient_to_its_ratio() -> None:
+    weight = refl(weight="auto", ratio=0.5, start=1)
+    assert weight.at(1) == 0.0  # nothing is known yet
+    weight.observe(own=4.0, other=2.0)
+    assert weight.at(2) == pytest.approx(0.5 * 2.0 / 4.0)
+    weight.observe(own=2.0, other=6.0)
+    assert weight.at(3) == pytest.approx(0.5 * (0.9 * 2 + 0.1 * 6) / (0.9 * 4 + 0.1 * 2))
+    before = weight.at(4)
+    weight.observe(own=0.0, other=9.0)  # all rewards are past the margin
+    assert weight.at(4) == before
+    assert weight.at(0) == 0.0
+
+
+def test_a_given_weight_follows_nothing() -> None:
+    weight = refl(weight=0.8)
+    weight.observe(own=4.0, other=2.0)
+    assert (weight.at(1), weight.own, weight.other) == (0.8, 0.0, 0.0)

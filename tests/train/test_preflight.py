@@ -1,0 +1,77 @@
+"""What is known to be wrong with a text-to-image recipe before a weight is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dmdr_train import preflight
+from dmdr_train.embeddings import prepare
+from dmdr_train.errors import UserError
+from dmdr_train.recipe_file import apply_override, parse_recipe
+
+MISTAKES = [
+    (["data.prompts=none.txt"], "data.prompts: no file or folder 'none.txt'; give one that exists, or a hub name"),
+    (["data.prompts=null", "data.embeddings=null"], "data.prompts: is null and a sd3 model takes texts; give a file"),
+    (["model.max_tokens=9"], "data.embeddings: cache was made with max_tokens 8, not 9; give another folder"),
+    (["model.resolution=100"], "model.resolution: resolution 100 is not a multiple of 16"),
+    (["model.generator_lora.targets=[to_x]"], "model.generator_lora.targets: 'to_x' matches no layer of the network"),
+    (["objectives.1.reward.checkpoint=none.bin"], "objectives.1.reward.checkpoint: no file or folder 'none.bin'"),
+    (["objectives.1.reward.checkpoint=null"], "objectives.1.reward.checkpoint: is null and clip needs its weights"),
+    (["objectives.1.reward.name=ocr"], "objectives.1.reward.name: ocr has no gradient, which refl needs; use another"),
+    (["objectives.1.reward.name=class-label"], "objectives.1.reward.name: class-label does not go with a model that"),
+    (
+        ["objectives.2.reward={name: aesthetic, checkpoint: clip.bin}"],
+        "objectives.2.reward.name: aesthetic reads no text, which srpo needs; use another",
+    ),
+    (["objectives.1.reward.name=klip"], "objectives.1.reward.name: "),
+    (["optim.eight_bit=true"], "optim.eight_bit: bitsandbytes is not installed; pip install dmdr-train[eight-bit]"),
+    (["memory.offload_optimizer=true"], "memory.offload_optimizer: true needs optim.zero_stage 1, 2 or 3; set one"),
+    (["memory.offload_text_encoders=true"], "memory.offload_text_encoders: true has no effect without text encoders"),
+    (["data.classes=[1]"], "data.classes: has no effect beside data.prompts; leave one of them out"),
+    (["tracking.evaluation={classifier: ., reference: shapes}"], "tracking.evaluation.reference: shapes does not go"),
+    (["model.family=sit"], "model.path: sd3/transformer holds a SD3Transformer2DModel, not a SiTTransformer"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dmdr_models import tiny
+
+    made = tmp_path_factory.mktemp("preflight")
+    tiny.sd3(made / "sd3")
+    (made / "prompts.txt").write_text("a cat\n")
+    (made / "clip.bin").touch()
+    return made
+
+
+@pytest.fixture
+def recipe(make_recipe_dict: Callable[..., dict[str, Any]], folder: Path, monkeypatch: Any) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    reward = {"name": "clip", "checkpoint": "clip.bin"}
+    data = make_recipe_dict(
+        model={"family": "sd3", "path": "sd3", "max_tokens": 8, "generator_lora": {"rank": 4, "alpha": 4}},
+        data={"prompts": "prompts.txt"},
+        objectives=[
+            {"kind": "distribution_matching"},
+            {"kind": "refl", "reward": reward},
+            {"kind": "srpo", "start": 2, "reward": reward},
+        ],
+    )
+    prepare(parse_recipe(data), Path("cache"), "fp32")
+    return data
+
+
+def test_a_recipe_without_mistakes_passes(recipe: dict[str, Any]) -> None:
+    preflight.check(parse_recipe(recipe), 1)
+
+
+@pytest.mark.parametrize(("changes", "line"), MISTAKES, ids=[line.partition(":")[0] for _, line in MISTAKES])
+def test_a_mistake_is_named(recipe: dict[str, Any], changes: list[str], line: str) -> None:
+    if "cache" in line or "text encoders" in line:
+        changes = [*changes, "data.embeddings=cache"]
+    for change in changes:
+        apply_override(recipe, change)
+    with pytest.raises(UserError) as caught:
+        preflight.check(parse_recipe(recipe), 1)
+    assert str(caught.value).startswith(line)
