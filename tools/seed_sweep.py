@@ -8,38 +8,16 @@ seed, so the teacher is measured with the first seed only. Runs that are complet
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dmdr_train.evaluation import Scores, read_scores
+from dmdr_train.evaluation import Scores
+from sweeping import PORT, train, training_seconds
 
-RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
 BRIEF = ["tracking.evaluation.teacher_steps=[1]"]
 PLAIN = "objectives=[{kind: distribution_matching}]"
-PORT = 29600  # of the first run; the others count on from it
 COLUMNS = ("frechet", "precision", "recall", "accuracy", "frechet_pixels")
-
-
-def train(output: Path, seed: int, overrides: list[str], processes: int, port: int) -> dict[str, Scores]:
-    """One run of the demo recipe; the time it took goes to seconds.json beside its scores."""
-    if not (output / "summary.md").exists():
-        launcher = ["deepspeed", "--num_accelerators", str(processes), "--master_port", str(port)]
-        command = [*launcher, str(RUN), "--config", "demo"]
-        command += [f"run.output={output}", f"run.seed={seed}", *overrides]
-        start = time.time()
-        with (output.parent / f"{output.name}.log").open("w") as log:
-            subprocess.run(
-                command, check=True, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "DS_ACCELERATOR": "cpu"}
-            )
-        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        trained = rows[-1]["train_seconds"]
-        (output / "seconds.json").write_text(json.dumps({"train": trained, "all": time.time() - start}))
-    return read_scores(output)
 
 
 def cells(scores: Scores) -> str:
@@ -67,6 +45,7 @@ def main() -> None:
         for name, extra in (("", [] if seed == options.seeds[0] else BRIEF), ("-control", [*BRIEF, PLAIN])):
             runs[seed, name] = pool.submit(
                 train,
+                "demo",
                 options.output / f"seed-{seed}{name}",
                 seed,
                 [*options.overrides, *extra],
@@ -85,8 +64,7 @@ def main() -> None:
             (control, "control, no reward", plain["cold_start"]),
             (joint, "after joint stage", rewarded["joint"]),
         ):
-            seconds = json.loads((folder / "seconds.json").read_text())["train"]
-            shown = "–" if name == "after cold start" else f"{seconds:.0f}"
+            shown = "–" if name == "after cold start" else f"{training_seconds(folder):.0f}"
             print(f"| {seed} | {name} | {cells(scores)} | {shown} |", flush=True)
         verdicts.append(
             (
