@@ -12,6 +12,7 @@ import torch
 from dmdr_train import checkpoint
 from dmdr_train.average import Average
 from dmdr_train.errors import UserError
+from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.session import build
@@ -52,7 +53,7 @@ def copy(saved: dict[int, Any], tmp_path: Path) -> Path:
 def sign_again(path: Path) -> None:
     """Make the manifest agree with the files, as an attacker would."""
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"] = {name: checkpoint._fingerprint(path / name) for name in manifest["files"]}
+    manifest["files"] = {name: fingerprint(path / name) for name in manifest["files"]}
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -10,7 +10,7 @@ from dmdr_train.scenes import all_captions, brightness, check, draw, held_out_ca
 from dmdr_train.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, parse
 
 HOME = Path(dmdr_train.scenes.__file__).parent
-GUIDANCE = 2.0
+GUIDANCE = 1.5
 PLAIN = "a red circle above a blue square"
 
 
@@ -94,7 +94,7 @@ def test_pictures() -> None:
 
 
 def test_the_check_knows_what_is_drawn() -> None:
-    captions = some(800, all_captions())
+    captions = some(400, all_captions())
     assert check(drawn(captions), captions).float().mean() >= 0.995
 
 
@@ -114,13 +114,43 @@ def test_the_check_reads_a_scene_either_way_round_and_ignores_the_style() -> Non
         assert not check(picture, [caption]).item()
 
 
-def test_the_check_refuses_what_is_no_scene() -> None:
-    one_more = drawn([PLAIN]).maximum(drawn(["a green cross left of a yellow triangle"]))
-    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    half = drawn([PLAIN])
-    half[:, :, 16:] = half[:, :, :1, :1]
-    for picture in (one_more, noise, half, torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)):
-        assert not check(picture, [PLAIN]).item()
+def by_hand(*things: tuple[torch.Tensor, tuple[float, float, float]]) -> torch.Tensor:
+    """A picture of masks and their colours on a dark ground, `[1, 3, 32, 32]`."""
+    picture = torch.full((3, 32, 32), 0.1)
+    for mask, colour in things:
+        picture[:, mask] = torch.tensor(colour)[:, None]
+    return picture[None]
+
+
+RED, BLUE, GREEN = (0.9, 0.1, 0.1), (0.05, 0.3, 0.9), (0.1, 0.9, 0.1)
+ROW, COLUMN = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
+DISTANCE = torch.hypot(ROW + 8, COLUMN)  # from the centre of a circle in the upper half
+SQUARE = ((ROW - 8).abs() < 5) & (COLUMN.abs() < 5)
+
+
+def test_the_check_reads_a_picture_drawn_otherwise() -> None:
+    assert check(by_hand(CIRCLE, (SQUARE, BLUE)), [PLAIN]).item()
+
+
+CIRCLE = (DISTANCE < 5.5, RED)
+WRONG = {
+    "one thing": by_hand(CIRCLE),
+    "three things": by_hand(CIRCLE, (SQUARE, BLUE), ((ROW - 8).hypot(COLUMN - 11) < 4, GREEN)),
+    "another colour": by_hand(CIRCLE, (SQUARE, GREEN)),
+    "two colours": by_hand(CIRCLE, (SQUARE, BLUE), (SQUARE & (COLUMN < 0), GREEN)),
+    "a ring": by_hand(((DISTANCE < 6.5) & (DISTANCE > 4), RED), (SQUARE, BLUE)),
+    "a bar": by_hand(CIRCLE, (((ROW - 8).abs() < 4) & (COLUMN.abs() < 6.1), BLUE)),
+    "dots": by_hand((DISTANCE < 1.8, RED), ((ROW - 8).abs().maximum(COLUMN.abs()) < 2, BLUE)),
+    "two squares": by_hand(CIRCLE, (SQUARE.roll(10, 1), BLUE), (SQUARE.roll(-10, 1), BLUE)),
+    "noise": torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+    "black": torch.zeros(1, 3, 32, 32),
+    "white": torch.ones(1, 3, 32, 32),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_check_refuses_what_is_no_such_scene(name: str) -> None:
+    assert not check(WRONG[name], [PLAIN]).item()
 
 
 def test_pictures_and_captions_must_be_as_many() -> None:
@@ -146,13 +176,13 @@ def test_a_stock_pipeline_draws_the_captions() -> None:
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(HOME / "teacher", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    captions = some(16, all_captions())
+    captions = some(12, all_captions())
     ids = pipeline.tokenizer(captions).input_ids
     assert [len(each) for each in ids] == [len(caption.split()) + 2 for caption in captions]
     pictures = pipeline(
         captions,
         guidance_scale=GUIDANCE,
-        num_inference_steps=14,
+        num_inference_steps=10,
         max_sequence_length=12,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
@@ -163,10 +193,15 @@ def test_a_stock_pipeline_draws_the_captions() -> None:
 def test_the_reward_prefers_what_is_right() -> None:
     reward = dmdr_rewards.create("clip", checkpoint=HOME / "reward")
     captions = some(60, all_captions())
-    wrong = [one_word_wrong(caption)[7] for caption in captions]
+    wrong = [one_word_wrong(caption) for caption in captions]
     pictures = drawn(captions).requires_grad_()
     right = reward.score(pictures, captions)
-    assert (right > reward.score(pictures, wrong)).float().mean() >= 0.9
+    with torch.no_grad():
+        others = [reward.score(pictures, row) for row in zip(*wrong, strict=True)]
+    better = (right > torch.stack(others)).float().mean(dim=1)
+    # The last three have another relation: it does not tell above from below, nor left from right.
+    assert better[:-3].mean() >= 0.97
+    assert better.mean() >= 0.9
     right.sum().backward()
     assert pictures.grad is not None
     assert pictures.grad.abs().amax(dim=(1, 2, 3)).min() > 0

@@ -82,7 +82,23 @@ def authors_states(
     """An x0 of the simulation, renoised to the time chosen for the sample; sampling visits other states.
 
     In ``"ode"`` it is the final x0, at every time; in ``"sde"`` the x0 that is predicted at the chosen time itself.
-    Arguments, result and errors are those of :func:`visited_states`. Source: the public trainers of DMDR.
+    Source: the public trainers of DMDR.
+
+    Args:
+        predict: as in :func:`visited_states`, like all the others.
+        process: noise process.
+        grid: grid.
+        noise: ``[B, ...]``.
+        chosen: ``[B]``.
+        mode: ``"sde"`` or ``"ode"``.
+        generator: of all fresh noise.
+        in_step: ask for all samples.
+
+    Returns:
+        The states ``[B, ...]`` and their times ``[B]``.
+
+    Raises:
+        ValueError: as in :func:`visited_states`.
     """
     last = torch.full_like(chosen, grid.num_steps - 1)
     stops = last if mode == "ode" else chosen

@@ -49,7 +49,7 @@ def export(folder: Path, output: Path) -> None:
     if output.exists():
         raise UserError("--output", f"{output} already exists; give a new folder")
     source = checkpoint.newest("run", str(folder))
-    export_student(output, settings, load_family(settings), source, read_scores(folder))
+    export_student(output, settings, source, read_scores(folder))
     print(f"Wrote {output}, from {source}")
 
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from dmdr_models.family import Family
 from dmdr_models.lora import LoRANetwork
 
@@ -18,11 +19,11 @@ from dmdr_train import recipe, report
 from dmdr_train.checkpoint import STUDENT, load_weights
 from dmdr_train.evaluation import Scores
 from dmdr_train.recipe_file import dump_recipe
-from dmdr_train.session import make_generator
+from dmdr_train.session import load_family, make_generator
 
 
 def export_student(
-    folder: Path, settings: recipe.Recipe, family: Family, source: Path, scores: dict[str, Scores] | None = None
+    folder: Path, settings: recipe.Recipe, source: Path, scores: dict[str, Scores] | None = None
 ) -> None:
     """Write the averaged generator of the checkpoint `source`, and how to sample it.
 
@@ -37,10 +38,14 @@ def export_student(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    family = load_family(settings)
+    keeps_lora = settings.model.generator_lora is not None and family.keeps_lora
+    if not keeps_lora:
+        family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
     network: Any = make_generator(settings, family)
     load_weights("checkpoint", source / STUDENT, network)
     sampling = sampling_settings(settings, family)
-    if isinstance(network, LoRANetwork) and family.keeps_lora:
+    if keeps_lora:
         family.save_lora(network, partial)
     else:
         family.save(network.merged() if isinstance(network, LoRANetwork) else network, partial)

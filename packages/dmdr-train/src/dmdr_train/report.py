@@ -86,8 +86,12 @@ def draw_curves(folder: Path, settings: recipe.Recipe) -> None:
     names = [n for n in dict.fromkeys(n for row in rows for n in row) if n.startswith(("loss/", "reward/", "teacher_"))]
     if not names:
         return
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    wide = min(4, len(names))
+    tall = -(-len(names) // wide)
+    figure, axes = plt.subplots(tall, wide, figsize=(4 * wide, 3 * tall), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
         points = [(row["step"], row[name]) for row in rows if name in row]
         axis.plot(*zip(*points, strict=True), color="#3b6ea5")
         axis.set(title=name, xlabel="step", xlim=(0, settings.run.steps))

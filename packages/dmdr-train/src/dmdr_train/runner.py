@@ -249,7 +249,7 @@ class Run:
         report.draw_curves(self.folder, self.settings)
         family, student = self.session.family, self.folder / "student"
         newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
-        export_student(student, self.settings, family, newest, scores)
+        export_student(student, self.settings, newest, scores)
         lora = self.settings.model.generator_lora is not None
         command = family.usage(student, sampling_settings(self.settings, family), lora)
         report.write_summary(self.folder, self.settings, scores, command)

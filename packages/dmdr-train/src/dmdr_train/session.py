@@ -73,14 +73,15 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
     return Session(family, trainer, device)
 
 
-def load_family(settings: recipe.Recipe) -> Family:
+def load_family(settings: recipe.Recipe, dtype: torch.dtype | None = None) -> Family:
+    """The family of a recipe, in the precision that it trains in or in `dtype`."""
     model, memory = settings.model, settings.memory
     options = {"vae": model.vae, "resolution": model.resolution, "max_tokens": model.max_tokens}
     with naming("model.path"):
         family = dmdr_models.load(
             model.family,
             model.path,
-            dtype=FAMILY_DTYPES[settings.optim.precision],
+            dtype=dtype or FAMILY_DTYPES[settings.optim.precision],
             **{name: value for name, value in options.items() if value is not None},
         )
     with naming("model.path" if model.vae is None else "model.vae"):
