@@ -183,6 +183,8 @@ def test_code_in_a_checkpoint_is_not_run(saved: dict[int, Any], tmp_path: Path, 
         ("guidance__dynamics", {"steps": 4}),
         ("objectives", [{"kind": "distribution_matching", "weight": 2.0}]),
         ("model__fake_score_lora", {"rank": 8, "alpha": 4}),
+        ("memory__shared_backbone", False),
+        ("memory__reward_crop", 16),
         ("data__classes", [1, 2]),
         ("rollout__steps", 2),
     ],
@@ -207,6 +209,7 @@ def test_another_recipe_is_refused(
         ("optim__fake_score", {"lr": 5e-4}),
         ("tracking", {"log_every": 3}),
         ("model__path", "moved/elsewhere"),
+        ("memory__gradient_checkpointing", ["transformer"]),
     ],
 )
 def test_a_harmless_change_is_not(

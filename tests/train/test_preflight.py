@@ -14,6 +14,8 @@ MISTAKES = [
     (["data.prompts=none.txt"], "data.prompts: no file or folder 'none.txt'; give one that exists, or a hub name"),
     (["data.prompts=null", "data.embeddings=null"], "data.prompts: is null and a sd3 model takes texts; give a file"),
     (["model.max_tokens=9"], "data.embeddings: cache was made with max_tokens 8, not 9; give another folder"),
+    (["model.resolution=2048"], "model.resolution: resolution 2048 is not in "),
+    (["model.path=no-resolution"], "model.path: no model folder"),
     (["model.resolution=100"], "model.resolution: resolution 100 is not a multiple of 16"),
     (["model.generator_lora.targets=[to_x]"], "model.generator_lora.targets: 'to_x' matches no layer of the network"),
     (["objectives.1.reward.checkpoint=none.bin"], "objectives.1.reward.checkpoint: no file or folder 'none.bin'"),

@@ -57,6 +57,7 @@ class LatentFamily:
         vae_slicing: bool = False,
         offload_text: bool = False,
     ) -> None:
+        """See `dmdr_models.family.Family.save_memory`."""
         if offload_text:
             raise ValueError("offload_text: there are no text encoders to offload; leave it out")
         if vae_checkpointing:

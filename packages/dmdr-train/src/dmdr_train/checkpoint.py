@@ -43,7 +43,9 @@ FREE_KEYS = (
     "run", "tracking", "memory", "optim.generator.lr", "optim.fake_score.lr", "model.path", "model.vae",
     "data.embeddings",
 )  # fmt: skip
-FIXED_KEYS = ("run.seed", "memory.reward_crop", "memory.reward_scale")
+FIXED_KEYS = (
+    "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.shared_backbone", "memory.offload_optimizer",
+)  # fmt: skip
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -98,18 +98,21 @@ def check_data(settings: Recipe, found: Description | None) -> None:
 
 
 def read_description(settings: Recipe) -> Description | None:
+    """The model's folder at a glance; None for a hub name.
+
+    Raises:
+        UserError: it holds another model, or one that cannot draw at the recipe's resolution.
+    """
     model = settings.model
-    key = "model.path"
+    parts = model.family, model.path, model.vae is not None, settings.data.embeddings is not None
     try:
-        try:
-            own_text = settings.data.embeddings is not None
-            return describe(model.family, model.path, model.vae is not None, own_text, model.resolution)
-        except ValueError as error:
-            key = "model.resolution" if "resolution" in str(error) else key
-            raise
+        found = describe(*parts)
     except (OSError, ValueError) as error:
-        fix = "" if key != "model.path" else f"; give a folder that holds a {model.family} model"
-        raise UserError(key, f"{error}{fix}") from None
+        raise UserError("model.path", f"{error}; give a folder that holds a {model.family} model") from None
+    try:
+        return found if model.resolution is None else describe(*parts, model.resolution)
+    except ValueError as error:
+        raise UserError("model.resolution", str(error)) from None
 
 
 def check_targets(key: str, targets: list[str], found: Description) -> None:

@@ -177,6 +177,7 @@ def make_objectives(settings: recipe.Recipe, family: Family, guidance: Any, devi
 
 
 def make_reward(key: str, reward: recipe.Reward, settings: recipe.Recipe, family: Family, device: torch.device) -> Any:
+    """A reward of the recipe, as `dmdr_rewards.create` makes it; UserErrors name `key`."""
     import dmdr_rewards
 
     options = dict(reward.options)

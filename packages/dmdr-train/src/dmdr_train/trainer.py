@@ -82,6 +82,7 @@ class Trainer:
         return logs
 
     def update_fake_score(self, update: int) -> dict[str, float]:
+        """Update number `update` of the fake score, over this process's micro-batches; what is worth logging."""
         losses = []
         for draws in self.micro_batches("fake_score", update):
             loss = self.fake_score_loss(draws)
@@ -91,6 +92,7 @@ class Trainer:
         return {"loss/fake_score": sum(losses) / len(losses)}
 
     def update_generator(self) -> dict[str, float]:
+        """This step's update of the generator, over this process's micro-batches; what is worth logging."""
         logs: list[Mapping[str, float]] = []
         squares: dict[str, float] = defaultdict(float)
         for draws in self.micro_batches("generator", self.step):

@@ -77,6 +77,7 @@ class SD3(LatentFamily):
         vae_slicing: bool = False,
         offload_text: bool = False,
     ) -> None:
+        """See `dmdr_models.family.TextFamily.save_memory`."""
         super().save_memory(vae_checkpointing, vae_tiling, vae_slicing)
         if not offload_text:
             return
