@@ -12,16 +12,20 @@ import json
 import math
 import string
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from dmdr_core import FlowMatching, denoising_loss
+from dmdr_rewards import create
+from dmdr_rewards.clip import ClipReward
 from dmdr_train import scenes
-from dmdr_train.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, STYLES, VERTICAL, parse
+from dmdr_train.scenes.captions import COLOURS, HORIZONTAL, SHAPE_NAMES, STYLES, VERTICAL, Scene, parse
 from making import (
     Training,
     batches,
@@ -235,18 +239,19 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
 def neighbours() -> Tensor:
     """For every caption, the places of those that are wrong for its pictures by one word or by swapped colours.
 
-    `[N, K]`, the shorter lists filled up from their start.
+    `[N, K]`, the opposite relation first, the shorter lists filled up from their start.
     """
     place = {caption: i for i, caption in enumerate(CAPTIONS)}
     rows = []
     for caption in CAPTIONS:
         scene = parse(caption)
         (colour, shape), (other, form) = scene.first, scene.second
-        wrong = [replace(scene, first=(each, shape)) for each in COLOURS if each not in (colour, other)]
+        wrong = [replace(scene, relation=OPPOSITE[scene.relation])]
+        wrong += [replace(scene, first=(each, shape)) for each in COLOURS if each not in (colour, other)]
         wrong += [replace(scene, second=(each, form)) for each in COLOURS if each not in (colour, other)]
         wrong += [replace(scene, first=(colour, each)) for each in SHAPE_NAMES if each != shape]
         wrong += [replace(scene, second=(other, each)) for each in SHAPE_NAMES if each != form]
-        wrong += [replace(scene, relation=each) for each in RELATIONS if each != scene.relation]
+        wrong += [replace(scene, relation=each) for each in (VERTICAL if scene.relation in HORIZONTAL else HORIZONTAL)]
         wrong += [replace(scene, first=(other, shape), second=(colour, form))] * (shape != form)
         wrong += [replace(scene, style=each) for each in STYLES[1:] if scene.style and each != scene.style]
         rows.append([place[each.caption] for each in wrong])
@@ -292,7 +297,9 @@ def make_reward(steps: int) -> None:
     start = time.time()
     for step, (batch, drawn) in enumerate(batches(images, index, size=64, steps=steps, seed=12)):
         named = torch.where(torch.rand(len(drawn), generator=noise) < 1 / 3, plain[drawn], drawn)
-        hard = wrong[named].gather(1, torch.randint(wrong.shape[1], (len(named), HARD), generator=noise))
+        choice = torch.randint(wrong.shape[1], (len(named), HARD), generator=noise)
+        choice[:, 0] = 0  # Which thing is above is what a CLIP learns last: it asks for the order of the words.
+        hard = wrong[named].gather(1, choice)
         texts = torch.cat([named, hard.flatten()])
         words = forms[torch.randint(2, texts.shape, generator=noise), texts]
         image = model.encode_image(clip_pixels(grain(batch / 255, noise)), normalize=True)
@@ -310,6 +317,36 @@ def make_reward(steps: int) -> None:
             model.logit_scale.clamp_(max=math.log(30))
         report("reward", step, steps, start, loss)
     save_reward(training.average.module, used)
+    print_reward()
+
+
+@torch.no_grad()
+def print_reward() -> None:
+    """How often the saved reward prefers a drawing's caption to one that is wrong by one word."""
+    reward = cast(ClipReward, create("clip", checkpoint=str(HOME / "reward")))
+    images, index = pictures(1000, seed=15)
+    features = reward.encode_image(images.float() / 255)
+    drawn = [parse(CAPTIONS[i]) for i in index]
+
+    def score(captions: list[Scene]) -> Tensor:
+        return (features * reward.encode_text([each.caption for each in captions])).sum(dim=-1)
+
+    def other(names: Sequence[str], *but: str) -> str:
+        return next(name for name in names if name not in but)
+
+    truth = score(drawn)
+    wrong = {
+        "colour": [
+            replace(each, first=(other(COLOURS, each.first[0], each.second[0]), each.first[1])) for each in drawn
+        ],
+        "shape": [replace(each, first=(each.first[0], other(SHAPE_NAMES, each.first[1]))) for each in drawn],
+        "opposite relation": [replace(each, relation=OPPOSITE[each.relation]) for each in drawn],
+    }
+    for name, captions in wrong.items():
+        print(f"reward: right by {name} {(truth > score(captions)).float().mean():.3f}")
+    styled = torch.tensor([bool(each.style) for each in drawn])
+    turned = [replace(each, style=other(STYLES[1:], each.style)) for each in drawn]
+    print(f"reward: right by style {(truth > score(turned))[styled].float().mean():.3f}")
 
 
 def clip_pixels(images: Tensor) -> Tensor:
@@ -382,7 +419,7 @@ def main() -> None:
         "vae": make_vae,
         "text": make_text,
         "teacher": lambda: make_teacher(args.teacher_steps, args.snapshots),
-        "reward": lambda: make_reward(steps=3000),
+        "reward": lambda: make_reward(steps=4500),
         "classifier": lambda: make_classifier(steps=2500),
     }
     run_parts(parts, args.only)
