@@ -135,6 +135,26 @@ def text_fingerprint(path: str | Path, max_tokens: int) -> str:
     return digest.hexdigest()
 
 
+def network_fingerprint(family: str, path: str | Path) -> str:
+    """Names the network of a model folder, by its config and by sizes and a sample of the bytes of its weights.
+
+    A hub name stands for itself.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is of another class.
+    """
+    part, expected = next(iter(PARTS[family].items()))
+    check_part(path, part, expected)
+    digest = hashlib.sha256()
+    for file in sorted((Path(path) / part).glob("[!.]*")):
+        digest.update(file.name.encode())
+        digest.update(_sample(file))
+    if not Path(path).is_dir():
+        digest.update(str(path).encode())
+    return digest.hexdigest()
+
+
 def _sample(file: Path, pieces: int = 64, length: int = 1 << 16) -> bytes:
     """A small file's bytes; of a large one its size and evenly spread pieces, the header's first."""
     size = file.stat().st_size

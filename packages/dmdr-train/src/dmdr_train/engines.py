@@ -113,7 +113,7 @@ def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
         warm = min(1.0, (update + 1) / (settings.warmup + 1))
         if settings.schedule == "constant":
             return warm
-        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, update / updates))).item())
+        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, update / max(1, updates)))).item())
 
     return factor
 

@@ -9,6 +9,7 @@ from dmdr_models.describe import Description, describe
 
 from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError
+from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL
 
@@ -31,8 +32,9 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     check_memory(settings)
     found = check_model(settings)
     check_data(settings, found)
+    check_pairs(settings)
     for i, objective in enumerate(settings.objectives):
-        if objective.kind != "distribution_matching":
+        if isinstance(objective, (ReFL, SRPO)):
             check_reward(f"objectives.{i}.reward", objective, found)
     evaluation = settings.tracking.evaluation
     if evaluation:

@@ -18,7 +18,8 @@ from dmdr_train.recipe import Recipe
 
 BUILT_IN = Path(__file__).parent / "recipes"
 INPUT_PATHS = {
-    "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "model",
+    "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "pairs",
+    "model",
 }  # fmt: skip
 
 
@@ -115,7 +116,10 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 
 def _explain(problem: Any) -> UserError:
     # pydantic names the branches of a union, too.
-    kinds = ("distribution_matching", "refl", "srpo", "constrained-float", "float", "literal['auto']", "literal['all']")
+    kinds = (
+        "distribution_matching", "regression", "refl", "srpo",
+        "constrained-float", "float", "literal['auto']", "literal['all']",
+    )  # fmt: skip
     loc = [str(part) for part in problem["loc"] if part not in kinds]
     key = ".".join(loc)
     if problem["type"] == "value_error":

@@ -36,12 +36,13 @@ def run(settings: Recipe) -> None:
 
 
 def dry_run(settings: Recipe) -> dict[str, float]:
-    """Build everything and take one step, every objective included; nothing is written."""
+    """Build everything and take the first step of every stage; nothing is written."""
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     start_processes(device)
     session = build(settings, device)
-    session.trainer.step = max(objective.start for objective in settings.objectives)
-    logs = mean_over_processes(session.trainer.train_step())
+    logs: dict[str, float] = {}
+    for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
+        logs |= mean_over_processes(session.trainer.train_step())
     dist.destroy_process_group()
     return logs
 
