@@ -230,7 +230,7 @@ def check_weights(family: str, path: str | Path, found: Description | None = Non
         check_part(path, part if (path / part).is_dir() else "", PARTS[family][part])
         return
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}")
+        raise FileNotFoundError(f"no model folder {path}, nor such a file")
     if path.suffix not in STATE_DICTS:
         raise ValueError(f"{path} is no state dict: give a file that ends in {', '.join(STATE_DICTS)}")
     if path.suffix == ".safetensors":
