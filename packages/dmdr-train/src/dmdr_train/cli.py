@@ -30,7 +30,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--dry-run", action="store_true", help="build everything, take a step of each stage, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="build all, take a step of each stage, write nothing")
     parser.add_argument(
         "--resume",
         action="store_true",

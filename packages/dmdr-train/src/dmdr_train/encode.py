@@ -41,7 +41,7 @@ def encode(settings: Recipe, folder: Path, dtype: str, batch_size: int) -> None:
 
     def condition(prompts: Sequence[str]) -> Condition:
         with naming("model.path"):  # the text encoders are opened at the first call
-            return family.condition(prompts)
+            return family.text(prompts)
 
     with naming("--output"):
         write_cache(folder, texts, condition, DTYPES[dtype], batch_size, *processes())
