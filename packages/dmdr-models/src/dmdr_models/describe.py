@@ -54,6 +54,7 @@ def describe(
             check_part(path, part, expected)
     if not folder.is_dir():
         return None
+    check_index(folder)
     config = _config(folder / "transformer")
     if family == "sd3" and not own_vae:
         check_resolution(config, 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1), resolution)
@@ -83,6 +84,27 @@ def check_resolution(transformer: dict[str, Any], factor: int, resolution: int |
     return resolution
 
 
+def check_index(folder: Path) -> None:
+    """Refuse a model_index.json that names classes of other libraries: the folder's own code would be run for them.
+
+    Raises:
+        ValueError: names the first such part.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        named = {name: entry[0] for name, entry in parts.items() if isinstance(entry, list)}
+    except (ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{path} is not a pipeline's config: {error}") from error
+    for name, library in named.items():
+        if library not in (None, "diffusers", "transformers"):
+            raise ValueError(
+                f"{path} asks for code of its own: {name} is of {library!r}, not diffusers or transformers"
+            )
+
+
 def check_adapter(path: str | Path, found: Description | None) -> None:
     """Refuse what is no LoRA in PEFT's layout, or one for another network than `found` (None: not known).
 
@@ -97,12 +119,15 @@ def check_adapter(path: str | Path, found: Description | None) -> None:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{path} holds no {name}")
     try:
-        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = config.get("peft_type")
         names = list(_header(folder / "adapter_model.safetensors"))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not an adapter: {error}") from error
     if kind != "LORA":
         raise ValueError(f"{path} holds a {kind} adapter, not a LORA")
+    if config.get("megatron_config"):  # peft would import the module that the file names
+        raise ValueError(f"{path} is an adapter for Megatron, which is not supported")
     adapted = [name.removeprefix("base_model.model.").split(".lora_A.")[0] for name in names if ".lora_A." in name]
     if not adapted:
         raise ValueError(f"{path} adapts no layer")
@@ -149,11 +174,11 @@ def _sample(file: Path, pieces: int = 64, length: int = 1 << 16) -> bytes:
 
 
 def check_part(path: str | Path, part: str, expected: str) -> None:
-    """Refuse a local folder whose `part` ("" for itself) is missing or another model; a hub name passes.
+    """Refuse a local folder whose `part` ("" for itself) is missing, another model, or pickled; a hub name passes.
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks the part.
-        ValueError: the part is not of the class `expected`.
+        ValueError: the part is not of the class `expected`, or its weights are no safetensors.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -170,6 +195,25 @@ def check_part(path: str | Path, part: str, expected: str) -> None:
         raise ValueError(f"{config} is not a model's config: {error}") from error
     if found != expected:
         raise ValueError(f"{folder / part} holds a {found}, not a {expected}")
+    _refuse_pickles(folder / part)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise ValueError where a folder's weights are pickles, or an index leads elsewhere; with none there, nothing."""
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle; only safetensors are read: open it with the library that wrote it "
+            "and save it with save_pretrained(…, safe_serialization=True)"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            strange = [name for name in shards if Path(name).name != name or Path(name).suffix != ".safetensors"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index} is not an index of weights: {error!r}") from error
+        if strange:
+            raise ValueError(f"{index} names {strange[0]!r}, which is no .safetensors file beside it")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -190,9 +190,11 @@ def _load(args: argparse.Namespace) -> Any:
             parts["transformer"] = load_transformer(SD3Transformer2DModel, args.model, args.weights, dtype)
         if args.vae is not None:
             option = f"--vae {args.vae}"
-            parts["vae"] = AutoencoderKL.from_pretrained(args.vae, torch_dtype=dtype)
+            parts["vae"] = AutoencoderKL.from_pretrained(args.vae, torch_dtype=dtype, use_safetensors=True)
         option = f"--model {args.model}"
-        pipeline = StableDiffusion3Pipeline.from_pretrained(args.model, torch_dtype=dtype, **parts)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            args.model, torch_dtype=dtype, use_safetensors=True, **parts
+        )
         if args.adapter is not None:
             option = f"--adapter {args.adapter}"
             PeftModel.from_pretrained(pipeline.transformer, args.adapter)  # puts its layers into the transformer

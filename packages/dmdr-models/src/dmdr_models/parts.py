@@ -50,7 +50,9 @@ def load_transformer(
         if not Path(weights).is_dir():
             raise FileNotFoundError(f"no folder {weights}")
     check_part(path, part, model.__name__)
-    network, faults = model.from_pretrained(path, subfolder=part or None, torch_dtype=dtype, output_loading_info=True)
+    network, faults = model.from_pretrained(
+        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     found = "; ".join(f"{fault}: {', '.join(map(str, names))}" for fault, names in faults.items() if names)
     if found:
         raise ValueError(f"the weights in {path} do not fit their config: {found}")

@@ -41,7 +41,9 @@ class LatentFamily:
     @cached_property
     def vae(self) -> Any:
         folder = {"subfolder": "vae"} if self.vae_path is None else {}
-        vae: Any = AutoencoderKL.from_pretrained(self.vae_path or self.path, torch_dtype=self.dtype, **folder)
+        vae: Any = AutoencoderKL.from_pretrained(
+            self.vae_path or self.path, torch_dtype=self.dtype, use_safetensors=True, **folder
+        )
         return vae.eval().requires_grad_(False).to(self.device)
 
     def to(self, device: torch.device | str) -> Any:

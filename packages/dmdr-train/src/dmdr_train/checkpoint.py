@@ -173,8 +173,11 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
     Raises:
         UserError: for the first that differs.
     """
-    with naming(key), safe_open(path, "pt") as file:
-        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    try:
+        with naming(key), safe_open(path, "pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except UserError as error:
+        raise UserError(key, f"{path} is damaged ({error.__cause__}); give another checkpoint") from None
     ours = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in network.named_parameters() if p.requires_grad}
     for name in sorted(saved.keys() | ours.keys()):
         if saved.get(name) != ours.get(name):

@@ -92,17 +92,20 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(key: str, folder: Path) -> dict[str, Any]:
-    """The manifest of a cache.
+    """The manifest of a cache. Its shards are files in the cache's own folder, called by plain names.
 
     Raises:
         UserError: there is none that can be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        assert isinstance(manifest["shards"], dict)
+        shards = manifest["shards"].items()
+        whole = all(is_shard(name) and isinstance(entry["bytes"] + entry["prompts"], int) for name, entry in shards)
+        if not whole:
+            raise ValueError
     except OSError:
         raise UserError(key, f"{folder} holds no {MANIFEST}; give a folder that dmdr-train encode wrote") from None
-    except (ValueError, TypeError, KeyError, AssertionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(key, f"{folder / MANIFEST} is damaged; delete {folder} and encode again") from None
     return manifest
 
@@ -122,16 +125,28 @@ def refuse_other(key: str, folder: Path, manifest: dict[str, Any], wanted: dict[
             )
 
 
+def is_shard(name: str) -> bool:
+    """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
+    return Path(name).name == name and name.endswith(".safetensors")
+
+
 def is_whole(shard: Path, expected: dict[str, Any]) -> bool:
     return shard.is_file() and shard.stat().st_size == expected["bytes"]
 
 
 def read_hashes(shard: Path) -> np.ndarray:
-    """The hashes of a shard's prompts, `[n]` int64."""
-    from safetensors import safe_open
+    """The hashes of a shard's prompts, `[n]` int64.
 
-    with safe_open(shard, "np") as file:
-        return file.get_tensor(HASH)
+    Raises:
+        ValueError: the file is damaged, or no shard.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, "np") as file:
+            return file.get_tensor(HASH)
+    except SafetensorError as error:
+        raise ValueError(f"{shard} is damaged ({error}); delete it and encode again") from None
 
 
 class EmbeddingCache:

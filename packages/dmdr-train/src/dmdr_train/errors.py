@@ -36,11 +36,13 @@ def naming(key: str) -> Iterator[None]:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn a UserError into its one line on rank 0's stderr and exit code 2; any other exception is ours."""
+    from dmdr_rewards.secrets import redacted
+
     try:
         yield
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"error: {redacted(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         else:
             # Launchers kill every rank once one has ended: rank 0 must be the first, or its line is lost.
             time.sleep(5)

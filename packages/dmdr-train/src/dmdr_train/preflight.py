@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) ->
     import dmdr_rewards  # torch comes with it no earlier than with `create`
 
     reward = objective.reward
-    if reward.checkpoint is not None and not Path(reward.checkpoint).exists():
+    if reward.checkpoint is not None and not os.path.exists(reward.checkpoint):
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     try:
         info = dmdr_rewards.describe(reward.name)
@@ -178,7 +179,7 @@ def check_reference(key: str, path: str, found: Description | None) -> None:
 
 
 def folder(key: str, path: str) -> None:
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 

@@ -7,6 +7,7 @@ sizes are global: over all processes and all accumulated micro-batches.
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+from dmdr_rewards.secrets import ADVICE, secret_in
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
@@ -247,6 +248,13 @@ class Recipe(Section):
     memory: Memory = Memory()
     run: Run
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret(cls, data: Any) -> Any:
+        if key := secret_in(data):
+            raise ValueError(f"{key}: {ADVICE}")
+        return data
 
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":

@@ -48,7 +48,9 @@ class TextEncoders:
         for part in ENCODERS:
             kind = PARTS["sd3"][part]
             check_part(self.path, part, kind)
-            encoder = getattr(transformers, kind).from_pretrained(self.path, subfolder=part, dtype=self.dtype)
+            encoder = getattr(transformers, kind).from_pretrained(
+                self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
+            )
             folder = part.replace("text_encoder", "tokenizer")
             tokenizers = {"CLIPTextModelWithProjection": "CLIPTokenizer", "T5EncoderModel": "T5TokenizerFast"}
             tokenizer = getattr(transformers, tokenizers[kind]).from_pretrained(self.path, subfolder=folder)
