@@ -118,18 +118,23 @@ def override() -> Target:
     """`key=value` on the command line."""
     from dmdr_train.recipe_file import load_recipe
 
-    def keys(node: Any, prefix: str = "") -> list[str]:
-        items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-        return [k for name, child in items for k in (f"{prefix}{name}", *keys(child, f"{prefix}{name}."))]
+    def items(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+        inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        return [p for name, child in inner for p in ((f"{prefix}{name}", child), *items(child, f"{prefix}{name}."))]
 
-    known = st.sampled_from(keys(recipe_base()))
-    value = VALUES.map(lambda tree: as_yaml(tree).decode().removesuffix("\n...\n").strip()) | st.text(max_size=20)
-    key = known | st.builds("{}.{}".format, known, st.text(max_size=5)) | st.text(max_size=20)
+    def written(tree: Any) -> str:
+        return yaml.dump(tree, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+    known = items(recipe_base())
+    own = st.sampled_from([f"{key}={written(value)}" for key, value in known])
+    key = st.sampled_from([key for key, _ in known])
+    key |= st.builds("{}.{}".format, key, st.text(max_size=5)) | st.text(max_size=20)
+    value = VALUES.map(written) | st.text(max_size=20)
 
     def read(text: str, folder: Path) -> None:
         load_recipe("demo-t2i", [text])
 
-    return st.builds("{}={}".format, key, value) | st.text(max_size=30), read
+    return own | st.builds("{}={}".format, key, value) | st.text(max_size=30), read
 
 
 def prompts() -> Target:

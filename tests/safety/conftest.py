@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from dmdr_models import tiny
 
 
 class Trojan:
@@ -52,24 +53,32 @@ def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Trap:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models: sit, sd3, classifier; tests must not change them."""
-    from dmdr_models import tiny
-    from transformers import ViTConfig, ViTForImageClassification
-
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny sit, sd3 or classifier, which tests must not change."""
     folder = tmp_path_factory.mktemp("models")
-    tiny.sit(folder / "sit")
-    tiny.sd3(folder / "sd3")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=10, **sizes)).save_pretrained(
-        folder / "classifier"
-    )
-    steps = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "classifier/preprocessor_config.json").write_text(json.dumps(steps))
-    return folder
+
+    def made(name: str) -> Path:
+        if not (folder / name).exists():
+            MAKERS[name](folder / name)
+        return folder / name
+
+    return made
 
 
 @pytest.fixture
-def copied(models: Path, tmp_path: Path) -> Callable[[str], Path]:
+def copied(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """A copy of one of the tiny models that may be changed."""
-    return lambda name: Path(shutil.copytree(models / name, tmp_path / "copies" / name))
+    return lambda name: Path(shutil.copytree(models(name), tmp_path / "copies" / name))
+
+
+def write_classifier(folder: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    network: Any = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=10, **sizes))
+    network.save_pretrained(folder)
+    steps = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(steps))
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {"sit": tiny.sit, "sd3": tiny.sd3, "classifier": write_classifier}

@@ -110,12 +110,15 @@ class Endpoint:
         tokens = (choice.get("logprobs") or {}).get("content") or [{}]
         alternatives = [{"token": str(each["token"]), "logprob": float(each["logprob"])}
                         for each in tokens[0].get("top_logprobs") or []]  # fmt: skip
-        return Answer(str(choice["message"]["content"] or ""), alternatives)
+        return Answer(self._without_key(str(choice["message"]["content"] or "")), alternatives)
 
     def _reason(self, error: urllib.error.HTTPError) -> str:
         with error:
             text = error.read(2000).decode(errors="replace")
-        return f"{error.code} {error.reason}, {text[:300]}".replace(self._key or "\0", "***")
+        return self._without_key(f"{error.code} {error.reason}, {text[:300]}")
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
