@@ -54,7 +54,7 @@ def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Trap:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny sit, sd3 or classifier, which tests must not change."""
+    """The folder of a tiny sit, sd3, sdxl or classifier, which tests must not change."""
     folder = tmp_path_factory.mktemp("models")
 
     def made(name: str) -> Path:
@@ -81,4 +81,9 @@ def write_classifier(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(steps))
 
 
-MAKERS: dict[str, Callable[[Path], Any]] = {"sit": tiny.sit, "sd3": tiny.sd3, "classifier": write_classifier}
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "sit": tiny.sit,
+    "sd3": tiny.sd3,
+    "sdxl": tiny.sdxl,
+    "classifier": write_classifier,
+}

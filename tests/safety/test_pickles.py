@@ -15,7 +15,7 @@ import dmdr_models
 import dmdr_rewards
 import pytest
 import torch
-from dmdr_models.describe import PARTS, check_adapter, describe
+from dmdr_models.describe import PARTS, STATE_DICTS, check_adapter, describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
 from dmdr_rewards.score_data import find, open_picture, with_prompts
@@ -97,6 +97,10 @@ def elsewhere(trap: Any, copied: Copy, folder: Path) -> Any:
     return dmdr_models.load("sit", model).load_network(folder / "network")
 
 
+def state_dict(name: str) -> Place:
+    return lambda trap, copied, folder: (dmdr_models.load("sdxl", copied("sdxl")).load_network(trap(folder / name)),)
+
+
 def other_vae(trap: Any, copied: Copy, folder: Path) -> Any:
     model = copied("sit")
     trap(folder / "vae/diffusion_pytorch_model.bin")
@@ -152,16 +156,18 @@ PLACES: dict[str, Place] = {
     "reward class-label": classifier,
     **{
         f"{family}, {name}": part(family, name, lambda model, family=family: describe(family, model))
-        for family in ("sit", "sd3")
+        for family in PARTS
         for name in PARTS[family]
         if name != "scheduler"
     },
     "sit, its network": part("sit", "transformer", lambda model: dmdr_models.load("sit", model).load_network()),
     "sit, its VAE": part("sit", "vae", lambda model: dmdr_models.load("sit", model).vae),
     "sd3, its texts": part("sd3", "text_encoder_2", lambda model: dmdr_models.load("sd3", model).condition(["a"])),
+    "sdxl, its texts": part("sdxl", "text_encoder", lambda model: dmdr_models.load("sdxl", model).condition(["a"])),
     "a pickle called safetensors": in_disguise,
     "a pickle in an index": shard,
     "model.generator": elsewhere,
+    **{f"model.generator, a file {ending}": state_dict(f"unet{ending}") for ending in STATE_DICTS},
     "model.vae": other_vae,
     "--adapter": adapter,
     "a published SiT": lambda trap, copied, folder: read_checkpoint(trap(folder / "sit.pt")),

@@ -107,7 +107,7 @@ def _found_in(folder: Path) -> str | None:
         kind = json.loads((folder / "transformer/config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return next((name for name, parts in PARTS.items() if parts["transformer"] == kind), None)
+    return next((name for name, parts in PARTS.items() if kind in parts.get("transformer", ())), None)
 
 
 def _check_options(args: argparse.Namespace, name: str, kind: Any) -> None:

@@ -178,7 +178,7 @@ def _load(args: argparse.Namespace) -> Any:
     from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
     from peft import PeftModel
 
-    from dmdr_models.parts import load_transformer
+    from dmdr_models.parts import load_network
 
     warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older releases know no other name
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
@@ -187,7 +187,7 @@ def _load(args: argparse.Namespace) -> Any:
     try:
         if args.weights is not None:
             option = f"--weights {args.weights}"
-            parts["transformer"] = load_transformer(SD3Transformer2DModel, args.model, args.weights, dtype)
+            parts["transformer"] = load_network(SD3Transformer2DModel, args.model, "transformer", args.weights, dtype)
         if args.vae is not None:
             option = f"--vae {args.vae}"
             parts["vae"] = AutoencoderKL.from_pretrained(args.vae, torch_dtype=dtype, use_safetensors=True)

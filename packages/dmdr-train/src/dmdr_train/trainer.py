@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from dmdr_core import StepGrid, authors_states, denoising_loss, randn, visited_states
+from dmdr_core import authors_states, denoising_loss, randn, visited_states
 from dmdr_models.family import Family
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class Trainer:
         self.mean = mean
         self.renoise = renoise_sampler(settings.guidance)
         rollout = settings.rollout
-        self.grid = StepGrid(rollout.steps, rollout.shift, family.process.t_end)
+        self.grid = family.grid(rollout.steps, rollout.shift)
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
