@@ -52,6 +52,11 @@ def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Trap:
     return Trap(tmp_path / "the-code-was-run", request.param)
 
 
+@pytest.fixture
+def code(tmp_path: Path) -> Trap:
+    return Trap(tmp_path / "the-code-was-run", zipped=True)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny sit, sd3, sdxl or classifier, which tests must not change."""

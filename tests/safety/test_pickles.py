@@ -275,12 +275,10 @@ CODE: dict[str, tuple[Place, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("place", CODE)
-def test_code_in_a_folder_is_not_run(place: str, trap: Any, copied: Copy, tmp_path: Path) -> None:
-    if not trap.zipped and place != "pickled rows":
-        pytest.skip("no pickle in it")
+def test_code_in_a_folder_is_not_run(place: str, code: Any, copied: Copy, tmp_path: Path) -> None:
     (folder := tmp_path / "files").mkdir()
     prepare, load = CODE[place]
-    path = prepare(trap, copied, folder)
+    path = prepare(code, copied, folder)
     with suppress(ValueError, OSError, SystemExit):
         load(path)
-    assert not trap.mark.exists()
+    assert not code.mark.exists()
