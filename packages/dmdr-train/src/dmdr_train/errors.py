@@ -37,11 +37,13 @@ class StoppedError(Exception):
     Args:
         code: the exit code, of those above.
         text: the line.
+        speaker: the rank that prints it.
     """
 
-    def __init__(self, code: int, text: str):
+    def __init__(self, code: int, text: str, speaker: int = 0):
         super().__init__(text)
         self.code = code
+        self.speaker = speaker
 
 
 @contextmanager
@@ -63,20 +65,20 @@ def naming(key: str) -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn UserError and StoppedError into one line on rank 0's stderr and an exit code; what else is raised is ours.
+    """Turn UserError and StoppedError into one line on stderr and an exit code; what else is raised is ours.
 
-    Only the first process of a run prints, and it ends first: launchers kill every process once one has ended.
+    Only one process of a run prints, rank 0 if it can, and it ends first: launchers kill the others once one has ended.
     """
     try:
         yield
     except UserError as error:
         _end(f"error: {error}", EXIT_CODE)
     except StoppedError as stop:
-        _end(f"stopped: {stop}", stop.code)
+        _end(f"stopped: {stop}", stop.code, stop.speaker)
 
 
-def _end(line: str, code: int) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+def _end(line: str, code: int, speaker: int = 0) -> None:
+    if int(os.environ.get("RANK", "0")) == speaker:
         print(" ".join(line.split()), file=sys.stderr, flush=True)
     else:
         time.sleep(5)

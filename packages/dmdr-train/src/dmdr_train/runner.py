@@ -21,6 +21,7 @@ from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.export import export_student, sampling_settings
 from dmdr_train.files import write_whole
 from dmdr_train.lock import hold
+from dmdr_train.peers import Peers
 from dmdr_train.pictures import draw_samples, labelled_rows, save_row
 from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import Recipe
@@ -37,12 +38,13 @@ def run(settings: Recipe) -> None:
 
     Raises:
         UserError: on every process.
-        StoppedError: on every process, for a run that ends early in good order.
+        StoppedError: on every process that is left, for a run that ends early in good order.
     """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     start_processes(device, settings.run.timeout)
-    resume_from = agreed(lambda: find_checkpoint(settings, say))
-    Run(settings, build(settings, device), resume_from).carry_out()
+    with Peers().expected():
+        resume_from = agreed(lambda: find_checkpoint(settings, say))
+        Run(settings, build(settings, device), resume_from).carry_out()
     dist.destroy_process_group()
 
 
