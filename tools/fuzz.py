@@ -207,6 +207,41 @@ def embeddings() -> Target:
     return texts(manifest, as_json), read
 
 
+def checkpoint() -> Target:
+    """The manifest and the recipe of a checkpoint that a run is to go on from."""
+    from dmdr_train.files import fingerprint
+    from dmdr_train.recipe_file import dump_recipe, load_recipe
+    from dmdr_train.resume import find_checkpoint, read_manifest
+
+    settings = load_recipe("demo-t2i")
+    tree = settings.model_dump(mode="json")
+    manifest = {
+        "step": 3, "world_size": 1, "weights": {"refl": [0.0, 1.5]}, "versions": {"torch": "2.10"},
+        "files": {"recipe.yaml": {}, "generator.safetensors": {}},
+    }  # fmt: skip
+
+    def read(example: tuple[str, bytes], folder: Path) -> None:
+        path = folder / "step-00000003"
+        path.mkdir()
+        (path / "generator.safetensors").write_bytes(b"weights")
+        (path / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
+        made_of = {name: fingerprint(path / name) for name in manifest["files"]}
+        (path / "manifest.json").write_bytes(as_json({**manifest, "files": made_of}))
+        name, content = example
+        (path / name).write_bytes(content.replace(b"FILES", as_json(made_of)))
+        if name == "recipe.yaml":  # by somebody who signs what he changes
+            made_of[name] = fingerprint(path / name)
+            (path / "manifest.json").write_bytes(as_json({**manifest, "files": made_of}))
+        run = {"resume": str(path), "output": str(folder / "run")}
+        found = find_checkpoint(settings.model_copy(update={"run": settings.run.model_copy(update=run)}), len)
+        assert found == path
+        assert isinstance(read_manifest("run.resume", path)["step"], int)
+
+    signed = texts({**manifest, "files": "FILES"}, as_json).map(lambda text: text.replace(b'"FILES"', b"FILES"))
+    manifests = st.tuples(st.just("manifest.json"), signed | texts(manifest, as_json))
+    return manifests | st.tuples(st.just("recipe.yaml"), texts(tree, as_yaml)), read
+
+
 ROW = {
     "file_name": "a.png", "prompt": "a cat", "label": None, "clip": 0.5, "total": 0.5, "error": None,
     "dtype": "float32", "clip.sha256": "00",
@@ -297,6 +332,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "prompts": prompts,
     "opened-prompts": opened_prompts,
     "embeddings": embeddings,
+    "checkpoint": checkpoint,
     "scores": scores,
     "tables": tables,
 }

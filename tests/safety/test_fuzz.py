@@ -14,6 +14,7 @@ EXAMPLES = {
     "prompts": 80,
     "opened-prompts": 8,
     "embeddings": 40,
+    "checkpoint": 60,
     "scores": 80,
     "tables": 80,
 }

@@ -14,6 +14,8 @@ from dmdr_rewards.untrusted import inside, open_rgb
 from dmdr_train.embeddings import EmbeddingCache, read_manifest
 from dmdr_train.encode import plan
 from dmdr_train.errors import UserError
+from dmdr_train.files import fingerprint
+from dmdr_train.resume import verify
 from PIL import Image
 
 OUTSIDE = ["../secret.png", "a/../../secret.png", "/etc/secret.png", "a/../..", "x\0.png"]
@@ -87,6 +89,16 @@ def test_a_manifest_cannot_have_files_deleted(name: str, tmp_path: Path) -> None
         with pytest.raises(UserError, match=r"manifest\.json is damaged"):
             use()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "generator/../../outside"])
+def test_a_checkpoint_names_its_own_files_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"")
+    (folder := tmp_path / "step-00000001").mkdir()
+    manifest = {"step": 1, "world_size": 1, "weights": {}, "files": {name: fingerprint(tmp_path / "outside")}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"^run\.resume: .* leads out of .*step-00000001"):
+        verify("run.resume", folder)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "PCX"])

@@ -10,6 +10,7 @@ from dmdr_models.describe import Description, describe
 
 from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError
+from dmdr_train.lock import check_free
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL
 
@@ -191,6 +192,7 @@ def check_output(settings: Recipe) -> None:
             "run.output",
             f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
         )
+    check_free(output)
     existing = output.absolute()
     while not existing.exists():
         existing = existing.parent
