@@ -445,9 +445,9 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
         "long.bin": "long.bin holds the unknown ema.weight",
         "shape.bin": "shape.bin holds conv_in.weight (1, 4, 3, 3), the network (16, 4, 3, 3)",
         "other.safetensors": "other.safetensors lacks conv_in.weight and ",
-        "broken.safetensors": "broken.safetensors is damaged: ",
+        "broken.safetensors": "broken.safetensors cannot be read, it may be damaged: ",
         "broken.bin": "broken.bin is damaged, or holds more than tensors",
-        "empty.bin": "empty.bin is damaged: EOFError",
+        "empty.bin": "empty.bin cannot be read, it may be damaged: EOFError",
         "state.ckpt": "state.ckpt is no state dict: give a file that ends in .safetensors, .bin, .pt, .pth",
     }
     for name, message in expected.items():
@@ -455,7 +455,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
             sdxl.load_network(name)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "attacked").exists()
-    with pytest.raises(FileNotFoundError, match=r"no folder none\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"no folder none\.bin, nor such a file"):
         sdxl.load_network("none.bin")
     with pytest.raises(ValueError, match=r"let it end in \.safetensors"):
         save_state_dict(network, "unet.ckpt")
@@ -468,7 +468,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
     for name, message in early.items():
         with pytest.raises(ValueError, match=message):
             check_weights("sdxl", name, known)
-    with pytest.raises(FileNotFoundError, match=r"no file or folder none\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"no model folder none\.bin, nor such a file"):
         check_weights("sdxl", "none.bin", known)
     with pytest.raises(ValueError, match="holds a AutoencoderKL, not a UNet2DConditionModel"):
         check_weights("sdxl", sdxl_model / "vae")

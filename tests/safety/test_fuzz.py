@@ -14,7 +14,8 @@ EXAMPLES = {
     "prompts": 80,
     "opened-prompts": 8,
     "embeddings": 40,
-    "checkpoint": 60,
+    "checkpoint": 50,
+    "model": 80,
     "scores": 80,
     "tables": 80,
 }

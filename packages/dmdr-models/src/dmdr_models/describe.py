@@ -76,12 +76,15 @@ def describe(
     if not folder.is_dir():
         return None
     check_index(folder)
-    config = _config(folder / network)
-    if "scheduler" in PARTS[family]:
-        check_noise(read_json(folder / "scheduler/scheduler_config.json"))
-    if not own_vae and "num_classes" not in config:
-        check_resolution(config, pixels_per_latent(_config(folder / "vae")), resolution)
-    return Description(config.get("num_classes"), tuple(_layers(folder / network)))
+    try:
+        config = _config(folder / network)
+        if "scheduler" in PARTS[family]:
+            check_noise(read_json(folder / "scheduler/scheduler_config.json"))
+        if not own_vae and "num_classes" not in config:
+            check_resolution(config, pixels_per_latent(_config(folder / "vae")), resolution)
+        return Description(config.get("num_classes"), tuple(_layers(folder / network)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a config or a file of weights in {folder} is damaged: {error!r}") from error
 
 
 def pixels_per_latent(vae: dict[str, Any]) -> int:
@@ -272,7 +275,7 @@ def check_weights(family: str, path: str | Path, found: Description | None = Non
         check_part(path, part if (path / part).is_dir() else "", PARTS[family][part])
         return
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}")
+        raise FileNotFoundError(f"no model folder {path}, nor such a file")
     if path.suffix not in STATE_DICTS:
         raise ValueError(f"{path} is no state dict: give a file that ends in {', '.join(STATE_DICTS)}")
     if path.suffix == ".safetensors":
