@@ -15,8 +15,10 @@ from dmdr_train.errors import EXIT_CODE, user_errors
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        from dmdr_rewards.secrets import redacted
+
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {self.prog}: {message}; see --help", file=sys.stderr)
+            print(f"error: {self.prog}: {redacted(message)}; see --help", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 

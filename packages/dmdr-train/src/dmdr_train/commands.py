@@ -13,6 +13,7 @@ from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import parse_recipe, read_yaml
 from dmdr_train.report import draw_curves, print_table
+from dmdr_train.resume import newest
 from dmdr_train.session import load_family, make_generator
 
 
@@ -32,7 +33,7 @@ def evaluate(folder: Path) -> None:
     settings = open_run(folder)
     if settings.tracking.evaluation is None:
         raise UserError("tracking.evaluation", f"is not set in {folder / RUN_FILE}; add a classifier and a reference")
-    source = checkpoint.newest("run", str(folder))
+    source = newest("run", str(folder))
     start_processes(torch.device("cpu"))
     family = load_family(settings)
     network = make_generator(settings, family)
@@ -48,7 +49,7 @@ def export(folder: Path, output: Path) -> None:
     settings = open_run(folder)
     if output.exists():
         raise UserError("--output", f"{output} already exists; give a new folder")
-    source = checkpoint.newest("run", str(folder))
+    source = newest("run", str(folder))
     export_student(output, settings, source, read_scores(folder))
     print(f"Wrote {output}, from {source}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dmdr_models.describe import text_fingerprint
+from dmdr_models.describe import MAX_TOKENS, text_fingerprint
 
 from dmdr_train.errors import UserError, naming
 from dmdr_train.files import write_whole
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-MAX_TOKENS = 128  # where a recipe does not say
 HASH = "hash"  # beside the condition's tensors in a shard
 
 
@@ -40,7 +39,7 @@ def prompt_hash(prompt: str) -> int:
 
 def made_with(model: Model) -> dict[str, Any]:
     """What decides the embeddings of a prompt, besides the text encoders, as a manifest holds it."""
-    return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or MAX_TOKENS}
+    return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or MAX_TOKENS.get(model.family)}
 
 
 def check_embeddings(settings: Recipe) -> None:
@@ -57,7 +56,7 @@ def check_embeddings(settings: Recipe) -> None:
     manifest = read_manifest("data.embeddings", folder)
     wanted = made_with(model)
     with suppress(FileNotFoundError):
-        wanted["text_encoders"] = text_fingerprint(model.path, wanted["max_tokens"])
+        wanted["text_encoders"] = text_fingerprint(model.family, model.path, wanted["max_tokens"])
     refuse_other("data.embeddings", folder, manifest, wanted)
     if not manifest["shards"]:
         raise UserError("data.embeddings", f"{folder} is not finished; go on with dmdr-train encode -o {folder}")
@@ -77,7 +76,7 @@ def prepare(settings: Recipe, folder: Path, dtype: str) -> None:
         raise UserError("data.prompts", "is null, so there is nothing to encode; give a file of prompts")
     wanted = made_with(settings.model) | {"dtype": dtype}
     with naming("model.path"):
-        wanted["text_encoders"] = text_fingerprint(settings.model.path, wanted["max_tokens"])
+        wanted["text_encoders"] = text_fingerprint(settings.model.family, settings.model.path, wanted["max_tokens"])
     with naming("--output"):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
@@ -92,17 +91,20 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(key: str, folder: Path) -> dict[str, Any]:
-    """The manifest of a cache.
+    """The manifest of a cache. Its shards are files in the cache's own folder, called by plain names.
 
     Raises:
         UserError: there is none that can be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        assert isinstance(manifest["shards"], dict)
+        shards = manifest["shards"].items()
+        whole = all(is_shard(name) and isinstance(entry["bytes"] + entry["prompts"], int) for name, entry in shards)
+        if not whole:
+            raise ValueError
     except OSError:
         raise UserError(key, f"{folder} holds no {MANIFEST}; give a folder that dmdr-train encode wrote") from None
-    except (ValueError, TypeError, KeyError, AssertionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(key, f"{folder / MANIFEST} is damaged; delete {folder} and encode again") from None
     return manifest
 
@@ -122,16 +124,28 @@ def refuse_other(key: str, folder: Path, manifest: dict[str, Any], wanted: dict[
             )
 
 
+def is_shard(name: str) -> bool:
+    """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
+    return Path(name).name == name and name.endswith(".safetensors")
+
+
 def is_whole(shard: Path, expected: dict[str, Any]) -> bool:
     return shard.is_file() and shard.stat().st_size == expected["bytes"]
 
 
 def read_hashes(shard: Path) -> np.ndarray:
-    """The hashes of a shard's prompts, `[n]` int64."""
-    from safetensors import safe_open
+    """The hashes of a shard's prompts, `[n]` int64.
 
-    with safe_open(shard, "np") as file:
-        return file.get_tensor(HASH)
+    Raises:
+        ValueError: the file is damaged, or no shard.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, "np") as file:
+            return file.get_tensor(HASH)
+    except SafetensorError as error:
+        raise ValueError(f"{shard} is damaged ({error}); delete it and encode again") from None
 
 
 class EmbeddingCache:

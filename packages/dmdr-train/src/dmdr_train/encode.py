@@ -50,7 +50,7 @@ def encode(settings: Recipe, folder: Path, dtype: str, batch_size: int) -> None:
 
     def condition(prompts: Sequence[str]) -> Condition:
         with naming("model.path"):  # the text encoders are opened at the first call
-            return family.condition(prompts)
+            return family.text(prompts)
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with naming("--output"):

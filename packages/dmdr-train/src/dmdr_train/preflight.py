@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from dmdr_models.describe import Description, describe
 
 from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError
+from dmdr_train.lock import check_free
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL
 
@@ -129,7 +131,7 @@ def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) ->
     import dmdr_rewards  # torch comes with it no earlier than with `create`
 
     reward = objective.reward
-    if reward.checkpoint is not None and not Path(reward.checkpoint).exists():
+    if reward.checkpoint is not None and not os.path.exists(reward.checkpoint):
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     try:
         info = dmdr_rewards.describe(reward.name)
@@ -178,7 +180,7 @@ def check_reference(key: str, path: str, found: Description | None) -> None:
 
 
 def folder(key: str, path: str) -> None:
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 
@@ -190,6 +192,7 @@ def check_output(settings: Recipe) -> None:
             "run.output",
             f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
         )
+    check_free(output)
     existing = output.absolute()
     while not existing.exists():
         existing = existing.parent

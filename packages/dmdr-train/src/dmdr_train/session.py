@@ -11,13 +11,14 @@ from dmdr_models.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train import recipe
-from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights, newest, verify
+from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights
 from dmdr_train.draws import named_generator
 from dmdr_train.embeddings import EmbeddingCache
 from dmdr_train.engines import DTYPES, make_engine, mean_over_processes
 from dmdr_train.errors import UserError, naming
 from dmdr_train.objectives import SRPO, DistributionMatching, Objective, ReFL
 from dmdr_train.prompts import ClassLabels, Prompts, text_prompts
+from dmdr_train.resume import newest, verify
 from dmdr_train.trainer import Trainer
 from dmdr_train.views import View
 

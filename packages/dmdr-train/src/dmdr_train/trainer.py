@@ -3,13 +3,14 @@
 A step is `ratio` updates of the fake score, each on new samples of the generator, then one update of the generator.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from dmdr_core import StepGrid, authors_states, denoising_loss, randn, visited_states
+from dmdr_core import authors_states, denoising_loss, randn, visited_states
 from dmdr_models.family import Family
 from torch import Tensor
 
@@ -69,12 +70,19 @@ class Trainer:
         self.mean = mean
         self.renoise = renoise_sampler(settings.guidance)
         rollout = settings.rollout
-        self.grid = StepGrid(rollout.steps, rollout.shift, family.process.t_end)
+        self.grid = family.grid(rollout.steps, rollout.shift)
         self.step = 0
+        self.drawn: list[Any] = []
+        self.trouble: list[tuple[str, list[Any]]] = []
 
     def train_step(self) -> dict[str, float]:
-        """One step; returns what is worth logging, of this process."""
+        """One step; returns what is worth logging, of this process.
+
+        An update whose loss or gradient is not finite anywhere is skipped by the engines of all processes. `trouble`
+        then names what was not, and for which prompts of this process.
+        """
         logs: dict[str, float] = {}
+        self.trouble = []
         for i in range(self.settings.guidance.ratio):
             logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
         logs |= self.update_generator()
@@ -89,6 +97,7 @@ class Trainer:
             self.guidance.backward(loss)
             self.guidance.step()
             losses.append(loss.item())
+            self.note("fake_score", losses[-1])
         return {"loss/fake_score": sum(losses) / len(losses)}
 
     def update_generator(self) -> dict[str, float]:
@@ -101,7 +110,9 @@ class Trainer:
             self.generator.step()
             logs.append(values)
             for name, gradient in gradients.items():
-                squares[name] += gradient.square().sum().item()
+                square = gradient.square().sum().item()
+                squares[name] += square
+                self.note(name, values[f"loss/{name}"], square)
         norms = self.balance(squares)
         means = {name: sum(values[name] for values in logs) / len(logs) for name in logs[0]}
         return means | {f"grad_norm/{name}": norm for name, norm in norms.items()}
@@ -114,6 +125,11 @@ class Trainer:
             if objective.name in norms:
                 objective.weight.observe(norms[objective.name], norms.get("distribution_matching", 0.0))
         return norms
+
+    def note(self, name: str, *numbers: float) -> None:
+        """Keep the prompts of the last sample as trouble, if the numbers that came from it are not finite."""
+        if not all(map(math.isfinite, numbers)):
+            self.trouble.append((name, self.drawn))
 
     def fake_score_loss(self, draws: Draws) -> Tensor:
         """Denoising on the generator's own samples: mean (F(x_τ) − target)²."""
@@ -145,7 +161,7 @@ class Trainer:
                 loss, values = objective(at)
                 # The graph from x0 to the pictures serves the next reward, too.
                 (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
-                slope += weight * gradients[objective.name]
+                slope += weight * gradients[objective.name] + 0 * loss.detach()  # an infinite loss poisons the update
                 total += weight * loss.item()
                 logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
         carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
@@ -156,7 +172,7 @@ class Trainer:
 
         Only the last prediction carries gradient.
         """
-        prompts = self.prompts.draw(draws)
+        prompts = self.drawn = self.prompts.draw(draws)
         condition = self.family.condition(prompts)
         noise = randn((len(prompts), *self.family.latent_shape), draws.each("noise"), device=self.device)
         chosen = self.choose_steps(draws).to(self.device)
