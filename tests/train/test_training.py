@@ -137,7 +137,7 @@ def test_zero_stages_agree(settings: Callable[..., Recipe], stage: int) -> None:
 
 def test_gradient_checkpointing_changes_nothing(settings: Callable[..., Recipe]) -> None:
     expected, _, _ = trained(settings(), steps=2)
-    found, _, _ = trained(settings(memory__gradient_checkpointing=["transformer", "vae"]), steps=2)
+    found, _, _ = trained(settings(memory__gradient_checkpointing=["network", "vae"]), steps=2)
     for row, row_expected in zip(found, expected, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-5, abs=1e-8)
 
@@ -185,15 +185,6 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
     assert len(metrics["quiet"]) == 4
     assert metrics["busy"] == metrics["quiet"]
     assert (tmp_path / "busy/evaluation.json").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(settings: Callable[..., Recipe], tmp_path: Path) -> None:
-    made = settings()
-    run = Run(made, build(made, CPU), None)
-    (tmp_path / "out").mkdir()
-    run.log(1, {"loss/fake_score": 1.0})
-    with pytest.raises(FloatingPointError, match="loss/fake_score is nan at step 2"):
-        run.log(2, {"loss/fake_score": float("nan")})
 
 
 def test_a_dry_run_reaches_every_objective(

@@ -16,8 +16,10 @@ from dmdr_train.errors import EXIT_CODE, user_errors
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        from dmdr_rewards.secrets import redacted
+
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {self.prog}: {message}; see --help", file=sys.stderr)
+            print(f"error: {self.prog}: {redacted(message)}; see --help", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 
@@ -163,13 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for name, command, text in (
         ("evaluate", evaluate_command, "score the student of a run again"),
-        ("export", export_command, "write the student of a run's newest checkpoint to a folder"),
+        ("export", export_command, "write the student of a run's newest checkpoint"),
         ("report", report_command, "write summary.md and curves.png of a run again"),
     ):
         sub = _command(commands, name, command, text)
         sub.add_argument("run", help="folder of the run")
         if name == "export":
-            sub.add_argument("-o", "--output", required=True, help="folder to write")
+            sub.add_argument(
+                "-o", "--output", required=True, help="folder, or .safetensors or .bin file of a state dict, to write"
+            )
     options = parser.parse_args(arguments)
     with user_errors():
         options.command(options)

@@ -74,11 +74,18 @@ def cache_folder(key: str, folder: str | Path) -> ShardFolder:
 
 
 def read_hashes(shard: Path) -> np.ndarray:
-    """The hashes of a shard's prompts, `[n]` int64."""
-    from safetensors import safe_open
+    """The hashes of a shard's prompts, `[n]` int64.
 
-    with safe_open(shard, "np") as file:
-        return file.get_tensor(HASH)
+    Raises:
+        ValueError: the file is damaged, or no shard.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, "np") as file:
+            return file.get_tensor(HASH)
+    except SafetensorError as error:
+        raise ValueError(f"{shard} is damaged ({error}); delete it and encode again") from None
 
 
 class EmbeddingCache:

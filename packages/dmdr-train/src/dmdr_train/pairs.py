@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmdr_models.describe import network_fingerprint
 
-from dmdr_train.errors import UserError
+from dmdr_train.errors import UserError, naming
 from dmdr_train.recipe import Model, Recipe
 from dmdr_train.shards import ShardFolder
 
@@ -67,19 +67,19 @@ class Pairs:
     ):
         from safetensors import safe_open
 
-        manifest = pairs_folder("data.pairs", folder).manifest()
-        if manifest["tensors"]["x0"] != list(latent_shape):
+        manifest, shape = pairs_folder("data.pairs", folder).manifest(), list(latent_shape)
+        if manifest.get("tensors") != {"noise": shape, "x0": shape}:
             raise UserError(
                 "data.pairs",
-                f"{folder} holds latents of shape {manifest['tensors']['x0']} and the model's have "
-                f"{list(latent_shape)}; give pairs of the same model.resolution",
+                f"{folder} holds {manifest.get('tensors')} and the model's latents are {shape}; "
+                f"give pairs of the same model.resolution",
             )
         self.batch_size, self.device = batch_size, device
         self.prompts: list[Any] = []
         self.places: list[tuple[Path, int]] = []
         for shard in (Path(folder) / name for name in sorted(manifest["shards"])):
-            with safe_open(shard, "pt") as file:
-                prompts = json.loads(file.metadata()["prompts"])
+            with naming("data.pairs"), safe_open(shard, "pt") as file:
+                prompts = json.loads((file.metadata() or {}).get("prompts", "no prompts"))
             self.prompts += prompts
             self.places += [(shard, row) for row in range(len(prompts))]
 

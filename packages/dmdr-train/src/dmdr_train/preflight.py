@@ -2,13 +2,15 @@
 
 import difflib
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 
-from dmdr_models.describe import Description, describe
+from dmdr_models.describe import STATE_DICTS, Description, describe
 
 from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError
+from dmdr_train.lock import check_free
 from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL
@@ -66,13 +68,23 @@ def check_model(settings: Recipe) -> Description | None:
     if model.vae is not None and Path(model.vae).is_absolute():
         folder("model.vae", model.vae)
     if model.generator is not None:
-        folder("model.generator", model.generator)
+        check_generator(model.generator)
     if found is None:
         return None
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
         if lora is not None:
             check_targets(f"model.{key}.targets", lora.targets or [], found)
     return found
+
+
+def check_generator(path: str) -> None:
+    """The generator's weights are a folder, or a file of a kind that is known."""
+    if not os.path.isfile(path):
+        folder("model.generator", path)
+    elif not path.lower().endswith(STATE_DICTS):
+        raise UserError(
+            "model.generator", f"{path} has no ending that is known; give a file in {', '.join(STATE_DICTS)}"
+        )
 
 
 def check_data(settings: Recipe, found: Description | None) -> None:
@@ -131,7 +143,7 @@ def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) ->
     import dmdr_rewards  # torch comes with it no earlier than with `create`
 
     reward = objective.reward
-    if reward.checkpoint is not None and not Path(reward.checkpoint).exists():
+    if reward.checkpoint is not None and not os.path.exists(reward.checkpoint):
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     try:
         info = dmdr_rewards.describe(reward.name)
@@ -180,7 +192,7 @@ def check_reference(key: str, path: str, found: Description | None) -> None:
 
 
 def folder(key: str, path: str) -> None:
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 
@@ -192,6 +204,7 @@ def check_output(settings: Recipe) -> None:
             "run.output",
             f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
         )
+    check_free(output)
     existing = output.absolute()
     while not existing.exists():
         existing = existing.parent

@@ -7,6 +7,7 @@ sizes are global: over all processes and all accumulated micro-batches.
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+from dmdr_rewards.secrets import ADVICE, secret_in
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
@@ -35,13 +36,13 @@ class Lora(Section):
 class Model(Section):
     """What is distilled, and how its roles are built."""
 
-    family: Literal["sit", "sd3"]
+    family: Literal["sit", "sd3", "sdxl"]
     path: str = Field(description="folder or hub name of the teacher")
     vae: str | None = Field(default=None, description="folder or hub name of another VAE")
     resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
-    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder; null: 128")
+    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder of SD3; null: 128")
     generator: str | None = Field(
-        None, description="folder of the network the generator starts from; null: the teacher"
+        None, description="folder, or file of the state dict, that the generator starts from; null: the teacher"
     )
     generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
     fake_score_lora: Lora = Lora()
@@ -198,7 +199,7 @@ class Memory(Section):
         default=None,
         description="generator and fake score as two adapters on one network; null: wherever that can be",
     )
-    gradient_checkpointing: list[Literal["transformer", "vae", "rewards"]] = []
+    gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = []
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")
     vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
@@ -218,8 +219,21 @@ class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: Natural = Field(default=0, description="steps; 0: only at the end")
     keep_last: Positive = 2
+    keep_every: Natural = Field(default=0, description="also keep the checkpoints of every so many steps; 0: none")
+    keep_best: Literal["frechet", "frechet_pixels", "precision", "recall", "accuracy"] | None = Field(
+        default=None, description="also keep the best by this number of the evaluation"
+    )
+    on_failed_save: Literal["continue", "stop"] = Field(
+        default="continue", description="when a checkpoint cannot be written, such as on a full disk"
+    )
     resume: str = Field("never", description="never, auto, or a checkpoint folder")
     init_from: str | None = Field(default=None, description="checkpoint whose networks a new run starts from")
+    max_skipped: Positive = Field(
+        default=20, description="steps in a row without finite losses and gradients after which the run stops"
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        default=1800.0, description="seconds after which processes give up waiting for one that died or hangs"
+    )
 
 
 class Samples(Section):
@@ -260,6 +274,13 @@ class Recipe(Section):
     run: Run
     tracking: Tracking = Tracking()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret(cls, data: Any) -> Any:
+        if key := secret_in(data):
+            raise ValueError(f"{key}: {ADVICE}")
+        return data
+
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":
         if self.guidance.cfg_jitter and self.guidance.cfg - self.guidance.cfg_jitter < 1:
@@ -272,6 +293,7 @@ class Recipe(Section):
         self._check_objectives()
         self._check_data()
         self._check_backbone()
+        self._check_keeping()
         return self
 
     def _check_objective(self, key: str, objective: AnyObjective) -> None:
@@ -344,6 +366,24 @@ class Recipe(Section):
             raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
         if self.model.generator is not None:
             raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+    def _check_keeping(self) -> None:
+        run, evaluation = self.run, self.tracking.evaluation
+        if run.keep_every and (not run.checkpoint_every or run.keep_every % run.checkpoint_every):
+            raise ValueError(
+                f"run.keep_every: {run.keep_every} must be a multiple of run.checkpoint_every {run.checkpoint_every}; "
+                f"change one of them"
+            )
+        if run.keep_best is not None and (
+            evaluation is None
+            or not evaluation.every
+            or not run.checkpoint_every
+            or evaluation.every % run.checkpoint_every
+        ):
+            raise ValueError(
+                f"run.keep_best: {run.keep_best} needs tracking.evaluation.every to be a multiple of "
+                f"run.checkpoint_every; set both, or use null"
+            )
 
     @property
     def shares_backbone(self) -> bool:

@@ -11,7 +11,7 @@ from dmdr_models.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train import recipe
-from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights, newest, verify
+from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights
 from dmdr_train.draws import named_generator
 from dmdr_train.embeddings import EmbeddingCache
 from dmdr_train.engines import DTYPES, make_engine, mean_over_processes
@@ -19,6 +19,7 @@ from dmdr_train.errors import UserError, naming
 from dmdr_train.objectives import SRPO, DistributionMatching, Objective, ReFL, Regression
 from dmdr_train.pairs import Pairs
 from dmdr_train.prompts import ClassLabels, Prompts, text_prompts
+from dmdr_train.resume import newest, verify
 from dmdr_train.trainer import Trainer
 from dmdr_train.views import View
 
@@ -44,6 +45,8 @@ class Session:
 def build(settings: recipe.Recipe, device: torch.device) -> Session:
     """Load the models and make the two engines. The process group must be up."""
     family = load_family(settings).to(device)
+    with naming("rollout.shift"):
+        family.grid(settings.rollout.steps, settings.rollout.shift)
     optim = settings.optim
     pairs = None
     if settings.data.pairs is not None:
@@ -149,7 +152,7 @@ def make_generator(settings: recipe.Recipe, family: Family) -> nn.Module:
 
 
 def prepared(network: Any, settings: recipe.Recipe) -> Any:
-    if "transformer" in settings.memory.gradient_checkpointing:
+    if "network" in settings.memory.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network.eval()
 

@@ -50,12 +50,14 @@ class ShardFolder:
         """The manifest; UserError if there is none that can be read."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            assert isinstance(manifest["shards"], dict)
+            shards = manifest["shards"].items()
+            if not all(is_shard(name) and isinstance(entry["bytes"] + entry[self.unit], int) for name, entry in shards):
+                raise ValueError
         except OSError:
             raise UserError(
                 self.key, f"{self.path} holds no {MANIFEST}; give a folder that dmdr-train {self.command} wrote"
             ) from None
-        except (ValueError, TypeError, KeyError, AssertionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             fix = f"delete {self.path} and write it again with dmdr-train {self.command}"
             raise UserError(self.key, f"{self.path / MANIFEST} is damaged; {fix}") from None
         return manifest
@@ -166,6 +168,11 @@ class ShardFolder:
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(manifest, indent=1)
         write_whole(self.path / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
+    return Path(name).name == name and name.endswith(".safetensors")
 
 
 def row_shapes(shard: Path) -> dict[str, list[int]]:

@@ -4,6 +4,7 @@ A step is `ratio` updates of the fake score, each on new samples of the generato
 Where no distributions are matched, nobody asks the fake score, and it is left as it is.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -76,10 +77,17 @@ class Trainer:
         rollout = settings.rollout
         self.grid = family.grid(rollout.steps, rollout.shift)
         self.step = 0
+        self.drawn: list[Any] = []
+        self.trouble: list[tuple[str, list[Any]]] = []
 
     def train_step(self) -> dict[str, float]:
-        """One step; returns what is worth logging, of this process."""
+        """One step; returns what is worth logging, of this process.
+
+        An update whose loss or gradient is not finite anywhere is skipped by the engines of all processes. `trouble`
+        then names what was not, and for which prompts of this process.
+        """
         logs: dict[str, float] = {}
+        self.trouble = []
         if self.at_work(DistributionMatching):
             for i in range(self.settings.guidance.ratio):
                 logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
@@ -99,6 +107,7 @@ class Trainer:
             self.guidance.backward(loss)
             self.guidance.step()
             losses.append(loss.item())
+            self.note("fake_score", losses[-1])
         return {"loss/fake_score": sum(losses) / len(losses)}
 
     def update_generator(self) -> dict[str, float]:
@@ -111,7 +120,9 @@ class Trainer:
             self.generator.step()
             logs.append(values)
             for name, gradient in gradients.items():
-                squares[name] += gradient.square().sum().item()
+                square = gradient.square().sum().item()
+                squares[name] += square
+                self.note(name, values[f"loss/{name}"], square)
         norms = self.balance(squares)
         means = {name: sum(values[name] for values in logs) / len(logs) for name in logs[0]}
         return means | {f"grad_norm/{name}": norm for name, norm in norms.items()}
@@ -124,6 +135,11 @@ class Trainer:
             if objective.name in norms:
                 objective.weight.observe(norms[objective.name], norms.get("distribution_matching", 0.0))
         return norms
+
+    def note(self, name: str, *numbers: float) -> None:
+        """Keep the prompts of the last sample as trouble, if the numbers that came from it are not finite."""
+        if not all(map(math.isfinite, numbers)):
+            self.trouble.append((name, self.drawn))
 
     def fake_score_loss(self, draws: Draws) -> Tensor:
         """What the fake score learns from, on samples that carry no gradient."""
@@ -144,7 +160,7 @@ class Trainer:
             loss, values = objective(at)
             # The graph from x0 to the pictures serves the next reward, too.
             (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
-            slope += weight * gradients[objective.name]
+            slope += weight * gradients[objective.name] + 0 * loss.detach()  # an infinite loss poisons the update
             total += weight * loss.item()
             logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
         carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
@@ -156,6 +172,7 @@ class Trainer:
         Only the last prediction carries gradient.
         """
         start = self.start(draws)
+        self.drawn = start.prompts
         condition = self.family.condition(start.prompts)
         chosen = self.choose_steps(draws).to(self.device)
 

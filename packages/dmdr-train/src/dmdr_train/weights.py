@@ -40,7 +40,7 @@ class Weight:
         return step >= settings.start and (settings.stop is None or step < settings.stop)
 
     def observe(self, own: float, other: float) -> None:
-        """The gradient norms at x0 of an update, over its whole batch."""
+        """The gradient norms at x0 of an update, over its whole batch; not those of one that is skipped."""
         if own == 0.0 or self.settings.weight != "auto" or not math.isfinite(own + other):
             return
         keep = MEMORY if self.own else 0.0
