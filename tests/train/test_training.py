@@ -190,7 +190,7 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
 
 def test_fp16_logs_what_was_skipped_and_the_scale(make_recipe: Callable[..., Recipe]) -> None:
     def engine(skipped: int, scale: float) -> SimpleNamespace:
-        optimizer = SimpleNamespace(cur_scale=scale)
+        optimizer = SimpleNamespace(loss_scale=scale)
         rate, norm = (lambda: [1e-3]), (lambda: None)
         return SimpleNamespace(get_lr=rate, get_global_grad_norm=norm, skipped_steps=skipped, optimizer=optimizer)
 
