@@ -146,7 +146,9 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 def _explain(problem: Any) -> UserError:
     # pydantic names the branches of a union, too.
     kinds = ("distribution_matching", "refl", "srpo", "constrained-float", "float", "literal['auto']", "literal['all']")
-    loc = [str(part) for part in problem["loc"] if part not in kinds]
+    *inner, last = problem["loc"] or [""]
+    loc = [str(part) for part in inner if part not in kinds]
+    loc += [str(last)] if last not in kinds or problem["type"] == "extra_forbidden" else []
     key = ".".join(loc)
     if problem["type"] == "value_error":
         name, _, message = str(problem["ctx"]["error"]).partition(": ")
