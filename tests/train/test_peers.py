@@ -76,5 +76,5 @@ def test_a_lost_process_is_named_by_all_that_are_left(said: Any, case: str, vict
 def test_an_error_of_our_own_is_left_alone() -> None:
     us = object.__new__(Peers)
     us.rank, us.world = 0, 2
-    with pytest.raises(RuntimeError, match="^out of memory$"), us.expected():
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), us.expected():
         raise RuntimeError("out of memory")
