@@ -10,6 +10,7 @@ no part of it.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -126,7 +127,7 @@ def refuse_other(key: str, folder: Path, manifest: dict[str, Any], wanted: dict[
 
 def is_shard(name: str) -> bool:
     """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
-    return Path(name).name == name and name.endswith(".safetensors")
+    return re.fullmatch(r"[\w-]{1,100}\.safetensors", name, re.ASCII) is not None
 
 
 def is_whole(shard: Path, expected: dict[str, Any]) -> bool:
