@@ -87,7 +87,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("data.column=text", "data.column: has no effect without data.prompts; give both, or leave it out"),
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
-        ("model.family=sdxl", "model.family: should be 'sit' or 'sd3', got 'sdxl'"),
+        ("model.family=sd2", "model.family: should be 'sit', 'sd3' or 'sdxl', got 'sd2'"),
         # combinations
         ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'regression', 'refl',"),
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
@@ -253,6 +253,20 @@ def test_the_authors_numbers() -> None:
         assert (found.optim.generator.betas, found.optim.generator.weight_decay) == ((0.9, 0.999), 0.01)
         assert (found.optim.fake_score.weight_decay, found.optim.clip, found.run.seed) == (0.0, 1.0, 30)
         assert (found.optim.precision, found.optim.zero_stage, found.rollout.steps) == ("fp16", 2, 1)
+
+
+def test_the_authors_numbers_of_sdxl() -> None:
+    cold, refl = load_recipe("sdxl-1step-cold-start"), load_recipe("sdxl-1step-refl")
+    assert (cold.run.steps, refl.run.steps) == (3000, 1000)
+    assert (cold.optim.generator.lr, cold.optim.fake_score.lr) == (1e-7, 1e-7)
+    assert (refl.optim.generator.lr, refl.optim.fake_score.lr) == (5e-8, 5e-8)
+    assert (cold.optim.batch_size, refl.optim.batch_size) == (8 * 8, 8 * 4)
+    assert [(o.weight, o.reward.name) for o in refl.objectives[1:]] == [(0.3, "dfn-clip"), (0.3, "hpsv2.1")]
+    for found in (cold, refl):
+        assert found.guidance == recipe.Guidance(ratio=5, fake_scale=2.0, cfg=7.0, cfg_jitter=0.5, dynamics=None)
+        assert (found.model.generator_lora, found.model.fake_score_lora.rank) == (None, 32)
+        assert (found.optim.precision, found.optim.zero_stage, found.optim.eight_bit) == ("fp16", 2, True)
+        assert (found.rollout.steps, found.rollout.mode, found.run.seed) == (1, "sde", 30)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))

@@ -1,5 +1,7 @@
 """One-step SDXL on this one process: a UNet trained whole, by regression and then by distribution matching."""
 
+import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,11 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import preflight
+from dmdr_train import cli, preflight
 from dmdr_train.errors import UserError
 from dmdr_train.make_pairs import make_pairs
 from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import load_recipe
 from dmdr_train.session import Session, build
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -85,3 +88,18 @@ def test_the_generator_starts_from_a_state_dict(settings: Callable[..., Recipe],
 def test_sdxl_knows_no_shift(settings: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match=r"rollout.shift: shift 3: SDXL's times know no shift; use 1"):
         build(settings(rollout={"shift": 3.0}), CPU)
+
+
+def test_the_manual() -> None:
+    """docs/sdxl.md: the recipes that its commands name are there, and their options."""
+    manual = (Path(__file__).parents[2] / "docs/sdxl.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in manual.splitlines() if line.startswith("    ") and "--config" in line]
+    assert [command[0] for command in commands] == ["dmdr-train", *["deepspeed"] * 4]
+    pairs, *trainings = commands
+    parser = argparse.ArgumentParser()
+    cli.add_pairs_options(parser)
+    options = parser.parse_args(pairs[2:])
+    assert load_recipe(options.config).data.pairs == options.output
+    for command in trainings:
+        assert command[1] == "packages/dmdr-train/run.py"
+        assert load_recipe(command[3], command[4:]).model.family == "sdxl"

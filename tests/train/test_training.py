@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +186,20 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
     assert len(metrics["quiet"]) == 4
     assert metrics["busy"] == metrics["quiet"]
     assert (tmp_path / "busy/evaluation.json").exists()
+
+
+def test_fp16_logs_what_was_skipped_and_the_scale(make_recipe: Callable[..., Recipe]) -> None:
+    def engine(skipped: int, scale: float) -> SimpleNamespace:
+        optimizer = SimpleNamespace(loss_scale=scale)
+        rate, norm = (lambda: [1e-3]), (lambda: None)
+        return SimpleNamespace(get_lr=rate, get_global_grad_norm=norm, skipped_steps=skipped, optimizer=optimizer)
+
+    run = object.__new__(Run)
+    run.settings = make_recipe(optim__precision="fp16")
+    run.trainer = SimpleNamespace(generator=engine(2, 16384.0), guidance=engine(0, 65536.0))  # type: ignore[assignment]
+    values = run._engine_values()
+    assert (values["skipped/generator"], values["skipped/fake_score"]) == (2, 0)
+    assert (values["loss_scale/generator"], values["loss_scale/fake_score"]) == (16384, 65536)
 
 
 def test_a_dry_run_reaches_every_objective(

@@ -82,9 +82,8 @@ def check_generator(path: str) -> None:
     if not os.path.isfile(path):
         folder("model.generator", path)
     elif not path.lower().endswith(STATE_DICTS):
-        raise UserError(
-            "model.generator", f"{path} has no ending that is known; give a file in {', '.join(STATE_DICTS)}"
-        )
+        known = ", ".join(STATE_DICTS)
+        raise UserError("model.generator", f"{path} has no ending that is known; give a folder, or a file in {known}")
 
 
 def check_data(settings: Recipe, found: Description | None) -> None:

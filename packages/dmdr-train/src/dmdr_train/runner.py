@@ -222,7 +222,7 @@ class Run:
         for name, engine in (("generator", self.trainer.generator), ("fake_score", self.trainer.guidance)):
             values[f"skipped/{name}"] = float(engine.skipped_steps)
             if self.settings.optim.precision == "fp16":
-                values[f"loss_scale/{name}"] = float(engine.optimizer.cur_scale)
+                values[f"loss_scale/{name}"] = float(engine.optimizer.loss_scale)
             values[f"lr/{name}"] = float(engine.get_lr()[0])
             norm = engine.get_global_grad_norm()
             if norm is not None:
