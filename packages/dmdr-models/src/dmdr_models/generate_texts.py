@@ -152,7 +152,9 @@ class Texts:
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)
             option = f"--model {args.model}"
-            pipeline = getattr(diffusers, self.stock.PIPELINE).from_pretrained(args.model, torch_dtype=dtype, **parts)
+            pipeline = getattr(diffusers, self.stock.PIPELINE).from_pretrained(
+                args.model, torch_dtype=dtype, use_safetensors=True, **parts
+            )
             if args.adapter is not None:
                 option = f"--adapter {args.adapter}"
                 PeftModel.from_pretrained(getattr(pipeline, part), args.adapter)  # puts its layers into the network

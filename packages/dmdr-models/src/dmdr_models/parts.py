@@ -50,7 +50,10 @@ def load_vae(path: str, part: str, dtype: torch.dtype) -> Any:
         ValueError: the part is of another class.
     """
     kind = part_config(diffusers.AutoencoderKL, path, part, VAES)["_class_name"]
-    return getattr(diffusers, kind).from_pretrained(path, subfolder=part or None, torch_dtype=dtype).eval()
+    vae = getattr(diffusers, kind).from_pretrained(
+        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True
+    )
+    return vae.eval()
 
 
 def load_network(
@@ -87,7 +90,9 @@ def load_network(
         if not Path(weights).is_dir():
             raise FileNotFoundError(f"no folder {weights}, nor such a file")
     check_part(path, part, (model.__name__,))
-    network, faults = model.from_pretrained(path, subfolder=part or None, torch_dtype=dtype, output_loading_info=True)
+    network, faults = model.from_pretrained(
+        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     found = "; ".join(f"{fault}: {', '.join(map(str, names))}" for fault, names in faults.items() if names)
     if found:
         raise ValueError(f"the weights in {path} do not fit their config: {found}")

@@ -51,7 +51,9 @@ class TextEncoders:
         for part, kinds in PARTS[self.family].items():
             if part.startswith("text_encoder"):
                 check_part(self.path, part, kinds)
-                encoder = getattr(transformers, kinds[0]).from_pretrained(self.path, subfolder=part, dtype=self.dtype)
+                encoder = getattr(transformers, kinds[0]).from_pretrained(
+                    self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
+                )
                 folder = part.replace("text_encoder", "tokenizer")
                 tokenizer = getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder)
                 where = "cpu" if self.offload else self.device
