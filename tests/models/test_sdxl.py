@@ -116,12 +116,12 @@ def test_a_network_is_asked_in_its_own_dtype(sdxl_model, sdxl, adapted, dtype):
     seen = {}
     bare.register_forward_pre_hook(lambda _, args, named: seen.update(x=args[0], t=args[1], **named), with_kwargs=True)
     x, condition = latents(2), {n: v.float() if n != "time_ids" else v for n, v in family.condition(["a", "b"]).items()}
-    condition["time_ids"] = time_ids(1000, 1016).repeat(2, 1)
+    condition["time_ids"] = time_ids(1001, 4097).repeat(2, 1)  # which neither half precision can hold
     prediction = family.predict(network, x, torch.tensor([399, 998]), condition)
     assert prediction.dtype == torch.float32
     added = seen["added_cond_kwargs"]
     assert {seen["x"].dtype, seen["encoder_hidden_states"].dtype, added["text_embeds"].dtype} == {dtype}
-    assert (seen["t"].tolist(), added["time_ids"][0].tolist()) == ([399, 998], [1000, 1016, 0, 0, 1000, 1016])
+    assert (seen["t"].tolist(), added["time_ids"][0].tolist()) == ([399, 998], [1001, 4097, 0, 0, 1001, 4097])
     expected = sdxl.predict(sdxl.load_network(), x, torch.tensor([399, 998]), condition)
     torch.testing.assert_close(prediction, expected, atol=0.05, rtol=0.05)
     assert family.decode(x).dtype == torch.float32
@@ -445,9 +445,9 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
         "long.bin": "long.bin holds the unknown ema.weight",
         "shape.bin": "shape.bin holds conv_in.weight (1, 4, 3, 3), the network (16, 4, 3, 3)",
         "other.safetensors": "other.safetensors lacks conv_in.weight and ",
-        "broken.safetensors": "broken.safetensors is damaged: ",
+        "broken.safetensors": "broken.safetensors cannot be read, it may be damaged: ",
         "broken.bin": "broken.bin is damaged, or holds more than tensors",
-        "empty.bin": "empty.bin is damaged: EOFError",
+        "empty.bin": "empty.bin cannot be read, it may be damaged: EOFError",
         "state.ckpt": "state.ckpt is no state dict: give a file that ends in .safetensors, .bin, .pt, .pth",
     }
     for name, message in expected.items():
@@ -455,7 +455,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
             sdxl.load_network(name)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "attacked").exists()
-    with pytest.raises(FileNotFoundError, match=r"no folder none\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"no folder none\.bin, nor such a file"):
         sdxl.load_network("none.bin")
     with pytest.raises(ValueError, match=r"let it end in \.safetensors"):
         save_state_dict(network, "unet.ckpt")
@@ -468,7 +468,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
     for name, message in early.items():
         with pytest.raises(ValueError, match=message):
             check_weights("sdxl", name, known)
-    with pytest.raises(FileNotFoundError, match=r"no file or folder none\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"no model folder none\.bin, nor such a file"):
         check_weights("sdxl", "none.bin", known)
     with pytest.raises(ValueError, match="holds a AutoencoderKL, not a UNet2DConditionModel"):
         check_weights("sdxl", sdxl_model / "vae")

@@ -75,12 +75,16 @@ def describe(
             check_part(path, part, expected)
     if not folder.is_dir():
         return None
-    config = _config(folder / network)
-    if "scheduler" in PARTS[family]:
-        check_noise(read_json(folder / "scheduler/scheduler_config.json"))
-    if not own_vae and "num_classes" not in config:
-        check_resolution(config, pixels_per_latent(_config(folder / "vae")), resolution)
-    return Description(config.get("num_classes"), tuple(_layers(folder / network)))
+    check_index(folder)
+    try:
+        config = _config(folder / network)
+        if "scheduler" in PARTS[family]:
+            check_noise(read_json(folder / "scheduler/scheduler_config.json"))
+        if not own_vae and "num_classes" not in config:
+            check_resolution(config, pixels_per_latent(_config(folder / "vae")), resolution)
+        return Description(config.get("num_classes"), tuple(_layers(folder / network)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a config or a file of weights in {folder} is damaged: {error!r}") from error
 
 
 def pixels_per_latent(vae: dict[str, Any]) -> int:
@@ -121,6 +125,24 @@ def check_resolution(network: dict[str, Any], factor: int, resolution: int | Non
     return resolution
 
 
+def check_index(folder: Path) -> None:
+    """Refuse a model_index.json that names classes of other libraries: the folder's own code would be run for them.
+
+    Raises:
+        ValueError: names the first such part.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return
+    try:
+        named = {name: entry[0] for name, entry in read_json(path).items() if isinstance(entry, list)}
+    except (ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a pipeline's config: {error}") from error
+    for name, library in named.items():
+        if library not in (None, "diffusers", "transformers"):
+            raise ValueError(f"{path} asks for other code: {name} is of {library!r}, not diffusers or transformers")
+
+
 def check_adapter(path: str | Path, found: Description | None) -> None:
     """Refuse what is no LoRA in PEFT's layout, or one for another network than `found` (None: not known).
 
@@ -135,12 +157,15 @@ def check_adapter(path: str | Path, found: Description | None) -> None:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{path} holds no {name}")
     try:
-        kind = read_json(folder / "adapter_config.json").get("peft_type")
+        config = read_json(folder / "adapter_config.json")
+        kind = config.get("peft_type")
         names = list(_header(folder / "adapter_model.safetensors"))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not an adapter: {error}") from error
     if kind != "LORA":
         raise ValueError(f"{path} holds a {kind} adapter, not a LORA")
+    if config.get("megatron_config"):  # peft would import the module that the file names
+        raise ValueError(f"{path} is an adapter for Megatron, which is not supported")
     adapted = [name.removeprefix("base_model.model.").split(".lora_A.")[0] for name in names if ".lora_A." in name]
     if not adapted:
         raise ValueError(f"{path} adapts no layer")
@@ -173,6 +198,26 @@ def text_fingerprint(family: str, path: str | Path, max_tokens: int | None) -> s
     return digest.hexdigest()
 
 
+def network_fingerprint(family: str, path: str | Path) -> str:
+    """Names the network of a model folder, by its config and by sizes and a sample of the bytes of its weights.
+
+    A hub name stands for itself.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is of another class.
+    """
+    part, expected = next(iter(PARTS[family].items()))
+    check_part(path, part, expected)
+    digest = hashlib.sha256()
+    for file in sorted((Path(path) / part).glob("[!.]*")):
+        digest.update(file.name.encode())
+        digest.update(_sample(file))
+    if not Path(path).is_dir():
+        digest.update(str(path).encode())
+    return digest.hexdigest()
+
+
 def _sample(file: Path, pieces: int = 64, length: int = 1 << 16) -> bytes:
     """A small file's bytes; of a large one its size and evenly spread pieces, the header's first."""
     size = file.stat().st_size
@@ -187,11 +232,12 @@ def _sample(file: Path, pieces: int = 64, length: int = 1 << 16) -> bytes:
 
 
 def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
-    """Refuse a local folder whose `part` ("" for itself) is missing or another model; a hub name passes.
+    """Refuse a local folder whose `part` ("" for itself) is missing, another model, or pickled; a hub name passes.
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks the part.
-        ValueError: the part is of none of the classes `expected`, where there are some.
+        ValueError: the part is of none of the classes `expected`, where there are some; or its weights are no
+            safetensors.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -204,9 +250,28 @@ def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
     try:
         read = read_json(config)
         found = read.get("_class_name") or (read.get("architectures") or [None])[0]  # diffusers' and transformers'
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{config} is not a model's config: {error}") from error
     check_class(folder / part, found, expected)
+    _refuse_pickles(folder / part)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise ValueError where a folder's weights are pickles, or an index leads elsewhere; with none there, nothing."""
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in (*STATE_DICTS[1:], ".ckpt"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle; only safetensors are read: open it with the library that wrote it "
+            "and save it with save_pretrained(…, safe_serialization=True)"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(read_json(index)["weight_map"].values())
+            strange = [name for name in shards if Path(name).name != name or Path(name).suffix != ".safetensors"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is not an index of weights: {error!r}") from error
+        if strange:
+            raise ValueError(f"{index} names {strange[0]!r}, which is no .safetensors file beside it")
 
 
 def check_class(where: str | Path, found: str | None, expected: Sequence[str]) -> None:
@@ -230,7 +295,7 @@ def check_weights(family: str, path: str | Path, found: Description | None = Non
         check_part(path, part if (path / part).is_dir() else "", PARTS[family][part])
         return
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}")
+        raise FileNotFoundError(f"no model folder {path}, nor such a file")
     if path.suffix not in STATE_DICTS:
         raise ValueError(f"{path} is no state dict: give a file that ends in {', '.join(STATE_DICTS)}")
     if path.suffix == ".safetensors":
@@ -258,7 +323,10 @@ def check_names(where: str | Path, found: Collection[str], expected: Collection[
 
 
 def read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"the brackets of {file} are nested too deeply") from None
 
 
 def _config(folder: Path) -> dict[str, Any]:

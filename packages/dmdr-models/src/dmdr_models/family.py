@@ -103,6 +103,9 @@ class Family(Protocol):
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write a network as `folder/network_part`, which `load_network` opens; of SiT also the VAE."""
 
+    def save_state_dict(self, network: nn.Module, file: str | Path) -> None:
+        """Write a network's weights as one `.safetensors` or `.bin` file, which `load_network` opens, too."""
+
     def save_lora(self, network: "LoRANetwork", folder: Path) -> None:
         """Write the adapter alone, for PEFT and for diffusers' own loader. Only of a family that keeps LoRA."""
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dmdr_models.describe import STATE_DICTS, check_class, check_names, check_part
+from dmdr_models.describe import STATE_DICTS, VAES, check_class, check_names, check_part
 
 
 def part_config(model: Any, path: str, part: str, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -35,6 +36,24 @@ def part_config(model: Any, path: str, part: str, classes: Sequence[str] | None 
         raise FileNotFoundError(f"{path} is no folder here, nor a model on the hub that can be read") from error
     check_class(f"{path} {part}".rstrip(), config.get("_class_name"), expected)
     return config
+
+
+def load_vae(path: str, part: str, dtype: torch.dtype) -> Any:
+    """An AutoencoderKL or AutoencoderTiny, in eval mode.
+
+    Args:
+        path: folder or hub name.
+        part: its sub-folder; "" for `path` itself.
+
+    Raises:
+        FileNotFoundError: no such folder or hub name, or it lacks the part.
+        ValueError: the part is of another class.
+    """
+    kind = part_config(diffusers.AutoencoderKL, path, part, VAES)["_class_name"]
+    vae = getattr(diffusers, kind).from_pretrained(
+        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True
+    )
+    return vae.eval()
 
 
 def load_network(
@@ -69,9 +88,11 @@ def load_network(
         path = str(weights)
         part = part if (Path(weights) / part).is_dir() else ""
         if not Path(weights).is_dir():
-            raise FileNotFoundError(f"no folder {weights}")
+            raise FileNotFoundError(f"no folder {weights}, nor such a file")
     check_part(path, part, (model.__name__,))
-    network, faults = model.from_pretrained(path, subfolder=part or None, torch_dtype=dtype, output_loading_info=True)
+    network, faults = model.from_pretrained(
+        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     found = "; ".join(f"{fault}: {', '.join(map(str, names))}" for fault, names in faults.items() if names)
     if found:
         raise ValueError(f"the weights in {path} do not fit their config: {found}")
@@ -117,8 +138,9 @@ def load_state_dict(file: str | Path) -> dict[str, Tensor]:
         )
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} is damaged, or holds more than tensors and could run code: it is not read") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} cannot be read, it may be damaged: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{file} holds something else than tensors by their names")
     return state

@@ -1,6 +1,6 @@
 """What the text-to-image families share: text encoders, and conditions that are made of texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmdr_models import export
 from dmdr_models.describe import PARTS, check_part
 from dmdr_models.family import Condition
+from dmdr_models.lora import LoRANetwork
 from dmdr_models.vae import LatentFamily
 
 TOKENIZERS = {
@@ -49,7 +51,9 @@ class TextEncoders:
         for part, kinds in PARTS[self.family].items():
             if part.startswith("text_encoder"):
                 check_part(self.path, part, kinds)
-                encoder = getattr(transformers, kinds[0]).from_pretrained(self.path, subfolder=part, dtype=self.dtype)
+                encoder = getattr(transformers, kinds[0]).from_pretrained(
+                    self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
+                )
                 folder = part.replace("text_encoder", "tokenizer")
                 tokenizer = getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder)
                 where = "cpu" if self.offload else self.device
@@ -98,6 +102,9 @@ class TextFamily(LatentFamily):
         ValueError: a part is of another class.
     """
 
+    pipeline_class: Any
+    card_dtype = "bfloat16"
+    """In which a student's card tells to draw."""
     num_classes = None
     keeps_lora = True
 
@@ -136,6 +143,27 @@ class TextFamily(LatentFamily):
         if self._null is None or self._null[0] is not self.text:
             self._null = self.text, self.condition([""])
         return {name: value.expand(batch, *value.shape[1:]) for name, value in self._null[1].items()}
+
+    def save_lora(self, network: LoRANetwork, folder: Path) -> None:
+        local = Path(self.path).is_dir()
+        base = Path(self.path).name if local else self.path
+        export.save_lora(network, folder, base, self.pipeline_class, self.network_part)
+
+    def usage(self, folder: Path, sampling: Mapping[str, Any], lora: bool) -> str:
+        option = "--adapter" if lora else "--weights"
+        classes = self.pipeline_class, self.network_class, self.network_part
+        opening = export.opening(*classes, self.path, str(folder), lora, self.card_dtype)
+        return f"""    dmdr-generate --model {self.path} {option} {folder} "a photo of a fox in the snow" -o fox.png
+
+Or with diffusers alone, at the times of the training (a plain call with as many steps visits others):
+
+```python
+{self.snippet(*opening, sampling)}```
+"""
+
+    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
+        """The code that draws a picture from a student; see a family's `export.snippet`."""
+        raise NotImplementedError
 
 
 def in_own_dtype(network: Any, x_t: Tensor, condition: Condition) -> tuple[Tensor, Condition]:

@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -37,15 +36,14 @@ class LatentFamily:
         self.path = str(path)
         self.network_part = network_part(self.name)
         self.config = parts.part_config(self.network_class, self.path, self.network_part)
-        self.vae_path = None if vae is None else str(vae)
         self.dtype = dtype
         self.device = torch.device("cpu")
-        where = self.vae_path or self.path
-        self.vae_config = parts.part_config(AutoencoderKL, where, "vae" if vae is None else "", VAES)
+        self.vae_place = (self.path, "vae") if vae is None else (str(vae), "")
+        self.vae_config = parts.part_config(AutoencoderKL, *self.vae_place, VAES)
         self.vae_factor = pixels_per_latent(self.vae_config)
         channels, own = self.vae_config["latent_channels"], self.config["in_channels"]
         if channels != own:
-            raise ValueError(f"{where} holds a VAE with {channels} channels, the network takes {own}")
+            raise ValueError(f"{self.vae_place[0]} holds a VAE with {channels} channels, the network takes {own}")
 
     @property
     def image_size(self) -> int:
@@ -53,12 +51,9 @@ class LatentFamily:
 
     @cached_property
     def vae(self) -> Any:
-        folder = {"subfolder": "vae"} if self.vae_path is None else {}
         overflows = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
-        dtype = torch.float32 if overflows else self.dtype
-        kind = getattr(diffusers, self.vae_config["_class_name"])
-        vae: Any = kind.from_pretrained(self.vae_path or self.path, torch_dtype=dtype, **folder)
-        return vae.eval().requires_grad_(False).to(self.device)
+        vae = parts.load_vae(*self.vae_place, torch.float32 if overflows else self.dtype)
+        return vae.requires_grad_(False).to(self.device)
 
     def to(self, device: torch.device | str) -> Any:
         self.device = torch.device(device)
@@ -74,6 +69,10 @@ class LatentFamily:
     def save(self, network: nn.Module, folder: Path) -> None:
         """See `dmdr_models.family.Family.save`."""
         network.save_pretrained(folder / self.network_part)  # type: ignore[operator]
+
+    def save_state_dict(self, network: nn.Module, file: str | Path) -> None:
+        """See `dmdr_models.parts.save_state_dict`."""
+        parts.save_state_dict(network, file)
 
     def save_memory(
         self,

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from dmdr_core import FlowMatching, StepGrid
 from torch import Tensor
 
 from dmdr_models.describe import MAX_TOKENS, check_resolution
 from dmdr_models.family import Condition
-from dmdr_models.lora import LoRANetwork
 from dmdr_models.parts import part_config
 from dmdr_models.sd3 import T_END, export
 from dmdr_models.sd3.text import TextEncoders
@@ -39,6 +38,7 @@ class SD3(TextFamily):
 
     name = "sd3"
     network_class = SD3Transformer2DModel
+    pipeline_class = StableDiffusion3Pipeline
     fixed = ("in_channels", "out_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim")
     lora_targets = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
 
@@ -69,20 +69,8 @@ class SD3(TextFamily):
         timestep = (t.float() * 1000).round().long()  # as integers, which no engine rounds to its own precision
         return network(x_t, timestep=timestep, return_dict=False, **texts, **named)[0].float()
 
-    def save_lora(self, network: LoRANetwork, folder: Path) -> None:
-        local = Path(self.path).is_dir()
-        export.save_lora(network, folder, base=Path(self.path).name if local else self.path)
-
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         export.save_scheduler(self.scheduler, folder, shift, stochastic)
 
-    def usage(self, folder: Path, sampling: Mapping[str, Any], lora: bool) -> str:
-        option = "--adapter" if lora else "--weights"
-        code = export.snippet(self.path, str(folder), lora, sampling)
-        return f"""    dmdr-generate --model {self.path} {option} {folder} "a photo of a fox in the snow" -o fox.png
-
-Or with diffusers alone, at the times of the training (a plain call with as many steps visits others):
-
-```python
-{code}```
-"""
+    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
+        return export.snippet(names, opening, sampling)

@@ -5,7 +5,7 @@ predicts noise at whole timesteps of the process that its scheduler's config des
 is and that nothing is cropped away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from dmdr_models.describe import check_noise, check_resolution
 from dmdr_models.family import Condition
 from dmdr_models.parts import part_config
+from dmdr_models.sdxl import export
+from dmdr_models.sdxl.stock import student_scheduler
 from dmdr_models.sdxl.text import TextEncoders
 from dmdr_models.text import TextFamily, in_own_dtype
 
@@ -43,6 +45,8 @@ class SDXL(TextFamily):
 
     name = "sdxl"
     network_class = UNet2DConditionModel
+    pipeline_class = StableDiffusionXLPipeline
+    card_dtype = "float16"
     fixed = ("in_channels", "out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
     lora_targets = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS, *EMBEDDINGS)
     shift = 1.0
@@ -96,6 +100,13 @@ class SDXL(TextFamily):
         if not self.zero_null:
             return null
         return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in null.items()}
+
+    def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
+        student_scheduler(self.scheduler_config, stochastic).save_pretrained(folder / "scheduler")
+
+    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
+        times = self.grid(sampling["steps"]).times[:-1].tolist()
+        return export.snippet(names, opening, times, sampling)
 
 
 def time_ids(height: int, width: int) -> Tensor:
