@@ -12,12 +12,13 @@ import dmdr_models
 import pytest
 import torch
 import yaml
-from dmdr_train import checkpoint, make_pairs, preflight, runner
+from dmdr_train import make_pairs, preflight, runner
 from dmdr_train.cli import main
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.errors import UserError
 from dmdr_train.pairs import Pairs, check_pairs
 from dmdr_train.recipe import Recipe
+from dmdr_train.resume import find_checkpoint
 from dmdr_train.runner import Run
 from dmdr_train.session import Session, build
 from dmdr_train.shards import MANIFEST
@@ -304,7 +305,7 @@ def test_resumed_equals_uninterrupted(settings: Callable[..., Recipe], tmp_path:
     for later in (4, 5):
         shutil.rmtree(tmp_path / f"again/checkpoints/step-{later:08d}")
     again = settings(run={**whole.run.model_dump(), "output": str(tmp_path / "again"), "resume": "auto"})
-    Run(again, build(again, CPU), checkpoint.find_checkpoint(again)).carry_out()
+    Run(again, build(again, CPU), find_checkpoint(again)).carry_out()
     first, second = (
         [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(tmp_path / name)]
         for name in ("whole", "again")
