@@ -40,7 +40,7 @@ MANIFEST = "manifest.json"
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 # What a resumed run may change: these keys, and everything below them.
 FREE_KEYS = (
-    "run", "tracking", "memory", "optim.generator.lr", "optim.fake_score.lr", "model.path", "model.vae",
+    "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "model.path", "model.vae",
     "data.embeddings",
 )  # fmt: skip
 FIXED_KEYS = (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+EARLY_WARNING = 4
 
 
 class UserError(ValueError):
@@ -14,6 +15,19 @@ class UserError(ValueError):
 
     def __init__(self, key: str, message: str):
         super().__init__(f"{key}: {message}")
+
+
+class RunStopped(Exception):  # noqa: N818, not a mistake
+    """A run that ends before its last step, in good order and on every process.
+
+    Args:
+        code: the exit code, of those above.
+        text: the line.
+    """
+
+    def __init__(self, code: int, text: str):
+        super().__init__(text)
+        self.code = code
 
 
 @contextmanager
@@ -35,13 +49,21 @@ def naming(key: str) -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a UserError into its one line on rank 0's stderr and exit code 2; any other exception is ours."""
+    """Turn UserError and RunStopped into one line on rank 0's stderr and their exit code; what else is raised is ours.
+
+    Only the first process of a run prints, and it ends first: launchers kill every process once one has ended.
+    """
     try:
         yield
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        else:
-            # Launchers kill every rank once one has ended: rank 0 must be the first, or its line is lost.
-            time.sleep(5)
-        sys.exit(EXIT_CODE)
+        _end(f"error: {error}", EXIT_CODE)
+    except RunStopped as stop:
+        _end(f"stopped: {stop}", stop.code)
+
+
+def _end(line: str, code: int) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(" ".join(line.split()), file=sys.stderr, flush=True)
+    else:
+        time.sleep(5)
+    sys.exit(code)

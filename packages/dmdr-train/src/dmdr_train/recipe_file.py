@@ -115,7 +115,17 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 
 def _explain(problem: Any) -> UserError:
     # pydantic names the branches of a union, too.
-    kinds = ("distribution_matching", "refl", "srpo", "constrained-float", "float", "literal['auto']", "literal['all']")
+    kinds = (
+        "distribution_matching",
+        "refl",
+        "srpo",
+        "reward_hacking",
+        "limit",
+        "constrained-float",
+        "float",
+        "literal['auto']",
+        "literal['all']",
+    )
     loc = [str(part) for part in problem["loc"] if part not in kinds]
     key = ".".join(loc)
     if problem["type"] == "value_error":

@@ -61,6 +61,14 @@ class Tracker:
 
             self.wandb.log({name: wandb.Image(image)}, step=step)
 
+    def warn(self, step: int, text: str) -> None:
+        """An alarm of early warning."""
+        self.say(text)
+        if self.tensorboard:
+            self.tensorboard.add_text("watch/alarm", text, step)
+        if self.wandb:
+            self.wandb.alert(title="early warning", text=text)
+
     def say(self, text: str) -> None:
         self.bar.write(text)
 
