@@ -280,7 +280,9 @@ def make_reward(steps: int) -> None:
     """A CLIP in open_clip's architecture, told apart from captions that are nearly right.
 
     Contrastive loss of every picture over the captions of its batch and `HARD` wrong ones of each; what is true of the
-    picture as well does not count. A third of the styled captions goes without its style word.
+    picture as well does not count. A third of the styled captions goes without its style word. One linear layer, which
+    is thrown away, reads from either embedding which thing is where, at first alone: contrast by itself, or from the
+    start, does not get to the words for places.
     """
     torch.manual_seed(0)
     tokenizer = open_clip.SimpleTokenizer(context_length=CLIP["text_cfg"]["context_length"])
@@ -289,8 +291,10 @@ def make_reward(steps: int) -> None:
     used, forms = tokens.unique(return_inverse=True)
     model = open_clip.CLIP(**CLIP)
     model.token_embedding = nn.Embedding.from_pretrained(model.token_embedding.weight[used], freeze=False)
+    model.places = nn.Linear(CLIP["embed_dim"], len(PLACES))
     training = Training(model, "resblocks.", steps)
     images, index = pictures(NUM_PICTURES, seed=10)
+    said = places_of(CAPTIONS)
     images[: NUM_PICTURES // 2] = reconstruct(load_vae(), images[: NUM_PICTURES // 2])
     wrong, (content, style, plain) = neighbours(), meanings()
     noise = torch.Generator().manual_seed(11)
@@ -312,10 +316,14 @@ def make_reward(steps: int) -> None:
         logits = logits.masked_fill(also_true, -torch.inf)
         truth = torch.arange(len(batch))
         loss = F.cross_entropy(logits, truth) + 0.5 * F.cross_entropy(logits[:, : len(batch)].T, truth)
+        read = 8 * model.places(torch.cat([image, text]))  # unit features are too short for a linear layer
+        place = F.binary_cross_entropy_with_logits(read, said[torch.cat([drawn, texts])])
+        loss = place if step < steps // 3 else loss + 5 * place
         training.step(loss)
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(30))
         report("reward", step, steps, start, loss)
+    del training.average.module.places
     save_reward(training.average.module, used)
     print_reward()
 
@@ -375,19 +383,25 @@ def save_reward(model: nn.Module, used: Tensor) -> None:
 
 
 THINGS = [f"{place} {name}" for place in ("first", "second") for name in (*COLOURS, *SHAPE_NAMES)]
-LABELS = [*THINGS, "vertical", "bright", "warm ground"]
+PLACES = [*THINGS, "vertical"]
+LABELS = [*PLACES, "bright", "warm ground"]
 
 
-def labels_of(images: Tensor, captions: list[str]) -> Tensor:
-    """What is seen in drawings, `[N, 23]` of 0 and 1. The first thing is the upper or left one."""
+def places_of(captions: list[str]) -> Tensor:
+    """What captions say is where, `[N, 21]` of 0 and 1. The first thing is the upper or left one."""
     rows = []
     for scene in map(parse, captions):
         things = (scene.first, scene.second) if scene.relation in ("above", "left of") else (scene.second, scene.first)
         true = {f"{place} {word}" for place, thing in zip(("first", "second"), things, strict=True) for word in thing}
         rows.append([*(label in true for label in THINGS), scene.relation in VERTICAL])
+    return torch.tensor(rows).float()
+
+
+def labels_of(images: Tensor, captions: list[str]) -> Tensor:
+    """What is seen in drawings, `[N, 23]` of 0 and 1."""
     ground = images[:, :, 0].float().mean(dim=2)
     looks = torch.stack([scenes.brightness(images / 255) > 0.68, ground[:, 0] > ground[:, 2]], dim=1)
-    return torch.cat([torch.tensor(rows), looks], dim=1).float()
+    return torch.cat([places_of(captions), looks], dim=1)
 
 
 def make_classifier(steps: int) -> None:
@@ -419,7 +433,7 @@ def main() -> None:
         "vae": make_vae,
         "text": make_text,
         "teacher": lambda: make_teacher(args.teacher_steps, args.snapshots),
-        "reward": lambda: make_reward(steps=4500),
+        "reward": lambda: make_reward(steps=2400),
         "classifier": lambda: make_classifier(steps=2500),
     }
     run_parts(parts, args.only)

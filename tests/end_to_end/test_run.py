@@ -24,6 +24,7 @@ def test_everything_is_written(finished: Any) -> None:
     out = workshop.folder / "out"
     assert {p.name for p in out.iterdir()} == {
         "recipe.yaml",
+        "run.lock",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",

@@ -210,3 +210,36 @@ def adapter(sd3):
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     return lora
+
+
+@pytest.fixture(scope="session")
+def sdxl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SDXL; tests must not change it."""
+    from dmdr_models import tiny
+
+    return tiny.sdxl(tmp_path_factory.mktemp("model") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def taesd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny AutoencoderTiny; tests must not change it."""
+    from dmdr_models import tiny
+
+    return tiny.taesd(tmp_path_factory.mktemp("model") / "taesd")
+
+
+@pytest.fixture
+def sdxl(sdxl_model: Path):
+    import dmdr_models
+
+    return dmdr_models.load("sdxl", sdxl_model)
+
+
+@pytest.fixture
+def xl_pipeline(sdxl_model: Path):
+    """The tiny SDXL as stock diffusers sees it."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -8,9 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from dmdr_models.generate import main
 from dmdr_models.sit.transformer import SIZES
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +22,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    joined = "".join(blocks(path, "bash")).replace("\\\n", " ").replace("--device cuda --dtype bf16", "--dtype bf16")
+    joined = "".join(blocks(path, "bash")).replace("\\\n", " ").replace("--device cuda", "")
     return [shlex.split(line) for line in joined.splitlines()]
 
 
@@ -39,12 +41,13 @@ def test_readme(tmp_path, monkeypatch):
     for block in blocks(ROOT / "packages/dmdr-models/README.md", "python"):
         exec(block, names)
     assert names["images"].shape == (2, 3, 32, 32)
-    assert names["picture"].shape == (1, 3, 32, 32)
+    assert names["picture"].shape == names["cat"].shape == (1, 3, 32, 32)
     assert torch.equal(names["teacher"], names["fake"]), "a new LoRA has no effect yet"
     for command in commands(ROOT / "packages/dmdr-models/README.md"):
         run(command, monkeypatch)
     assert Path("grid.png").exists()
     assert Path("circle.png").exists()
+    assert Path("cat.png").exists()
 
 
 def test_manual(published, model, tmp_path, monkeypatch):
@@ -91,3 +94,34 @@ def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
     assert names["images"].shape == (2, 3, 32, 32)
     assert Path("my-student/adapter_config.json").exists()
     names["pipe"].load_lora_weights("my-student", adapter_name="mine")
+
+
+def test_manual_of_sdxl(sdxl, sdxl_model, taesd, tmp_path, monkeypatch):
+    from dmdr_models.lora import LoRANetwork
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sdxl_model, "sdxl-base")
+    shutil.copytree(taesd, "taesdxl")
+    network = sdxl.load_network()
+    sdxl.save_state_dict(network, "unet_sdxl_base_1.0_1step_res1024_fp32.bin")
+    sdxl.save(network, Path("student"))
+    settings = {"family": "sdxl", "steps": 4, "method": "sde", "shift": 1.0, "size": 32, "max_tokens": None}
+    Path("student/dmdr.json").write_text(json.dumps(settings))
+    sdxl.save_lora(LoRANetwork(network, 2, 2, sdxl.lora_targets), Path("student-lora"))
+    Path("prompts.txt").write_text("a fox\na lighthouse\n")
+    manual = ROOT / "docs/sdxl.md"
+    for command in commands(manual):
+        run(["64" if word == "1024" else word for word in command], monkeypatch)
+    assert all(Path(f"{name}.png").exists() for name in ("teacher", "cat", "fox", "sheet"))
+    names: dict = {}
+    for index, block in enumerate(blocks(manual, "python")):
+        exec(block.replace("=1024", "=64"), names)
+        if index == 0:
+            assert (np.asarray(names["image"]) == np.asarray(Image.open("cat.png"))).all()
+    assert names["images"].shape == (2, 3, 32, 32)
+    assert {path.name for path in Path("my-student").iterdir()} == {
+        "unet",
+        "unet.safetensors",
+        "unet_fp16.bin",
+        "scheduler",
+    }

@@ -5,6 +5,7 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_models import tiny
+from dmdr_models.family import Family
 from dmdr_models.sit.transformer import SiTTransformer, preset
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +14,13 @@ def test_facts_of_the_model(family):
     assert (family.name, family.latent_shape, family.num_classes, family.image_size) == ("sit", (4, 4, 4), 10, 32)
     assert family.process.t_end == 0.0
     assert family.lora_targets == ("to_q", "to_v")
+
+
+def test_every_family_has_the_whole_interface(family, sd3, sdxl):
+    public = {name for name in (*vars(Family), *Family.__annotations__) if not name.startswith("_")}
+    assert {"grid", "predict", "network_part", "save_state_dict", "text"} < public
+    for one, lacks in ((family, {"text", "save_lora"}), (sd3, set()), (sdxl, set())):
+        assert {name for name in public if not hasattr(one, name)} == lacks, one.name
 
 
 def test_presets():
@@ -138,6 +146,10 @@ def test_wrong_folders(model, tmp_path, monkeypatch):
 def test_wrong_weights(family, model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         family.load_network(tmp_path / "none")
+    family.save_state_dict(family.load_network(), tmp_path / "sit.safetensors")
+    loaded, own = family.load_network(tmp_path / "sit.safetensors"), family.load_network()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), own.parameters(), strict=True))
+    assert torch.equal(loaded.positions, own.positions), "which no file holds"
     with pytest.raises(ValueError, match="num_classes 5, the model 10"):
         family.load_network(tiny.sit(tmp_path / "five", num_classes=5))
     shutil.copytree(model / "transformer", tmp_path / "cut")

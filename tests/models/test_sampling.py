@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from dmdr_core import FlowMatching, VariancePreserving
+from dmdr_core import FlowMatching, StepGrid, VariancePreserving
 from dmdr_models.sampling import guided_prediction, sample
 
 
@@ -10,6 +10,7 @@ class Gaussian:
     """Data N(mean, std²) in every element, whose flow is known in closed form."""
 
     process = FlowMatching()
+    grid = staticmethod(StepGrid)
     mean, std = 1.5, 0.4
 
     def predict(self, network, x_t, t, condition):

@@ -353,15 +353,23 @@ def test_description(sd3, sd3_model):
 
 
 def test_fingerprint_of_the_texts(sd3_model, tmp_path):
-    first = text_fingerprint(sd3_model, 128)
+    first = text_fingerprint("sd3", sd3_model, 128)
     copy = shutil.copytree(sd3_model, tmp_path / "copy")
-    assert text_fingerprint(copy, 128) == first
-    found = {first, text_fingerprint(copy, 64), text_fingerprint(tiny.sd3(tmp_path / "other", seed=1), 128)}
+    assert text_fingerprint("sd3", copy, 128) == first
+    found = {
+        first,
+        text_fingerprint("sd3", copy, 64),
+        text_fingerprint("sd3", tiny.sd3(tmp_path / "other", seed=1), 128),
+    }
     shutil.rmtree(copy / "transformer")
-    assert text_fingerprint(copy, 128) == first, "of the texts alone"
+    assert text_fingerprint("sd3", copy, 128) == first, "of the texts alone"
     config = json.loads((copy / "tokenizer_3/tokenizer_config.json").read_text())
     (copy / "tokenizer_3/tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 7}))
-    found |= {text_fingerprint(copy, 128), text_fingerprint("owner/name", 128), text_fingerprint("owner/other", 128)}
+    found |= {
+        text_fingerprint("sd3", copy, 128),
+        text_fingerprint("sd3", "owner/name", 128),
+        text_fingerprint("sd3", "owner/other", 128),
+    }
     assert len(found) == 6
 
 
@@ -369,20 +377,20 @@ def test_a_large_file_is_sampled(sd3_model, tmp_path, monkeypatch):
     from dmdr_models import describe as module
 
     monkeypatch.setattr(module._sample, "__defaults__", (8, 64))
-    first = text_fingerprint(sd3_model, 128)
+    first = text_fingerprint("sd3", sd3_model, 128)
     copy = shutil.copytree(sd3_model, tmp_path / "copy")
     file = copy / "text_encoder/model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert text_fingerprint(copy, 128) != first
+    assert text_fingerprint("sd3", copy, 128) != first
 
 
 def test_descriptions_need_no_torch(sd3_model):
     code = f"""
 import sys
 from dmdr_models.describe import describe, text_fingerprint
-describe("sd3", {str(sd3_model)!r}), text_fingerprint({str(sd3_model)!r}, 128)
+describe("sd3", {str(sd3_model)!r}), text_fingerprint("sd3", {str(sd3_model)!r}, 128)
 print(sorted({{"torch", "diffusers", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -4,10 +4,12 @@ import base64
 import io
 import json
 import math
+import socketserver
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -192,6 +194,9 @@ def test_every_form_of_picture_arrives_as_it_is(form: str) -> None:
         (200, {}, b'{"choices": []}'),
         (200, {}, b"[1]"),
         (200, {}, b'{"choices": [3]}'),
+        (200, {}, b"[" * 100_000),
+        (200, {}, b" " * (1 << 22) + b" 1"),
+        (200, {}, b"\xff\xfe"),
     ],
 )
 def test_passing_failures_are_tried_again(failure: Reply) -> None:
@@ -256,6 +261,119 @@ def test_the_key_is_sent_to_the_endpoint_and_shown_nowhere(monkeypatch: pytest.M
         create("vlm-judge", server.url, api_key_env="JUDGE_KEY")
 
 
+DOWN = "http://127.0.0.1:1/v1"  # nothing listens on port 1
+FAILURES: dict[str, tuple[str, Callable[[dict[str, Any]], Reply] | None]] = {
+    "down": ("refused", None),
+    "an error": ("503 ", lambda body: (503, {}, b"busy")),
+    "garbage": ("not an answer of chat completions", lambda body: (200, {}, b"<html>")),
+    "no JSON of this API": ("KeyError: 'choices'", lambda body: (200, {}, b'{"error": "overloaded"}')),
+    "no number": ("no score in the answer 'lovely'", lambda body: says("lovely")),
+    "a number out of range": ("no score in the answer '11'", lambda body: says("11")),
+    "a picture it refuses": ("400 .*content policy", lambda body: (400, {}, b"content policy")),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_stops_or_is_skipped_and_counted(failure: str) -> None:
+    reason, play = FAILURES[failure]
+    with serving(play or (lambda body: says("1"))) as server:
+        url = server.url if play else DOWN
+        with pytest.raises((ValueError, ConnectionError), match=reason):
+            create("vlm-judge", url, retries=1).score(grey(0, 1), ["a", "b"])
+        reward = create("vlm-judge", url, retries=1, on_failure="skip")
+        for count in (2, 4):
+            with pytest.warns(
+                UserWarning, match=rf"vlm-judge skipped 2 of 2 pictures, {count} so far; last: .*{reason}"
+            ):
+                scores = reward.score(grey(0, 1), ["a", "b"])
+            assert scores.isnan().all()
+            assert reward.skipped == count
+
+
+def test_the_other_pictures_are_scored() -> None:
+    with serving(in_turn(says("3"), says("eleven"), says("5"))) as server:
+        reward = create("vlm-judge", server.url, on_failure="skip", concurrency=1)
+        with pytest.warns(UserWarning, match="skipped 1 of 3"):
+            scores = reward.score(grey(0, 1, 2), ["a", "b", "c"])
+    assert str(scores.tolist()) == "[3.0, nan, 5.0]"
+
+
+@pytest.mark.parametrize("code", [401, 403, 404])
+def test_what_no_picture_would_escape_is_not_skipped(code: int) -> None:
+    with serving(lambda body: (code, {}, b"no")) as server, pytest.raises(ValueError, match=f"refuses .*: {code} "):
+        create("vlm-judge", server.url, on_failure="skip").score(grey(0), ["a"])
+
+
+def test_an_endpoint_that_was_given_up_is_asked_once_until_it_answers() -> None:
+    busy: Reply = (503, {}, b"")
+    replies = [busy, busy, busy, busy, says("1"), busy, says("2")]
+    with serving(in_turn(*replies)) as server:
+        reward = create("vlm-judge", server.url, retries=2, on_failure="skip")
+        asked = []
+        for _ in range(4):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                asked.append((*reward.score(grey(0), ["a"]).tolist(), len(server.bodies)))
+    assert str(asked) == "[(nan, 3), (nan, 4), (1.0, 5), (2.0, 7)]"
+
+
+def test_an_answer_that_never_ends_is_given_up() -> None:
+    """Every byte comes in time, the whole of them does not."""
+    stop = threading.Event()
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            with suppress(OSError):
+                while not stop.wait(0.02):
+                    self.request.sendall(b" ")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(ConnectionError, match="failed 2 times, last with TimeoutError: timed out in the middle"):
+            create("vlm-judge", url, timeout=0.3, retries=1).score(grey(0), ["a"])
+        stop.set()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, 1e9, 0.5])
+def test_what_is_no_probability_is_no_answer(logprob: float) -> None:
+    alternatives = [{"token": "Yes", "logprob": logprob}]
+    assert judge.VQAScore("some-vlm", "http://localhost").read("Yes", alternatives, "a cat") is None
+
+
+def test_a_probability_that_was_rounded_up_is_one() -> None:
+    alternatives = [{"token": "Yes", "logprob": -0.0}, {"token": " yes", "logprob": -9.0}]
+    assert judge.VQAScore("some-vlm", "http://localhost").read("Yes", alternatives, "a cat") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "message"), [("sk-secret\nX-Other: 1", "no key"), ("sk-secreté", "no key"), (" \n", "is not set")]
+)
+def test_a_key_that_is_none_is_refused_unseen(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ValueError, match=f"api_key_env JUDGE_KEY: .*{message}") as caught:
+        create("vlm-judge", DOWN, api_key_env="JUDGE_KEY")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_may_end_in_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret\n")
+    with serving(lambda body: says("1")) as server:
+        create("vlm-judge", server.url, api_key_env="JUDGE_KEY").score(grey(0), ["a"])
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+
+
+@pytest.mark.parametrize("url", ["http://user:sk-secret@localhost", "https://localhost/v1?api_key=sk-secret"])
+def test_a_url_with_a_secret_is_refused_unseen(url: str) -> None:
+    with pytest.raises(ValueError, match=r"url 'https?://.*\*\*\*.*' holds a secret") as caught:
+        create("vlm-judge", url)
+    assert "sk-secret" not in str(caught.value)
+
+
 def test_redirects_are_not_followed() -> None:
     refused = pytest.raises(ValueError, match="refuses the request: 302")
     with serving(lambda body: says("1")) as other:
@@ -313,6 +431,7 @@ def test_pictures_that_require_a_gradient_are_refused() -> None:
         ({"concurrency": 0}, "concurrency 0"),
         ({"timeout": 0}, "timeout 0"),
         ({"retries": -1}, "retries -1"),
+        ({"on_failure": "wait"}, "on_failure 'wait': give stop or skip"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:

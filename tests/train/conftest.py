@@ -10,7 +10,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import pytest
 import torch
-from dmdr_core import FlowMatching
+from dmdr_core import FlowMatching, StepGrid
 from dmdr_train.recipe import Recipe
 from torch import Tensor, nn
 
@@ -69,6 +69,9 @@ class ToyFamily:
     latent_shape = (1, 2, 2)
     image_size = 2
     num_classes = 3
+
+    def grid(self, steps: int, shift: float = 1.0) -> StepGrid:
+        return StepGrid(steps, shift, self.process.t_end)
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: dict[str, Tensor], **named: Any) -> Tensor:
         return network(x_t, t, **condition, **named)

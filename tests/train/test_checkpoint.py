@@ -15,8 +15,10 @@ from dmdr_train.errors import UserError
 from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, verify
 from dmdr_train.session import build
 from dmdr_train.trainer import Trainer
+from dmdr_train.versions import versions
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -40,6 +42,7 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
             trainer.train_step()
             average.update()
             path = checkpoint.save(folder, settings, trainer, average)
+            checkpoint.prune(folder, 2, 0, None)
         runs[stage] = (settings, path, trainer, average)
     return runs
 
@@ -65,7 +68,7 @@ def load(settings: Recipe, path: Path) -> tuple[Trainer, Average]:
 
 def test_the_newest_are_kept_whole(saved: dict[int, Any]) -> None:
     for _, path, _, _ in saved.values():
-        assert [p.name for p in checkpoint.checkpoints_in(path.parent)] == ["step-00000002", "step-00000003"]
+        assert [p.name for p in checkpoints_in(path.parent)] == ["step-00000002", "step-00000003"]
         assert sorted(os.listdir(path.parent)) == ["step-00000002", "step-00000003"]  # nothing half written
         files = set(json.loads((path / "manifest.json").read_text())["files"])
         on_disk = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
@@ -107,7 +110,7 @@ def test_a_damaged_file_is_named(copy: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
-        checkpoint.verify("run.resume", copy)
+        verify("run.resume", copy)
     assert str(caught.value) == f"run.resume: {copy / name} is damaged; give another checkpoint"
 
 
@@ -115,14 +118,14 @@ def test_a_damaged_file_is_named(copy: Path, name: str) -> None:
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(UserError) as caught:
-        checkpoint.verify("run.init_from", copy)
+        verify("run.init_from", copy)
     assert str(caught.value) == f"run.init_from: {copy / name} is missing; give another checkpoint"
 
 
 def test_a_damaged_manifest_is_named(copy: Path) -> None:
     (copy / "manifest.json").write_text('{"step": 3, "fi')
     with pytest.raises(UserError, match=r"run.resume: .*manifest.json is damaged; give another checkpoint"):
-        checkpoint.verify("run.resume", copy)
+        verify("run.resume", copy)
 
 
 @pytest.mark.parametrize("key", ["run__resume", "run__init_from"])
@@ -132,14 +135,68 @@ def test_damage_is_seen_before_anything_is_done_with_it(
     (copy / "generator.safetensors").write_bytes(b"nothing")
     settings = make_recipe(model__path=saved[0][0].model.path, optim__ema=0.5, **{key: str(copy)})
     with pytest.raises(UserError, match=r"generator.safetensors is damaged"):
-        checkpoint.find_checkpoint(settings) or build(settings, CPU)
+        find_checkpoint(settings) or build(settings, CPU)
+
+
+def test_auto_falls_back_to_the_checkpoint_before(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], tmp_path: Path
+) -> None:
+    """Damaged, cut short, swapped, or gone: the file is named and the one before is taken; an explicit path is not."""
+    settings, path, _, _ = saved[0]
+    run = tmp_path / "run"
+    shutil.copytree(path.parent, run / "checkpoints")
+    newer, older = (run / "checkpoints" / name for name in ("step-00000003", "step-00000002"))
+    basis = {"model__path": settings.model.path, "optim__ema": 0.5, "run__output": str(run)}
+    auto, given = (make_recipe(**basis, run__resume=choice) for choice in ("auto", str(newer)))
+    intact = {name: (newer / name).read_bytes() for name in ("generator.safetensors", "manifest.json")}
+    harms = {
+        "generator.safetensors": [
+            intact["generator.safetensors"][:-1],
+            (newer / "fake_score.safetensors").read_bytes(),
+        ],
+        "manifest.json": [b"", b"[]", intact["manifest.json"][:-9]],
+    }
+    for name, contents in harms.items():
+        for content in contents:
+            (newer / name).write_bytes(content)
+            said: list[str] = []
+            assert find_checkpoint(auto, said.append) == older
+            warning = f"warning: run.resume: {newer / name} is damaged; falling back to the checkpoint before"
+            assert said[0] == warning
+            with pytest.raises(UserError, match=rf"{newer / name} is damaged; give another checkpoint"):
+                find_checkpoint(given, said.append)
+        (newer / name).write_bytes(intact[name])
+    assert find_checkpoint(auto, print) == newer
+    for checkpoint_folder in (newer, older):
+        (checkpoint_folder / "student.safetensors").unlink()
+    with pytest.raises(UserError, match=r"run.resume: every checkpoint in .*/checkpoints is damaged; give another run"):
+        find_checkpoint(auto, print)
+
+
+def test_what_differs_is_said(make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path) -> None:
+    """A line for every key, whether it may change or not, and for packages."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert manifest["versions"] == versions()
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "versions": {"torch": "1.0"}}))
+    basis = {"model__path": saved[0][0].model.path, "optim__ema": 0.5}
+    said: list[str] = []
+    changes = {"run__steps": 20, "run__output": "elsewhere", "guidance__ratio": 5, "optim__clip": 2.0}
+    with pytest.raises(UserError) as caught:
+        compare(make_recipe(**basis, **changes), copy, said.append)
+    assert said == [
+        f"must not change: guidance.ratio is 5 here and 2 in {copy}",
+        f"must not change: optim.clip is 2.0 here and 1.0 in {copy}",
+        f"changed: run.steps is 20 here and 10 in {copy}",
+        f"changed: torch is {versions()['torch']} here and 1.0 in {copy}",
+    ]
+    assert str(caught.value).startswith(f"guidance.ratio: is 5 here and 2 in {copy}; set it back, or start a new run")
 
 
 def test_half_a_checkpoint_is_none(copy: Path) -> None:
     (copy / "manifest.json").unlink()
-    assert checkpoint.checkpoints_in(copy.parent) == []
+    assert checkpoints_in(copy.parent) == []
     with pytest.raises(UserError, match=r"run.resume: .* holds no checkpoint"):
-        checkpoint.newest("run.resume", str(copy))
+        newest("run.resume", str(copy))
 
 
 class Attack:
@@ -175,7 +232,6 @@ def test_code_in_a_checkpoint_is_not_run(saved: dict[int, Any], tmp_path: Path, 
     [
         ("run__seed", 8),
         ("optim__batch_size", 8),
-        ("optim__accumulation", 2),
         ("optim__zero_stage", 1),
         ("optim__ema", None),
         ("optim__generator", {"lr": 1e-3, "betas": [0.5, 0.9]}),
@@ -194,7 +250,7 @@ def test_another_recipe_is_refused(
 ) -> None:
     changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
     with pytest.raises(UserError) as caught:
-        checkpoint.refuse_difference(make_recipe(**changes), saved[0][1])
+        compare(make_recipe(**changes), saved[0][1], print)
     assert str(caught.value).startswith(key.replace("__", "."))
     assert "set it back, or start a new run with another run.output" in str(caught.value)
 
@@ -207,16 +263,17 @@ def test_another_recipe_is_refused(
         ("run__checkpoint_every", 1),
         ("optim__generator", {"lr": 5e-4}),
         ("optim__fake_score", {"lr": 5e-4}),
+        ("optim__accumulation", 2),
         ("tracking", {"log_every": 3}),
         ("model__path", "moved/elsewhere"),
-        ("memory__gradient_checkpointing", ["transformer"]),
+        ("memory__gradient_checkpointing", ["network"]),
     ],
 )
 def test_a_harmless_change_is_not(
     make_recipe: Callable[..., Recipe], saved: dict[int, Any], key: str, value: Any
 ) -> None:
     changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
-    checkpoint.refuse_difference(make_recipe(**changes), saved[0][1])
+    compare(make_recipe(**changes), saved[0][1], print)
 
 
 def test_another_number_of_processes_is_refused(saved: dict[int, Any], copy: Path) -> None:
@@ -235,13 +292,13 @@ def test_which_checkpoint_is_asked_for(
 
     def found(resume: str, output: Path = run) -> Path | None:
         changes = {"run__resume": resume, "run__output": str(output), "optim__ema": 0.5}
-        return checkpoint.find_checkpoint(make_recipe(model__path=settings.model.path, **changes))
+        return find_checkpoint(make_recipe(model__path=settings.model.path, **changes))
 
-    newest, older = run / "checkpoints/step-00000003", run / "checkpoints/step-00000002"
+    newer, older = run / "checkpoints/step-00000003", run / "checkpoints/step-00000002"
     assert found("never") is None
-    assert found("auto") == newest
+    assert found("auto") == newer
     assert found("auto", tmp_path / "new") is None
-    assert found(str(run)) == found(str(run / "checkpoints")) == newest
+    assert found(str(run)) == found(str(run / "checkpoints")) == newer
     assert found(str(older)) == older
     with pytest.raises(UserError, match=r"run.resume: .*nowhere holds no checkpoint"):
         found(str(tmp_path / "nowhere"))

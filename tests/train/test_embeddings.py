@@ -13,17 +13,19 @@ from typing import Any
 
 import datasets
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from dmdr_train import encode, preflight
+from dmdr_train import preflight, shards
 from dmdr_train.cli import main
 from dmdr_train.draws import named_generator
-from dmdr_train.embeddings import MANIFEST, EmbeddingCache, check_embeddings, prepare, prompt_hash, read_manifest
+from dmdr_train.embeddings import EmbeddingCache, cache_folder, check_embeddings, prepare, prompt_hash
 from dmdr_train.encode import write_cache
 from dmdr_train.errors import UserError
 from dmdr_train.prompt_files import evaluation_prompts
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import load_recipe
+from dmdr_train.shards import MANIFEST
 from torch import Tensor
 
 TEXTS = [f"a picture of {i} things" for i in range(23)]
@@ -121,7 +123,12 @@ def test_the_manifest_tells_what_is_there(cache: Path) -> None:
     manifest = json.loads((cache / MANIFEST).read_text())
     assert MADE.items() <= manifest.items()
     assert manifest["prompts"] == 24
-    assert manifest["tensors"] == {"encoder_hidden_states": [3, 4], "lengths": [], "pooled_projections": [2]}
+    assert manifest["tensors"] == {
+        "encoder_hidden_states": [3, 4],
+        "hash": [],
+        "lengths": [],
+        "pooled_projections": [2],
+    }
     assert {path.name for path in cache.iterdir()} == {MANIFEST, *manifest["shards"]}
     assert sorted(entry["prompts"] for entry in manifest["shards"].values()) == [4, 5, 5, 5, 5]
     for name, entry in manifest["shards"].items():
@@ -148,7 +155,7 @@ def test_each_prompt_is_encoded_once(tmp_path: Path) -> None:
 def test_several_processes_write_what_one_writes(tmp_path: Path, cache: Path, world: int) -> None:
     encoders = [Encoder() for _ in range(world)]
     for rank in reversed(range(world)):
-        assert not (tmp_path / "cache").exists() or read_manifest("", tmp_path / "cache")["shards"] == {}
+        assert not (tmp_path / "cache").exists() or cache_folder("", tmp_path / "cache").manifest()["shards"] == {}
         write(tmp_path / "cache", encoders[rank], rank=rank, world=world)
     assert content(tmp_path / "cache") == content(cache)
     asked = [prompt for encoder in encoders for prompt in encoder.asked[1:]]
@@ -170,12 +177,12 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, cache: Path, after: int) -> 
 
 
 def test_a_file_that_was_being_written_is_not_seen(tmp_path: Path, cache: Path, monkeypatch: Any) -> None:
-    def broken_save(tensors: dict[str, Tensor], path: Path) -> None:
+    def broken_save(tensors: dict[str, Tensor], path: Path, **texts: Any) -> None:
         path.write_bytes(b"half a shard")
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "save_file", broken_save)
+        patch.setattr(safetensors.torch, "save_file", broken_save)
         with pytest.raises(OSError, match="no space left"):
             write(tmp_path / "cache")
     assert list(content(tmp_path / "cache")) == [MANIFEST]
@@ -189,7 +196,7 @@ def test_new_prompts_become_new_shards(tmp_path: Path) -> None:
     after = content(folder)
     assert sorted(encoder.asked[1:]) == sorted(TEXTS[12:])
     assert all(after[name] == before[name] for name in before if name != MANIFEST)
-    assert read_manifest("", folder)["prompts"] == 24
+    assert cache_folder("", folder).manifest()["prompts"] == 24
     assert_equal(EmbeddingCache(folder)([*TEXTS, ""]), Encoder()([*TEXTS, ""]))
 
 
@@ -215,7 +222,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, cache: Path, damage: str)
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(encode.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(shards.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(UserError, match=r"--output: 24 prompts take 1.54e-06 GB and .* has 1e-06 GB left; give a"):
             write(tmp_path / "cache")
     assert list(content(tmp_path / "cache")) == [MANIFEST]
@@ -347,9 +354,7 @@ def test_a_cache_of_another_kind_is_refused(
 
 def test_another_dtype_may_be_trained_from_and_not_added(made: Path, recipe_of: Callable[..., dict[str, Any]]) -> None:
     check_embeddings(Recipe.model_validate(recipe_of(data__embeddings=str(made), optim__precision="fp32")))
-    with pytest.raises(
-        UserError, match="was made with dtype bf16, not fp32; give another folder, or encode into a new"
-    ):
+    with pytest.raises(UserError, match="was made with dtype bf16, not fp32; give another folder, or a new"):
         prepare(Recipe.model_validate(recipe_of()), made, "fp32")
 
 

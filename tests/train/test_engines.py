@@ -109,3 +109,25 @@ def test_cuda_can_be_refused_by_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert choose_device(run, "fp32") == torch.device("cpu")
     monkeypatch.delenv("DS_ACCELERATOR")
     assert choose_device(run, "fp16") == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_fp16_skips_what_overflows(one_process: None, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    """DeepSpeed's loss scaling, which it would refuse on a CPU: an overflow is counted, and changes no weight."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    optim = Optim(batch_size=2, generator=SETTINGS, fake_score=SETTINGS, precision="fp16", zero_stage=stage)
+    engine = make_engine(nn.Linear(3, 2), optim, SETTINGS, UPDATES, torch.device("cpu"))
+    assert engine.optimizer.loss_scale == 2**16
+    moved = []
+    for size in (1e4, 1e4, 1.0):
+        with gathered(engine.module.parameters()):
+            before = engine.module.weight.detach().clone()
+        engine.backward(engine(size * torch.ones(2, 3, dtype=torch.float16)).float().square().mean())
+        engine.step()
+        with gathered(engine.module.parameters()):
+            moved.append(not torch.equal(engine.module.weight, before))
+    assert moved == [False, False, True]
+    assert engine.skipped_steps == 2
+    assert engine.optimizer.loss_scale in (2**15, 2**14)  # one of the optimizers forgives the first

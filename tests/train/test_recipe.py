@@ -87,12 +87,12 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("data.column=text", "data.column: has no effect without data.prompts; give both, or leave it out"),
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
-        ("model.family=sdxl", "model.family: should be 'sit' or 'sd3', got 'sdxl'"),
+        ("model.family=sd2", "model.family: should be 'sit', 'sd3' or 'sdxl', got 'sd2'"),
         # combinations
-        ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'refl', 'srpo', got"),
+        ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'regression', 'refl',"),
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
         ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
-        ("objectives.1={kind: distribution_matching}", "objectives: exactly one of kind distribution_matching"),
+        ("objectives.1={kind: distribution_matching}", "objectives: 2 are of kind distribution_matching; use one"),
         ("guidance={cfg: 1.2, cfg_jitter: 0.5}", "guidance.cfg_jitter: 0.5 takes guidance.cfg 1.2 below 1"),
         # the override itself
         ("run.steps", "run.steps: an override is written key=value"),
@@ -110,8 +110,43 @@ def test_a_mistake_is_named(write: Callable[..., str], override: str, said: str)
     assert said in str(caught.value)
 
 
+MATCHING, REGRESSION = {"kind": "distribution_matching"}, {"kind": "regression"}
+AUTO = {**REFL, "weight": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("objectives", "changes", "said"),
+    [
+        ([REGRESSION], {"data": {}}, "data.pairs: is null and regression needs them; give a folder that dmdr-train"),
+        ([MATCHING], {}, "data.pairs: has no effect without an objective of kind regression; add one, or leave it out"),
+        ([REGRESSION, REGRESSION], {}, "objectives: 2 are of kind regression; use one"),
+        ([REGRESSION], {"rollout": {"steps": 4}}, "rollout.steps: 4 does not go with regression, which trains a sing"),
+        ([REGRESSION], {"guidance": {"dynamics": {"steps": 3}}}, "guidance.dynamics: has no effect without an objecti"),
+        ([{**MATCHING, "start": 4}], {"data": {}}, "objectives: none is at work from step 0 to 4; let one start or s"),
+        ([{**REGRESSION, "stop": 3}, {**MATCHING, "start": 4}], {}, "objectives: none is at work from step 3 to 4; "),
+        (
+            [{**REGRESSION, "stop": 3}, {**MATCHING, "start": 3, "stop": 9}],
+            {},
+            "objectives: none is at work from step 9",
+        ),
+        ([REGRESSION, AUTO], {}, "objectives.1.weight: auto follows distribution matching, which is not at work"),
+        ([REGRESSION, {**MATCHING, "start": 4}, {**AUTO, "start": 3}], {}, "objectives.2.weight: auto follows dist"),
+        ([REGRESSION, {**MATCHING, "stop": 8}, {**AUTO, "start": 4}], {}, "objectives.2.weight: auto follows dist"),
+    ],
+)
+def test_objectives_that_do_not_go_together(
+    make_recipe_dict: Callable[..., dict[str, Any]],
+    objectives: list[dict[str, Any]],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(make_recipe_dict(objectives=objectives, **{"data": {"pairs": "pairs"}, **changes}))
+    assert str(caught.value).startswith(said)
+
+
 def test_reward_alone_is_no_distillation(write: Callable[..., str]) -> None:
-    with pytest.raises(UserError, match="exactly one of kind distribution_matching"):
+    with pytest.raises(UserError, match="rewards alone are no distillation; add one of kind distribution_matching"):
         load_recipe(write(objectives=[REFL]))
 
 
@@ -159,6 +194,36 @@ def test_stages_end_where_a_reward_joins(
     assert list(found) == list(stages)
 
 
+@pytest.mark.parametrize(
+    ("objectives", "stages", "matching"),
+    [
+        ([REGRESSION], {"regression": 10}, range(0)),
+        ([REGRESSION, MATCHING], {"regression_cold_start": 10}, range(10)),
+        (
+            [{**REGRESSION, "stop": 4}, {**MATCHING, "start": 4}, {**AUTO, "start": 7, "stop": 9}],
+            {"regression": 4, "cold_start": 7, "joint": 10},
+            range(4, 10),
+        ),
+        (
+            [REGRESSION, {**MATCHING, "start": 2, "stop": 8}, {**REFL, "start": 6}, {**SRPO, "start": 7}],
+            {"regression": 2, "cold_start": 6, "refl": 7, "srpo": 10},
+            range(2, 8),
+        ),
+        ([REGRESSION, {**REFL, "start": 6}], {"regression": 6, "joint": 10}, range(0)),
+        ([REGRESSION, {**MATCHING, "start": 2}, {**REFL, "start": 2}], {"regression": 2, "joint": 10}, range(2, 10)),
+    ],
+)
+def test_regression_is_a_stage_and_distribution_matching_another(
+    make_recipe: Callable[..., recipe.Recipe],
+    objectives: list[dict[str, Any]],
+    stages: dict[str, int],
+    matching: range,
+) -> None:
+    found = make_recipe(objectives=objectives, data={"pairs": "pairs"})
+    assert list(found.stages.items()) == list(stages.items())
+    assert found.matching == matching
+
+
 def test_a_recipe_does_not_change(make_recipe: Callable[..., recipe.Recipe]) -> None:
     with pytest.raises(ValueError, match="frozen"):
         make_recipe().run.steps = 3
@@ -188,6 +253,20 @@ def test_the_authors_numbers() -> None:
         assert (found.optim.generator.betas, found.optim.generator.weight_decay) == ((0.9, 0.999), 0.01)
         assert (found.optim.fake_score.weight_decay, found.optim.clip, found.run.seed) == (0.0, 1.0, 30)
         assert (found.optim.precision, found.optim.zero_stage, found.rollout.steps) == ("fp16", 2, 1)
+
+
+def test_the_authors_numbers_of_sdxl() -> None:
+    cold, refl = load_recipe("sdxl-1step-cold-start"), load_recipe("sdxl-1step-refl")
+    assert (cold.run.steps, refl.run.steps) == (3000, 1000)
+    assert (cold.optim.generator.lr, cold.optim.fake_score.lr) == (1e-7, 1e-7)
+    assert (refl.optim.generator.lr, refl.optim.fake_score.lr) == (5e-8, 5e-8)
+    assert (cold.optim.batch_size, refl.optim.batch_size) == (8 * 8, 8 * 4)
+    assert [(o.weight, o.reward.name) for o in refl.objectives[1:]] == [(0.3, "dfn-clip"), (0.3, "hpsv2.1")]
+    for found in (cold, refl):
+        assert found.guidance == recipe.Guidance(ratio=5, fake_scale=2.0, cfg=7.0, cfg_jitter=0.5, dynamics=None)
+        assert (found.model.generator_lora, found.model.fake_score_lora.rank) == (None, 32)
+        assert (found.optim.precision, found.optim.zero_stage, found.optim.eight_bit) == ("fp16", 2, True)
+        assert (found.rollout.steps, found.rollout.mode, found.run.seed) == (1, "sde", 30)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))

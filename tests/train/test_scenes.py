@@ -199,9 +199,8 @@ def test_the_reward_prefers_what_is_right() -> None:
     with torch.no_grad():
         others = [reward.score(pictures, row) for row in zip(*wrong, strict=True)]
     better = (right > torch.stack(others)).float().mean(dim=1)
-    # The last three have another relation: it does not tell above from below, nor left from right.
-    assert better[:-3].mean() >= 0.97
-    assert better.mean() >= 0.9
+    assert better.mean() >= 0.98
+    assert better[-3:].min() >= 0.9, "the last three have another relation"
     right.sum().backward()
     assert pictures.grad is not None
     assert pictures.grad.abs().amax(dim=(1, 2, 3)).min() > 0

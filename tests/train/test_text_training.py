@@ -119,7 +119,7 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: d
         assert torch.equal(family.predict(session.trainer.guidance, x, t, condition, lora_scale=0.0), expected)
 
 
-@pytest.mark.parametrize("memory", [{"gradient_checkpointing": ["transformer", "vae"]}, {"vae_slicing": True}], ids=str)
+@pytest.mark.parametrize("memory", [{"gradient_checkpointing": ["network", "vae"]}, {"vae_slicing": True}], ids=str)
 def test_saving_memory_changes_nothing(settings: Callable[..., Recipe], memory: dict[str, Any]) -> None:
     expected, _ = trained(settings(), steps=2)
     found, _ = trained(settings(memory=memory), steps=2)

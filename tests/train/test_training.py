@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_zero_stages_agree(settings: Callable[..., Recipe], stage: int) -> None:
 
 def test_gradient_checkpointing_changes_nothing(settings: Callable[..., Recipe]) -> None:
     expected, _, _ = trained(settings(), steps=2)
-    found, _, _ = trained(settings(memory__gradient_checkpointing=["transformer", "vae"]), steps=2)
+    found, _, _ = trained(settings(memory__gradient_checkpointing=["network", "vae"]), steps=2)
     for row, row_expected in zip(found, expected, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-5, abs=1e-8)
 
@@ -187,13 +188,18 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
     assert (tmp_path / "busy/evaluation.json").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(settings: Callable[..., Recipe], tmp_path: Path) -> None:
-    made = settings()
-    run = Run(made, build(made, CPU), None)
-    (tmp_path / "out").mkdir()
-    run.log(1, {"loss/fake_score": 1.0})
-    with pytest.raises(FloatingPointError, match="loss/fake_score is nan at step 2"):
-        run.log(2, {"loss/fake_score": float("nan")})
+def test_fp16_logs_what_was_skipped_and_the_scale(make_recipe: Callable[..., Recipe]) -> None:
+    def engine(skipped: int, scale: float) -> SimpleNamespace:
+        optimizer = SimpleNamespace(loss_scale=scale)
+        rate, norm = (lambda: [1e-3]), (lambda: None)
+        return SimpleNamespace(get_lr=rate, get_global_grad_norm=norm, skipped_steps=skipped, optimizer=optimizer)
+
+    run = object.__new__(Run)
+    run.settings = make_recipe(optim__precision="fp16")
+    run.trainer = SimpleNamespace(generator=engine(2, 16384.0), guidance=engine(0, 65536.0))  # type: ignore[assignment]
+    values = run._engine_values()
+    assert (values["skipped/generator"], values["skipped/fake_score"]) == (2, 0)
+    assert (values["loss_scale/generator"], values["loss_scale/fake_score"]) == (16384, 65536)
 
 
 def test_a_dry_run_reaches_every_objective(

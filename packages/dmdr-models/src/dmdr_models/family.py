@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from dmdr_core import FlowMatching, VariancePreserving
+from dmdr_core import FlowMatching, Grid, VariancePreserving
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 Condition = dict[str, Tensor]
 """What a network is conditioned on, by the name of the network's argument; every tensor starts with the batch."""
 
-FAMILIES = {"sit": ("dmdr_models.sit.family", "SiT"), "sd3": ("dmdr_models.sd3.family", "SD3")}
+FAMILIES = {
+    "sit": ("dmdr_models.sit.family", "SiT"),
+    "sd3": ("dmdr_models.sd3.family", "SD3"),
+    "sdxl": ("dmdr_models.sdxl.family", "SDXL"),
+}
 
 
 class Family(Protocol):
@@ -35,20 +39,22 @@ class Family(Protocol):
 
     Attributes:
         name: as in recipes, such as "sit".
+        network_part: the folder of the network in a model, such as "transformer".
         process: the noise process that the network was trained with.
         latent_shape: (C, H, W) of one latent.
         image_size: side of the decoded picture in pixels.
         num_classes: number of class labels, or None for a text-conditional family.
         shift: of the model's own step grid.
-        vae: the decoder, an AutoencoderKL; opened when it is first used.
+        vae: the decoder, an AutoencoderKL or an AutoencoderTiny; opened when it is first used.
         lora_targets: the layers that the guidance network adapts unless a recipe says otherwise.
         keeps_lora: whether stock diffusers can put a student's LoRA on the model; it is merged otherwise.
-        max_tokens: length of the longest sequence of a text, or None for a class-conditional family.
-        text: of a text-conditional family, prompts to their condition. It may be replaced, by a cache of embeddings for
-            example; its result may lie on any device.
+        max_tokens: length of the longest sequence of a text, or None where there is no choice.
+        text: of a text-conditional family, prompts to what the condition holds of them. It may be replaced, by a cache
+            of embeddings for example; its result may lie on any device.
     """
 
     name: str
+    network_part: str
     process: FlowMatching | VariancePreserving
     latent_shape: tuple[int, int, int]
     image_size: int
@@ -61,11 +67,19 @@ class Family(Protocol):
     text: Callable[[Sequence[str]], Condition]
 
     def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-        """A fresh copy of the base network in eval mode, or the one in the folder `weights`.
+        """A fresh copy of the base network in eval mode, or the one in the folder or file `weights`.
 
-        It comes in `dtype`, by default the family's. `weights` is what `save_pretrained` wrote, or the folder above it
-        that holds it as `transformer/`. Raises FileNotFoundError for a missing folder or file,
-        ValueError for another model or weights that do not fit.
+        It comes in `dtype`, by default the family's. `weights` is what `save_pretrained` wrote, the folder above it
+        that holds it as `network_part`, or the file of a state dict (`.safetensors`, or `.bin`, `.pt` and `.pth`, which
+        are read without running any code). Raises FileNotFoundError for a missing folder or file, ValueError for
+        another model or weights that do not fit.
+        """
+
+    def grid(self, steps: int, shift: float = 1.0) -> Grid:
+        """The times at which a model of so many steps is asked.
+
+        Raises:
+            ValueError: the family's times know no shift but 1, or another number is out of range.
         """
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
@@ -87,7 +101,10 @@ class Family(Protocol):
         """Pictures in [0, 1] to the mean of their latents."""
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        """Write a network as `folder/transformer`, which `load_network` opens; of SiT also the VAE."""
+        """Write a network as `folder/network_part`, which `load_network` opens; of SiT also the VAE."""
+
+    def save_state_dict(self, network: nn.Module, file: str | Path) -> None:
+        """Write a network's weights as one `.safetensors` or `.bin` file, which `load_network` opens, too."""
 
     def save_lora(self, network: "LoRANetwork", folder: Path) -> None:
         """Write the adapter alone, for PEFT and for diffusers' own loader. Only of a family that keeps LoRA."""

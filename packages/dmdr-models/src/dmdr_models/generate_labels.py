@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.generate_options import Settings, UsageError, check_count, check_device
+from dmdr_models.generate_options import DTYPES, Settings, UsageError, check_count, check_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 
     from dmdr_models.family import Family
 
-OPTIONS = ("classes", "per_class", "separate")
-DEFAULTS: dict[str, Any] = {"steps": 1, "method": "euler", "guidance": 1.0, "shift": 1.0}
+NAME = "sit"
+options = ("classes", "per_class", "separate")
+defaults: dict[str, Any] = {"steps": 1, "method": "euler", "guidance": 1.0, "shift": 1.0}
 METHODS = ("euler", "heun", "sde")
 
 
-def run(name: str, args: argparse.Namespace, settings: Settings) -> "dict[Path, Image]":
-    """The pictures of the family `name` by the files they belong into."""
+def said_by_scheduler(student: Path) -> tuple[Path, dict[str, Any]]:
+    """Nothing: no pipeline of diffusers has such a model, so its students have no scheduler."""
+    return student, {}
+
+
+def run(args: argparse.Namespace, settings: Settings) -> "dict[Path, Image]":
+    """The pictures by the files they belong into."""
     settings.check_count("steps")
     settings.check_one_of("method", METHODS)
     settings.check_finite("guidance", "1 for no guidance")
@@ -31,7 +37,7 @@ def run(name: str, args: argparse.Namespace, settings: Settings) -> "dict[Path, 
     check_device(args.device)
     from dmdr_models.images import grid
 
-    family, network = _load(name, args, labels)
+    family, network = _load(args, labels)
     prompts = [label for label in labels for _ in range(columns)]
     pictures = draw(family, network, prompts, seed=args.seed, **settings)
     files = {args.output: grid(pictures, columns)}
@@ -86,15 +92,15 @@ def _labels(text: str | None) -> list[int]:
         raise UsageError(f"--classes {text!r} is not a list of numbers: give labels such as 207,360") from None
 
 
-def _load(name: str, args: argparse.Namespace, labels: list[int]) -> tuple["Family", "nn.Module"]:
+def _load(args: argparse.Namespace, labels: list[int]) -> tuple["Family", "nn.Module"]:
     from dmdr_models.family import load
 
     at = f"--model {args.model}" if args.vae is None else f"--model {args.model} --vae {args.vae}"
     try:
-        family = load(name, args.model, vae=args.vae).to(args.device)
+        family = load(NAME, args.model, vae=args.vae).to(args.device)
         assert family.vae  # opened before anyone waits for a picture
     except (ValueError, OSError) as error:
-        raise UsageError(f"{at}: {error}: give the folder of a {name} model") from error
+        raise UsageError(f"{at}: {error}: give the folder of a {NAME} model") from error
     try:
         family.condition(labels)
     except ValueError as error:
@@ -103,6 +109,7 @@ def _load(name: str, args: argparse.Namespace, labels: list[int]) -> tuple["Fami
     try:
         network = family.load_network(args.weights)
     except (ValueError, OSError) as error:
-        raise UsageError(f"{option}: {error}: give a folder with a {name} network") from error
-    network = network.to(args.device)
-    return family, network.bfloat16() if args.dtype == "bf16" else network
+        raise UsageError(f"{option}: {error}: give a folder with a {NAME} network") from error
+    import torch
+
+    return family, network.to(args.device, getattr(torch, DTYPES[args.dtype]))

@@ -6,7 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dmdr_models.describe import PARTS, network_part
+
 STUDENT_FILE = "dmdr.json"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Torch's names of what `--dtype` takes."""
 
 
 class UsageError(ValueError):
@@ -44,9 +48,14 @@ class Settings(dict[str, Any]):
             raise UsageError(f"{self.origin(name)} is not a positive number: give {none}")
 
 
+def student_folder(place: Path) -> Path:
+    """The folder of a student that was given as this folder, its network's folder, or a file with its network."""
+    return place.parent if place.is_file() or place.name in {network_part(name) for name in PARTS} else place
+
+
 def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that an export leaves beside `transformer/`, and what it holds; nothing if there is none."""
-    path = (folder.parent if folder.name == "transformer" else folder) / STUDENT_FILE
+    """The file that an export leaves in a student's folder, and what it holds; nothing if there is none."""
+    path = folder / STUDENT_FILE
     return path, read_json(path, "export the student again") if path.is_file() else {}
 
 

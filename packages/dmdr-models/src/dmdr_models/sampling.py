@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from dmdr_core import FlowMatching, StepGrid, guided, rollout
+from dmdr_core import FlowMatching, Grid, guided, rollout
 from torch import Tensor
 
 from dmdr_models.family import Condition, Family
@@ -41,14 +41,15 @@ def sample(
     """Latents `[B, C, H, W]` from `noise` of the same shape.
 
     Args:
-        num_steps: steps on `StepGrid(num_steps, shift)`; "heun" calls the network twice in each but the last.
-        method: "euler" and "heun" follow the deterministic flow; "sde" renoises between steps, as few-step
-            students are trained to.
+        num_steps: steps on `family.grid(num_steps, shift)`; "heun" calls the network twice in each but the last.
+        method: "euler" takes the process's deterministic step, which is DDIM's of a variance-preserving one; "heun" is
+            of flow matching alone; "sde" renoises between steps, as few-step students are trained to.
         guidance: classifier-free guidance scale, 1 for none.
         generator: of the noise of "sde".
 
     Raises:
-        ValueError: an unknown method, or "heun" on a process other than flow matching.
+        ValueError: an unknown method, "heun" on a process other than flow matching, or a shift that the family does
+            not know.
     """
     if method not in METHODS:
         raise ValueError(f"unknown sampling method {method!r}; valid are {', '.join(METHODS)}")
@@ -56,14 +57,14 @@ def sample(
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
         return guided_prediction(family, network, x_t, t, condition, guidance)
 
-    grid = StepGrid(num_steps, shift=shift, t_end=getattr(family.process, "t_end", 0.0))
+    grid = family.grid(num_steps, shift)
     if method == "heun":
         return _heun(predict, family.process, grid, noise)
     mode = "sde" if method == "sde" else "ode"
     return rollout(predict, family.process, grid, noise, mode=mode, generator=generator).x0
 
 
-def _heun(predict: Any, process: Any, grid: StepGrid, noise: Tensor) -> Tensor:
+def _heun(predict: Any, process: Any, grid: Grid, noise: Tensor) -> Tensor:
     """Second-order: the mean of the velocities at both ends of a step; Euler for the last step."""
     if not isinstance(process, FlowMatching):
         raise ValueError("the heun sampler needs a flow-matching model; use euler")

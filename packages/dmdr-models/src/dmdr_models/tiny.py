@@ -2,6 +2,8 @@
 
 path = dmdr_models.tiny.sit("somewhere")     # a folder that dmdr_models.load("sit", path) opens
 path = dmdr_models.tiny.sd3("elsewhere")     # and one that a stock StableDiffusion3Pipeline opens, too
+path = dmdr_models.tiny.sdxl("third")        # or a stock StableDiffusionXLPipeline
+path = dmdr_models.tiny.taesd("decoder")     # an AutoencoderTiny for the last, as `vae=`
 """
 
 import json
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+CLIP_WIDTH = 16
 
 
 def randomise(network: nn.Module, seed: int = 0, std: float = 0.05) -> nn.Module:
@@ -84,7 +88,7 @@ def sd3(
     import transformers
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    clip_width, t5_width = 16, 48  # 2 · 16 < 48: like the real ones, the joint CLIP features are padded to T5's width
+    t5_width = 48  # more than twice CLIP's: like the real ones, the joint CLIP features are padded to T5's width
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         tokenizers = [_clip_tokenizer(Path(folder) / "1", pad="<|endoftext|>"), _clip_tokenizer(Path(folder) / "2")]
@@ -95,7 +99,7 @@ def sd3(
             num_attention_heads=num_heads,
             joint_attention_dim=t5_width,
             caption_projection_dim=width,
-            pooled_projection_dim=2 * clip_width,
+            pooled_projection_dim=2 * CLIP_WIDTH,
             pos_embed_max_size=max_size,
             dual_attention_layers=tuple(dual_attention_layers),
             qk_norm=qk_norm,
@@ -104,18 +108,7 @@ def sd3(
         parts: dict[str, Any] = {"transformer": transformer, "tokenizer_3": _t5_tokenizer(Path(folder) / "3")}
         for suffix, tokenizer in zip(("", "_2"), tokenizers, strict=True):
             parts[f"tokenizer{suffix}"] = tokenizer
-            parts[f"text_encoder{suffix}"] = transformers.CLIPTextModelWithProjection(
-                transformers.CLIPTextConfig(
-                    vocab_size=len(tokenizer),
-                    hidden_size=clip_width,
-                    intermediate_size=clip_width,
-                    projection_dim=clip_width,
-                    num_hidden_layers=2,
-                    num_attention_heads=2,
-                    bos_token_id=tokenizer.bos_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                )
-            )
+            parts[f"text_encoder{suffix}"] = transformers.CLIPTextModelWithProjection(_clip_config(tokenizer))
         parts["text_encoder_3"] = transformers.T5EncoderModel(
             transformers.T5Config(
                 vocab_size=len(parts["tokenizer_3"]),
@@ -131,6 +124,86 @@ def sd3(
         parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=shift)
         pipeline: Any = StableDiffusion3Pipeline(**parts)
         pipeline.save_pretrained(path)
+    return Path(path)
+
+
+def sdxl(
+    path: str | Path,
+    *,
+    sample_size: int = 4,
+    width: int = 16,
+    transformer_layers: Sequence[int] = (1, 1),
+    force_zeros_for_empty_prompt: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Write an SDXL with all its parts to `path`, and return `path`.
+
+    The pictures are `8 · sample_size` pixels wide unless asked otherwise. The UNet has layers of every kind of the full
+    one's, the noise of its scheduler is the full one's, and the tokenizers know single bytes.
+
+    Args:
+        width: channels at the first of the UNet's two levels, a multiple of 16; the second has twice as many.
+        transformer_layers: of each attention at each level.
+        force_zeros_for_empty_prompt: the empty prompt's embeddings are zeros, as in the full model.
+    """
+    import transformers
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    time_width = 8
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        tokenizers = [_clip_tokenizer(Path(folder) / "1", pad="<|endoftext|>"), _clip_tokenizer(Path(folder) / "2")]
+        unet: Any = UNet2DConditionModel(
+            sample_size=sample_size,
+            block_out_channels=(width, 2 * width),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=list(transformer_layers),
+            attention_head_dim=[2, 4],  # heads, by a slip of the library's that all published configs follow
+            use_linear_projection=True,
+            cross_attention_dim=2 * CLIP_WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_width,
+            projection_class_embeddings_input_dim=CLIP_WIDTH + 6 * time_width,
+        )
+        first, second = map(_clip_config, tokenizers)
+        pipeline: Any = StableDiffusionXLPipeline(
+            vae=_vae(latent_channels=4, scaling_factor=0.13025),
+            text_encoder=transformers.CLIPTextModel(first),
+            text_encoder_2=transformers.CLIPTextModelWithProjection(second),
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            unet=unet,
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                timestep_spacing="leading",
+                steps_offset=1,
+            ),
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            add_watermarker=False,
+        )
+        pipeline.save_pretrained(path)
+    return Path(path)
+
+
+def taesd(path: str | Path, *, latent_channels: int = 4, seed: int = 0) -> Path:
+    """Write an AutoencoderTiny in TAESD's layout to `path`, and return `path`; it stands in for another VAE."""
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae: Any = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1),
+            latent_channels=latent_channels,
+        )
+    vae.save_pretrained(path)
     return Path(path)
 
 
@@ -163,6 +236,21 @@ def _clip_tokenizer(folder: Path, pad: str = "!") -> Any:
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder, pad_token=pad, model_max_length=77)
+
+
+def _clip_config(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=CLIP_WIDTH,
+        projection_dim=CLIP_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def _t5_tokenizer(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Between latents and pictures: the part that every family with an AutoencoderKL shares."""
+"""What every family shares: a network in diffusers' style, and a VAE between its latents and pictures."""
 
 from functools import cached_property
 from pathlib import Path
@@ -6,33 +6,44 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmdr_models.parts import part_config
+from dmdr_models import parts
+from dmdr_models.describe import VAES, network_part, pixels_per_latent
 
 
 class LatentFamily:
-    """A family whose latents an AutoencoderKL codes; it is opened when it is first used, frozen, in `dtype`.
+    """A family whose latents an AutoencoderKL or an AutoencoderTiny codes; it is opened when it is first used, frozen.
 
     Args:
-        path: folder or hub name that holds `vae/`, unless `vae` is given.
-        vae: folder or hub name of another AutoencoderKL.
-        dtype: of all that the family loads; pictures and latents come out in float32 whatever it is.
+        path: folder or hub name that holds the network, and `vae/` unless `vae` is given.
+        vae: folder or hub name of another VAE.
+        dtype: of all that the family loads; pictures and latents come out in float32 whatever it is. A VAE that
+            overflows in float16 is loaded in float32 instead.
 
     Raises:
-        FileNotFoundError: no such folder or hub name, or it lacks the VAE.
-        ValueError: it holds another model.
+        FileNotFoundError: no such folder or hub name, or it lacks the network or the VAE.
+        ValueError: it holds another model, or the latents are not those of the VAE.
     """
 
+    name: str
+    network_class: Any
+    fixed: tuple[str, ...]
+    """What the config of other weights for the network must have in common with the model's."""
     latent_shape: tuple[int, int, int]
 
     def __init__(self, path: str | Path, vae: str | Path | None, dtype: torch.dtype):
         self.path = str(path)
-        self.vae_path = None if vae is None else str(vae)
+        self.network_part = network_part(self.name)
+        self.config = parts.part_config(self.network_class, self.path, self.network_part)
         self.dtype = dtype
         self.device = torch.device("cpu")
-        self.vae_config = part_config(AutoencoderKL, self.vae_path or self.path, "vae" if vae is None else "")
-        self.vae_factor: int = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.vae_place = (self.path, "vae") if vae is None else (str(vae), "")
+        self.vae_config = parts.part_config(AutoencoderKL, *self.vae_place, VAES)
+        self.vae_factor = pixels_per_latent(self.vae_config)
+        channels, own = self.vae_config["latent_channels"], self.config["in_channels"]
+        if channels != own:
+            raise ValueError(f"{self.vae_place[0]} holds a VAE with {channels} channels, the network takes {own}")
 
     @property
     def image_size(self) -> int:
@@ -40,15 +51,28 @@ class LatentFamily:
 
     @cached_property
     def vae(self) -> Any:
-        folder = {"subfolder": "vae"} if self.vae_path is None else {}
-        vae: Any = AutoencoderKL.from_pretrained(self.vae_path or self.path, torch_dtype=self.dtype, **folder)
-        return vae.eval().requires_grad_(False).to(self.device)
+        overflows = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
+        vae = parts.load_vae(*self.vae_place, torch.float32 if overflows else self.dtype)
+        return vae.requires_grad_(False).to(self.device)
 
     def to(self, device: torch.device | str) -> Any:
         self.device = torch.device(device)
         if "vae" in self.__dict__:
             self.vae.to(self.device)
         return self
+
+    def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+        """See `dmdr_models.family.Family.load_network`."""
+        same = {name: self.config[name] for name in self.fixed}
+        return parts.load_network(self.network_class, self.path, self.network_part, weights, dtype or self.dtype, same)
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """See `dmdr_models.family.Family.save`."""
+        network.save_pretrained(folder / self.network_part)  # type: ignore[operator]
+
+    def save_state_dict(self, network: nn.Module, file: str | Path) -> None:
+        """See `dmdr_models.parts.save_state_dict`."""
+        parts.save_state_dict(network, file)
 
     def save_memory(
         self,
@@ -62,6 +86,7 @@ class LatentFamily:
             raise ValueError("offload_text: there are no text encoders to offload; leave it out")
         if vae_checkpointing:
             self.vae.enable_gradient_checkpointing()
+            self.vae.encoder.gradient_checkpointing = False  # AutoencoderTiny's would see pictures of another range
         if vae_slicing:
             self.vae.enable_slicing()
         if vae_tiling:
@@ -69,6 +94,7 @@ class LatentFamily:
             # which must be whole latents.
             self.vae.tile_latent_min_size = max(4, self.latent_shape[-1] // 8 * 4)
             self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self.vae_factor
+            self.vae.tile_overlap_factor = 0.25
             self.vae.enable_tiling()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -76,5 +102,6 @@ class LatentFamily:
         return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        mean = self.vae.encode((images.float() * 2 - 1).to(self.vae.dtype)).latent_dist.mean.float()
-        return (mean - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        coded = self.vae.encode((images.float() * 2 - 1).to(self.vae.dtype))
+        mean = coded.latents if "latents" in coded else coded.latent_dist.mean  # AutoencoderTiny's have no spread
+        return (mean.float() - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor

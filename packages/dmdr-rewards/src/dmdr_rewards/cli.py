@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dmdr_rewards.errors import USER_ERROR, naming, plain_warnings, user_errors
+from dmdr_rewards.secrets import redacted
 
 _COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
   list                     the rewards: what they score, their prompts, their licence
@@ -25,7 +26,7 @@ _COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"error: {redacted(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 

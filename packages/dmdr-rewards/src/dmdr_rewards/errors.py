@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dmdr_rewards.secrets import redacted
+
 USER_ERROR = 2
 """Exit code: the command cannot run as it was typed. Nothing was loaded or changed."""
 STOPPED = 1
@@ -46,7 +48,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -54,7 +56,7 @@ def user_errors() -> Iterator[None]:
 def plain_warnings() -> Iterator[None]:
     """Print a warning as its one line, without the place in our code."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {redacted(str(message))}\n"
     try:
         yield
     finally:

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dmdr_rewards.untrusted import open_rgb
+
 TOLERANCE = 1e-3
 """How far outside [0, 1] a value may lie: room for rounding, not for overshoot."""
 
@@ -80,8 +82,7 @@ def as_picture(picture: Picture) -> "Image.Image | Tensor":
     if not isinstance(picture, (str, PathLike)):
         raise ValueError(f"a picture is a {type(picture).__name__}: give paths, PIL pictures or uint8 arrays [H, W, 3]")
     try:
-        with Image.open(picture) as file:
-            return file.convert("RGB")
+        return open_rgb(picture)
     except Exception as error:  # bytes that are no picture make decoders fail in any way
         raise ValueError(f"picture {fspath(picture)} cannot be read: {error}") from error
 

@@ -12,16 +12,18 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dmdr_rewards.chat import Endpoint
+from dmdr_rewards.chat import Endpoint, UnansweredError
 from dmdr_rewards.images import Images, as_pictures
 from dmdr_rewards.info import BUILT_IN, RewardInfo
 from dmdr_rewards.prompts import as_texts
+
+_ROUNDING = 1e-3  # of log-probabilities that are printed with few digits
 
 
 class Judge:
@@ -31,12 +33,16 @@ class Judge:
     url          of the API, such as http://localhost:8000/v1
     template     the question; {prompt} stands for the prompt
     api_key_env  name of the environment variable that holds the API key; without it none is sent
-    timeout      seconds to wait for a sign of the endpoint
-    retries      how often a request is sent again after 429, 5xx, a time-out or a broken connection
+    timeout      seconds that a request may take, to the last byte of its answer
+    retries      how often a request is sent again after 429, 5xx, a time-out, a broken connection or garbage
     backoff      seconds before the first of them; each further wait is twice as long
     concurrency  requests on their way at the same time
-    fallback     score of a picture whose answer cannot be read; without it, such an answer is an error
+    fallback     score of a picture whose answer cannot be read; without it, such an answer is a failure
+    on_failure   "stop": a picture that gets no score is an error; "skip": its score is NaN, with a warning. What the
+                 endpoint would refuse for every picture (401, 403, 404) is an error in any case
     device       where the scores go. dtype has no say: the endpoint computes as it does
+
+    `skipped` counts the pictures that were left without a score.
 
     Raises ValueError for an option that cannot work.
     """
@@ -56,6 +62,7 @@ class Judge:
         backoff: float = 1.0,
         concurrency: int = 8,
         fallback: float | None = None,
+        on_failure: Literal["stop", "skip"] = "stop",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -63,11 +70,15 @@ class Judge:
             raise ValueError(f"template {template!r} must contain {{prompt}}")
         if concurrency < 1:
             raise ValueError(f"concurrency {concurrency}: give at least 1")
+        if on_failure not in ("stop", "skip"):
+            raise ValueError(f"on_failure {on_failure!r}: give stop or skip")
         self.template = template or self.template
         self._endpoint = Endpoint(url, str(checkpoint), api_key_env, timeout, retries, backoff)
         self._concurrency = concurrency
         self._fallback = fallback
+        self._skips = on_failure == "skip"
         self._device = torch.device(device)
+        self.skipped = 0
 
     def question(self, prompt: str) -> str:
         """What to ask under a prompt."""
@@ -78,11 +89,11 @@ class Judge:
         raise NotImplementedError
 
     def score(self, images: Images, prompts: Tensor | Sequence[Any]) -> Tensor:
-        """Score B pictures under B texts -> float32 Tensor[B], without gradient.
+        """Score B pictures under B texts -> float32 Tensor[B], without gradient; NaN for a picture that was skipped.
 
         Raises ValueError for pictures or prompts that cannot be scored, for pictures that require a gradient, for a
         request that the endpoint refuses, and for an answer that cannot be read; ConnectionError for an endpoint that
-        still does not answer after the retries.
+        still does not answer after the retries. With `on_failure="skip"` the last three are skipped.
         """
         each = [images] if isinstance(images, Tensor) else images
         if any(isinstance(picture, Tensor) and picture.requires_grad for picture in each):
@@ -94,15 +105,29 @@ class Judge:
         texts = as_texts(prompts, len(pictures))
         questions = [self.question(text) for text in texts]
         with ThreadPoolExecutor(self._concurrency) as pool:  # after an exception the requests still waiting are dropped
-            scores = list(pool.map(self._score, pictures, questions, texts))
-        return torch.tensor(scores, dtype=torch.float32, device=self._device)
+            scores = list(pool.map(self._score_or_reason, pictures, questions, texts))
+        reasons = [score for score in scores if isinstance(score, str)]
+        if reasons:
+            self.skipped += len(reasons)
+            counted = f"{len(reasons)} of {len(scores)} pictures, {self.skipped} so far"
+            warnings.warn(f"{self.info.name} skipped {counted}; last: {reasons[-1]}", stacklevel=2)
+        values = [math.nan if isinstance(score, str) else score for score in scores]
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+    def _score_or_reason(self, picture: Image.Image, question: str, prompt: str) -> float | str:
+        try:
+            return self._score(picture, question, prompt)
+        except (ConnectionError, UnansweredError) as error:
+            if not self._skips:
+                raise
+            return str(error)
 
     def _score(self, picture: Image.Image, question: str, prompt: str) -> float:
         answer, logprobs = self._endpoint.ask(picture, question, self.request)
         score = self.read(answer, logprobs, prompt)
         score = self._fallback if score is None else score
         if score is None:
-            raise ValueError(
+            raise UnansweredError(
                 f"{self.info.name}: no score in the answer {answer[:200]!r} under the prompt {prompt!r}: change the "
                 "template or the model, or give such pictures the score fallback="
             )
@@ -112,8 +137,9 @@ class Judge:
 class VQAScore(Judge):
     """The probability that the model answers "Yes" to whether the picture shows the prompt, in [0, 1].
 
-    It is the sum over the spellings of "yes" among the first token's likeliest alternatives. An endpoint that gives no
-    log-probabilities is warned about: its scores are 1 for yes and 0 for no.
+    It is the sum over the spellings of "yes" among the first token's likeliest alternatives; one that is no probability
+    counts as no answer. An endpoint that gives no log-probabilities is warned about: its scores are 1 for yes and 0 for
+    no.
     Source: "Evaluating Text-to-Visual Generation with Image-to-Text Generation", arXiv 2404.01291.
     """
 
@@ -123,7 +149,8 @@ class VQAScore(Judge):
 
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
         if logprobs:
-            return sum(math.exp(each["logprob"]) for each in logprobs if _word(each["token"]) == "yes")
+            share = sum(math.exp(min(each["logprob"], 1.0)) for each in logprobs if _word(each["token"]) == "yes")
+            return min(share, 1.0) if share <= 1 + _ROUNDING else None
         warnings.warn("the endpoint gives no logprobs: vqascore is 1 for yes and 0 for no", stacklevel=2)
         return {"yes": 1.0, "no": 0.0}.get(_word(answer.split()[0]) if answer.split() else "")
 

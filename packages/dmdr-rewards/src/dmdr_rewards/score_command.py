@@ -4,6 +4,7 @@ Everything that can be refused is checked before weights are loaded: names, opti
 """
 
 import json
+import os
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from dmdr_rewards import registry
 from dmdr_rewards.errors import StoppedError, UserError, naming
 from dmdr_rewards.score_data import Item, find, require, with_prompts
 from dmdr_rewards.score_table import Columns, Key, Row, ScoreTable, by_key
+from dmdr_rewards.secrets import ADVICE, secret_in
+from dmdr_rewards.untrusted import from_json
 
 # NAME, NAME=PATH, and either with :WEIGHT. Only a number behind the last colon is a weight: paths and URLs have colons.
 _REWARD = re.compile(
@@ -94,6 +97,8 @@ def parse_rewards(rewards: Sequence[str], options: Sequence[str], preprocess: st
             raise UserError("--reward", f"{name} is given twice: its column can hold one; use a second output")
         common = {} if preprocess is None else {"preprocess": preprocess}
         weight = 1.0 if match["weight"] is None else float(match["weight"])
+        if secret := secret_in(given.get(name, {}), name) or secret_in(match["checkpoint"], name):
+            raise UserError("--option" if name in given else "--reward", f"{secret} {ADVICE}")
         asked[name] = Asked(name, match["checkpoint"], weight, {**common, **given.pop(name, {})})
     if given:
         raise UserError("--option", f"{next(iter(given))} is not among the rewards asked for: {', '.join(asked)}")
@@ -102,7 +107,7 @@ def parse_rewards(rewards: Sequence[str], options: Sequence[str], preprocess: st
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError:
         return text
 
@@ -137,7 +142,7 @@ def _provenance(asked: Sequence[Asked], dtype: str) -> dict[str, str | None]:
 
 
 def _hash(value: Any) -> str | None:
-    if not (isinstance(value, str) and value and Path(value).exists()):
+    if not (isinstance(value, str) and value and os.path.exists(value)):  # a long text is no path, and no error
         return None
     from dmdr_rewards.weights import sha256
 
@@ -153,9 +158,10 @@ def _total(row: Row, asked: Sequence[Asked]) -> float | None:
 def _print_summary(path: Path, rows: Sequence[Row], asked: Sequence[Asked], count: int, speed: float | None) -> None:
     import numpy as np
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("reward", "weight", "count", "mean", "std", "min", "max", title=str(path))
+    table = Table("reward", "weight", "count", "mean", "std", "min", "max", title=escape(str(path)))
     for column in table.columns[1:]:
         column.justify = "right"
     named = [(one.name, f"{one.weight:g}") for one in asked] + [("total", "")] * (len(asked) > 1)

@@ -6,9 +6,9 @@
 import csv
 import glob
 import io
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from dmdr_rewards.errors import UserError, naming
+from dmdr_rewards.untrusted import from_json, inside, open_rgb
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 TABLES = frozenset({".parquet", ".jsonl", ".csv"})
@@ -27,7 +28,7 @@ class Cell(Protocol):
     """A picture inside a table: small enough to be sent to a worker, which reads it there."""
 
     def value(self) -> Any:
-        """The picture's bytes, its path, or both as {"bytes": …, "path": …}."""
+        """The picture's bytes, or its path."""
         ...
 
 
@@ -40,7 +41,7 @@ class ParquetCell:
     row: int
 
     def value(self) -> Any:
-        return _row_group(self.table, self.group)[self.row].as_py()
+        return _bytes_or_path(_row_group(self.table, self.group)[self.row].as_py(), self.table.parent)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class DatasetCell:
     row: int
 
     def value(self) -> Any:
-        return _dataset(self.folder)[self.row]["image"]
+        return _bytes_or_path(_dataset(self.folder)[self.row]["image"], self.folder)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def find(images: str) -> list[Item]:
 
     images  a folder (searched recursively, in the order of names), one picture, a glob, a table (`TABLES`) with
             pictures or their paths in `image` or `file_name` and optional columns `prompt` and `label`, or a Hugging
-            Face dataset on disk with the same columns. Paths in a table count from its folder.
+            Face dataset on disk with the same columns. Paths in a table count from its folder and stay in it.
 
     Names in the result are relative to the folder, to the part of a glob without wildcards, or as the table has them.
     Raises UserError where there is no picture.
@@ -127,10 +128,7 @@ def open_picture(source: Path | Cell) -> Image.Image:
     """Decode a picture, to RGB. Raises ValueError that says why it cannot be read."""
     try:
         value = source if isinstance(source, Path) else source.value()
-        if isinstance(value, dict):
-            value = value["bytes"] if value["bytes"] is not None else value["path"]
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as file:
-            return file.convert("RGB")
+        return open_rgb(io.BytesIO(value) if isinstance(value, bytes) else value)
     except Exception as error:  # bytes that are no picture make decoders fail in any way
         raise ValueError(_text(f"cannot be read: {error or type(error).__name__}")) from error
 
@@ -161,9 +159,25 @@ def _from_lines(path: Path) -> list[Item]:
         if not isinstance(row.get("image") or row.get("file_name"), str):
             raise UserError("IMAGES", f"{path}, row {number}: give each picture's path in `file_name` or `image`")
     return [
-        _item(row, row.get("file_name") or row["image"], path.parent / (row.get("image") or row["file_name"]))
+        _item(row, row.get("file_name") or row["image"], _in_table(path, row.get("image") or row["file_name"]))
         for row in rows
     ]
+
+
+def _in_table(table: Path, name: Any) -> Path:
+    if not isinstance(name, str):
+        raise ValueError(f"{table} has the path {name!r}: give each picture's as text")
+    try:
+        return inside(table.parent, name)
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}; put the table above its pictures") from None
+
+
+def _bytes_or_path(value: Any, folder: Path) -> Any:
+    """The picture in a cell: its bytes, or where it lies in `folder`."""
+    if isinstance(value, dict):
+        value = value["bytes"] if value["bytes"] is not None else value["path"]
+    return inside(folder, value) if isinstance(value, str) else value
 
 
 def _from_parquet(path: Path) -> list[Item]:
@@ -179,14 +193,18 @@ def _from_parquet(path: Path) -> list[Item]:
         for group in range(file.num_row_groups)
         for row in range(file.metadata.row_group(group).num_rows)
     ]
-    return _from_arrow(file.read(columns=light), file.schema_arrow, cells, path)
+    with _readable(path):
+        table = file.read(columns=light)
+    return _from_arrow(table, file.schema_arrow, cells, path)
 
 
 def _from_dataset(folder: Path) -> list[Item]:
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        raise UserError("IMAGES", f"{folder} holds several datasets: give one of {', '.join(splits)} as {folder}/NAME")
-    with naming("IMAGES"):
+        index = folder / "dataset_dict.json"
+        with naming("IMAGES"), _readable(index):
+            splits = ", ".join(from_json(index.read_bytes())["splits"])
+        raise UserError("IMAGES", f"{folder} holds several datasets: give one of {splits} as {folder}/NAME")
+    with naming("IMAGES"), _readable(folder):
         table = _dataset(folder).with_format("arrow")[:]
         return _from_arrow(table, table.schema, [DatasetCell(folder, row) for row in range(len(table))], folder)
 
@@ -205,7 +223,7 @@ def _from_arrow(table: Any, schema: Any, cells: Sequence[Any], path: Path) -> li
         sources: Sequence[Any] = cells
     elif "image" in schema.names or "file_name" in schema.names:
         names = table["image" if "image" in schema.names else "file_name"].to_pylist()
-        sources = [path.parent / name for name in names]
+        sources = [_in_table(path, name) for name in names]
     else:
         raise UserError(
             "IMAGES", f"{path} has the columns {', '.join(schema.names)}: one must be `image` or `file_name`"
@@ -223,7 +241,7 @@ def _item(row: dict[str, Any], name: str, source: Any) -> Item:
 def _prompts(path: Path) -> dict[str, dict[str, Any]]:
     with naming("--prompts"):
         rows = _read_table(path)
-        if not rows or "file_name" not in rows[0] or not {"prompt", "label"} & rows[0].keys():
+        if not rows or not all("file_name" in row and {"prompt", "label"} & row.keys() for row in rows):
             raise UserError("--prompts", f"{path} must have rows with `file_name` and `prompt` (or `label`)")
         found: dict[str, dict[str, Any]] = {}
         for row in rows:
@@ -239,18 +257,19 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
     if path.suffix.lower() != ".parquet":
         return _read_lines(path)
     file = _parquet(path)
-    return file.read(columns=[name for name in _LIGHT if name in file.schema_arrow.names]).to_pylist()
+    with _readable(path):
+        return file.read(columns=[name for name in _LIGHT if name in file.schema_arrow.names]).to_pylist()
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".csv":
             return list(csv.DictReader(file))
         rows = []
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = from_json(line)
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
                 if not isinstance(row, dict):
@@ -271,7 +290,10 @@ def _integer(value: Any, where: Any) -> int:
     try:
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
-        return int(value)
+        number = int(value)
+        if abs(number) >= 1 << 63:
+            raise ValueError
+        return number
     except (TypeError, ValueError):
         raise ValueError(f"label {value!r} of {where} is no integer: class labels are counted from 0") from None
 
@@ -301,13 +323,22 @@ def _text(value: Any) -> str:
 
 
 def _parquet(path: Path) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(path):
         return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the file that a reader gives up on. Bytes of another format make readers fail in any way."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 
 
 @lru_cache(maxsize=1)

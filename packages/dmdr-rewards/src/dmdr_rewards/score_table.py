@@ -6,6 +6,7 @@ last line that a kill has torn is dropped. The output itself appears in one move
 
 import csv
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dmdr_rewards.errors import UserError, naming
+from dmdr_rewards.untrusted import from_json
 
 ENDINGS = (".parquet", ".jsonl", ".csv")
 Row: TypeAlias = dict[str, Any]
@@ -68,7 +70,9 @@ class ScoreTable:
         """Raise UserError if a row of an earlier run has other columns, or other text in these."""
         for row in self.done.values():
             if row.keys() != self.columns.types.keys():
-                self._refuse(f"has the columns {', '.join(row)}; this run has {', '.join(self.columns.types)}")
+                self._refuse(
+                    f"has the columns {', '.join(map(str, row))}; this run has {', '.join(self.columns.types)}"
+                )
             for name, value in provenance.items():
                 if row[name] != value:
                     self._refuse(f"was made with {name} {row[name]}; this run has {value}")
@@ -101,7 +105,8 @@ class ScoreTable:
         if not self.path.exists():
             return []
         with naming("--output"):
-            return [row for row in _read(self.path, self.columns.types) if not row.get("error")]
+            rows = _checked(_read(self.path, self.columns.types), self.columns.types)
+            return [row for row in rows if not row.get("error")]
 
     def _journalled(self) -> list[Row]:
         if not self.journal.exists():
@@ -111,8 +116,9 @@ class ScoreTable:
         if whole < len(data):
             os.truncate(self.journal, whole)
         try:
-            return [row for line in data[:whole].splitlines() for row in json.loads(line)]
-        except ValueError:
+            rows = [row for line in data[:whole].splitlines() for row in from_json(line)]
+            return _checked(rows, self.columns.types)
+        except (ValueError, TypeError):
             raise UserError("--output", f"{self.journal} is damaged: remove it, or give --overwrite") from None
 
     def _refuse(self, why: str) -> None:
@@ -132,21 +138,39 @@ def by_key(rows: Iterable[Row]) -> dict[Key, Row]:
 
 
 def _read(path: Path, types: dict[str, type]) -> list[Row]:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
 
-        try:
             return pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: {error}") from error
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in file]
-        return [
-            {name: types.get(name, str)(text) if text else None for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix.lower() == ".jsonl":
+                return [from_json(line) for line in file]
+            return [
+                {name: types.get(name, str)(text) if text else None for name, text in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except OSError:
+        raise
+    except Exception as error:  # bytes of another format make readers fail in any way
+        raise ValueError(f"{path} is no output of dmdr-score: {error}; remove it, or give another -o") from error
+
+
+def _checked(rows: Sequence[Any], types: dict[str, type]) -> list[Row]:
+    """Rows as they come out of a file -> the same. Raises ValueError for one that holds what no run would write."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is no row of scores: {str(row)[:80]}")
+        for name, value in row.items():
+            if name in types and not _fits(value, types[name]):
+                raise ValueError(f"row {number} is no row of scores, {name} is {str(value)[:80]}")
+    return list(rows)
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return abs(value) < math.inf
+    return value is None or (isinstance(value, kind) and not isinstance(value, bool))
 
 
 def _write_parquet(path: Path, rows: Sequence[Row], types: dict[str, type]) -> None:

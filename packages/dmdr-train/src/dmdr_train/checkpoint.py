@@ -7,8 +7,8 @@
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
         recipe.yaml
-        manifest.json             step, world size, what automatic weights follow, and size and sha256 of every file;
-                                  written last
+        manifest.json             step, world size, what automatic weights follow, versions of packages, and size and
+                                  sha256 of every file; written last
 
 A run has neither random state nor a place in its data to save (see `dmdr_train.draws` and `.prompts`): its step is
 enough.
@@ -18,138 +18,166 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dmdr_train.average import Average
-from dmdr_train.engines import gathered
+from dmdr_train.engines import anywhere, gathered
 from dmdr_train.errors import UserError, naming
 from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest
 from dmdr_train.trainer import Trainer
+from dmdr_train.versions import versions
 
-MANIFEST = "manifest.json"
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
-# What a resumed run may change: these keys, and everything below them.
-FREE_KEYS = (
-    "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "model.path", "model.vae",
-    "data.embeddings",
-)  # fmt: skip
-FIXED_KEYS = (
-    "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.shared_backbone", "memory.offload_optimizer",
-)  # fmt: skip
+ENGINES = ("generator", "guidance")
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+class NotSavedError(Exception):
+    """A checkpoint that could not be written; the ones before it are as they were."""
 
 
-def find_checkpoint(settings: Recipe) -> Path | None:
-    """The checkpoint that `run.resume` asks for; None to start afresh.
+class Writes:
+    """Carries out the writes of this process until one fails, and remembers why it did.
 
-    Raises:
-        UserError: a given path holds no checkpoint, or one of a run that this recipe cannot go on with.
+    An exception on one process would leave the others waiting for it in the next collective operation.
     """
-    choice = settings.run.resume
-    if choice == "never":
-        return None
-    if choice == "auto":
-        found = checkpoints_in(Path(settings.run.output) / "checkpoints")
-        path = found[-1] if found else None
-    else:
-        path = newest("run.resume", choice)
-    if path is not None:
-        verify("run.resume", path)
-        refuse_difference(settings, path)
-    return path
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+
+    def __call__(self, write: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                write()
+            except (OSError, RuntimeError, SafetensorError) as error:
+                self.error = _reason(error)
 
 
-def newest(key: str, text: str) -> Path:
-    """The checkpoint at a path: itself, or the newest in a folder of checkpoints or in a run's folder."""
-    folder = Path(text)
-    for candidate in (folder, *reversed(checkpoints_in(folder)), *reversed(checkpoints_in(folder / "checkpoints"))):
-        if (candidate / MANIFEST).is_file():
-            return candidate
-    raise UserError(key, f"{text} holds no checkpoint; give one of step-*, or start without it")
-
-
-def refuse_difference(settings: Recipe, path: Path) -> None:
-    """Refuse to go on with a checkpoint of another recipe, except where a change is harmless."""
-    saved = _flat(yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")))
-    asked = _flat(settings.model_dump(mode="json"))
-    for key in sorted(saved.keys() | asked.keys()):
-        free = any(key == k or key.startswith(f"{k}.") for k in FREE_KEYS) and key not in FIXED_KEYS
-        if not free and saved.get(key) != asked.get(key):
-            raise UserError(
-                key,
-                f"is {asked.get(key)} here and {saved.get(key)} in {path}; "
-                f"set it back, or start a new run with another run.output",
-            )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        items = list(node.items())
-    elif isinstance(node, list):
-        items = list(enumerate(node))
-    else:
-        return {prefix: node}
-    return {k: v for name, child in items for k, v in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+def _reason(error: BaseException) -> str:
+    """What the operating system said, which torch wraps into an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error)
 
 
 def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> Path:
-    """Write a checkpoint beside the others and rename it into place when it is whole; every process calls this."""
+    """Write a checkpoint beside the others and rename it into place when it is whole; every process calls this.
+
+    Raises:
+        NotSavedError: on every process, if one of them could not write; what it had written is removed.
+    """
     final = folder / f"step-{trainer.step:08d}"
     partial = folder / f".{final.name}.partial"
+    write = Writes()
     if trainer.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
+        write(lambda: _empty(partial))
+    _together(write, final, partial)
     for name, engine in _engines(trainer).items():
+        engine.checkpoint_engine.save = lambda state_dict, path: write(lambda: _save_state(state_dict, path))
+        engine._copy_recovery_script = lambda *_: None
         engine.save_checkpoint(str(partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
     if average.state:
-        save_file(average.state, partial / f"average-rank{trainer.rank}.safetensors")
-    save_weights(partial / GENERATOR, trainer.generator.module)
-    save_weights(partial / FAKE_SCORE, trainer.guidance.module)
+        write(lambda: save_file(average.state, partial / f"average-rank{trainer.rank}.safetensors"))
+    save_weights(partial / GENERATOR, trainer.generator.module, write)
+    save_weights(partial / FAKE_SCORE, trainer.guidance.module, write)
     with average.applied():
-        save_weights(partial / STUDENT, trainer.generator.module)
-    dist.barrier()
+        save_weights(partial / STUDENT, trainer.generator.module, write)
+    _together(write, final, partial)
     if trainer.rank == 0:
-        for script in partial.glob("*.py"):
-            script.unlink()
-        (partial / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
-        files = {str(p.relative_to(partial)): fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-        manifest = {
-            "step": trainer.step,
-            "world_size": trainer.world,
-            "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
-            "files": files,
-        }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        for old in checkpoints_in(folder)[: -settings.run.keep_last]:
-            shutil.rmtree(old)
-    dist.barrier()
+        write(lambda: _finish(partial, final, settings, trainer))
+    _together(write, final, partial)
     return final
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
+def _empty(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in ENGINES:
+        (partial / name).mkdir(parents=True)
+
+
+def _together(write: Writes, final: Path, partial: Path) -> None:
+    """Go on if every process could write."""
+    if not anywhere(write.error is not None):
+        return
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    reason = write.error or "another process could not write"
+    raise NotSavedError(f"{final} could not be written ({reason}); the checkpoints before it are whole")
+
+
+def _save_state(state: Any, path: str) -> None:
+    with open(path, "wb") as file:  # torch on its own does not say why it could not write
+        torch.save(state, file)
+
+
+def _finish(partial: Path, final: Path, settings: Recipe, trainer: Trainer) -> None:
+    """Write recipe and manifest, and give the folder its name."""
+    (partial / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
+    files = {str(p.relative_to(partial)): fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+    manifest = {
+        "step": trainer.step,
+        "world_size": trainer.world,
+        "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
+        "versions": versions(),
+        "files": files,
+    }
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    if final.exists():
+        remove(final)
+    os.replace(partial, final)
+
+
+def remove(path: Path) -> None:
+    """Take a checkpoint out of sight, then away: half of one never has its name."""
+    hidden = path.with_name(f".{path.name}.removed")
+    os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What an earlier process had begun to write or to remove when it was killed."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(folder: Path, last: int, every: int, best: int | None) -> None:
+    """Remove the checkpoints that none of these keeps.
+
+    Args:
+        last: number of the newest to keep.
+        every: keep those at a multiple of so many steps; 0 for none.
+        best: a step to keep.
+    """
+    for path in checkpoints_in(folder)[:-last]:
+        step = int(path.name.removeprefix("step-"))
+        if step != best and not (every and step % every == 0):
+            remove(path)
+
+
+def save_weights(path: Path, network: nn.Module, write: Callable[[Callable[[], object]], None] | None = None) -> None:
     """The trainable parameters of a network, whole and in float32; rank 0 writes."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with gathered(trained.values()):
         if dist.get_rank() == 0:
-            save_file({name: p.detach().float().cpu().contiguous() for name, p in trained.items()}, path)
+            whole = {name: p.detach().float().cpu().contiguous() for name, p in trained.items()}
+            (write or _call)(lambda: save_file(whole, path))
+
+
+def _call(write: Callable[[], object]) -> None:
+    write()
 
 
 def load_weights(key: str, path: Path, network: nn.Module) -> None:
@@ -173,8 +201,11 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
     Raises:
         UserError: for the first that differs.
     """
-    with naming(key), safe_open(path, "pt") as file:
-        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    try:
+        with naming(key), safe_open(path, "pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except UserError as error:
+        raise UserError(key, f"{path} is damaged ({error.__cause__}); give another checkpoint") from None
     ours = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in network.named_parameters() if p.requires_grad}
     for name in sorted(saved.keys() | ours.keys()):
         if saved.get(name) != ours.get(name):
@@ -213,29 +244,8 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
     trainer.step = manifest["step"]
 
 
-def read_manifest(key: str, path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(key, f"{path / MANIFEST} is damaged; give another checkpoint") from None
-
-
-def verify(key: str, path: Path) -> None:
-    """Check that every file of a checkpoint is as its manifest says.
-
-    Raises:
-        UserError: names the first file that is missing or differs.
-    """
-    for name, expected in read_manifest(key, path)["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(key, f"{file} is missing; give another checkpoint")
-        if fingerprint(file) != expected:
-            raise UserError(key, f"{file} is damaged; give another checkpoint")
-
-
 def _engines(trainer: Trainer) -> dict[str, Any]:
-    return {"generator": trainer.generator, "guidance": trainer.guidance}
+    return {name: getattr(trainer, name) for name in ENGINES}
 
 
 def _load_weights_only(path: str, map_location: Any = None) -> Any:

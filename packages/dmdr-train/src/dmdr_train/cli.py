@@ -1,4 +1,5 @@
-"""The command line: `run.py --config RECIPE [key=value …]` and `dmdr-train run | encode | evaluate | export | report`.
+"""The command line: `run.py --config RECIPE [key=value …]` and `dmdr-train run | encode | pairs | evaluate | export |
+report`.
 
 Recipe and files are checked before torch is imported, so that a mistake is answered at once.
 """
@@ -15,8 +16,10 @@ from dmdr_train.errors import EXIT_CODE, user_errors
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        from dmdr_rewards.secrets import redacted
+
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {self.prog}: {message}; see --help", file=sys.stderr)
+            print(f"error: {self.prog}: {redacted(message)}; see --help", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 
@@ -29,7 +32,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--dry-run", action="store_true", help="build everything, take one step, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="build all, take a step of each stage, write nothing")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -42,6 +45,18 @@ def add_encode_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="folder to write, or to add to")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16", help="of the embeddings (default: bf16)")
     parser.add_argument("--batch-size", type=_positive, default=32, help="prompts encoded at once (default: 32)")
+
+
+def add_pairs_options(parser: argparse.ArgumentParser) -> None:
+    add_recipe_options(parser)
+    parser.add_argument("-o", "--output", required=True, help="folder to write, or to add to")
+    parser.add_argument("--count", type=_positive, required=True, help="pairs that the folder is to hold")
+    parser.add_argument("--steps", type=_positive, default=50, help="of the deterministic sampler (default: 50)")
+    parser.add_argument("--guidance", type=_guidance, help="the teacher's guidance scale (default: guidance.cfg)")
+    parser.add_argument("--batch-size", type=_positive, default=8, help="pairs drawn at once (default: 8)")
+    parser.add_argument(
+        "--dtype", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the teacher (default: bf16)"
+    )
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -66,7 +81,7 @@ def run_command(options: argparse.Namespace) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             for name, value in logs.items():
                 print(f"{name} {value:.6g}")
-            print("dry run: everything was built and one step was taken; nothing was written")
+            print("dry run: everything was built and each stage took a step; nothing was written")
     else:
         runner.run(settings)
 
@@ -86,6 +101,29 @@ def encode_command(options: argparse.Namespace) -> None:
     from dmdr_train.encode import encode
 
     encode(settings, Path(options.output), options.dtype, options.batch_size)
+
+
+def pairs_command(options: argparse.Namespace) -> None:
+    """Read and check the recipe, then draw the pairs."""
+    from dmdr_train import preflight
+    from dmdr_train.recipe_file import load_recipe
+
+    settings = load_recipe(options.config, options.overrides)
+    preflight.check_data(settings, preflight.check_model(settings))
+
+    if settings.run.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from dmdr_train.make_pairs import make_pairs
+
+    make_pairs(
+        settings,
+        Path(options.output),
+        options.count,
+        options.steps,
+        options.guidance,
+        options.batch_size,
+        options.dtype,
+    )
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -122,15 +160,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_encode_options(
         _command(commands, "encode", encode_command, "write the embeddings of a recipe's prompts to a folder")
     )
+    add_pairs_options(
+        _command(commands, "pairs", pairs_command, "write pairs of noise and what the teacher makes of it")
+    )
     for name, command, text in (
         ("evaluate", evaluate_command, "score the student of a run again"),
-        ("export", export_command, "write the student of a run's newest checkpoint to a folder"),
+        ("export", export_command, "write the student of a run's newest checkpoint"),
         ("report", report_command, "write summary.md and curves.png of a run again"),
     ):
         sub = _command(commands, name, command, text)
         sub.add_argument("run", help="folder of the run")
         if name == "export":
-            sub.add_argument("-o", "--output", required=True, help="folder to write")
+            sub.add_argument(
+                "-o", "--output", required=True, help="folder, or .safetensors or .bin file of a state dict, to write"
+            )
     options = parser.parse_args(arguments)
     with user_errors():
         options.command(options)
@@ -141,6 +184,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def _guidance(text: str) -> float:
+    scale = float(text)
+    if not 1 <= scale < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 1, which is none, got {text}")
+    return scale
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:

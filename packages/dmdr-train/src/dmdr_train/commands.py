@@ -3,16 +3,18 @@
 from pathlib import Path
 
 import torch
+from dmdr_models.describe import STATE_DICTS
 
 from dmdr_train import checkpoint
 from dmdr_train.engines import start_processes
 from dmdr_train.errors import UserError
 from dmdr_train.evaluation import Evaluator, read_scores
-from dmdr_train.export import export_student, sampling_settings
+from dmdr_train.export import export_state_dict, export_student, sampling_settings
 from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import parse_recipe, read_yaml
 from dmdr_train.report import draw_curves, print_table
+from dmdr_train.resume import newest
 from dmdr_train.session import load_family, make_generator
 
 
@@ -32,7 +34,7 @@ def evaluate(folder: Path) -> None:
     settings = open_run(folder)
     if settings.tracking.evaluation is None:
         raise UserError("tracking.evaluation", f"is not set in {folder / RUN_FILE}; add a classifier and a reference")
-    source = checkpoint.newest("run", str(folder))
+    source = newest("run", str(folder))
     start_processes(torch.device("cpu"))
     family = load_family(settings)
     network = make_generator(settings, family)
@@ -44,12 +46,15 @@ def evaluate(folder: Path) -> None:
 
 
 def export(folder: Path, output: Path) -> None:
-    """Write the student of the newest checkpoint."""
+    """Write the student of the newest checkpoint: a folder, or where `output` ends so, a file with its state dict."""
     settings = open_run(folder)
     if output.exists():
-        raise UserError("--output", f"{output} already exists; give a new folder")
-    source = checkpoint.newest("run", str(folder))
-    export_student(output, settings, source, read_scores(folder))
+        raise UserError("--output", f"{output} already exists; give a new folder or file")
+    source = newest("run", str(folder))
+    if output.suffix in STATE_DICTS:
+        export_state_dict(output, settings, source)
+    else:
+        export_student(output, settings, source, read_scores(folder))
     print(f"Wrote {output}, from {source}")
 
 

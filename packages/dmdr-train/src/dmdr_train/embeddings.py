@@ -1,35 +1,29 @@
 """The cache of prompt embeddings, which `dmdr-train encode` writes and a run reads in the place of its text encoders.
 
-    cache/
-        manifest.json            what it was made with, and every shard with its size and sha256
-        shard-*.safetensors      of its n prompts: each tensor of the condition, `[n, …]`, and `hash`, `[n]`
-
-A prompt is found by its hash, and of a shard only the rows that are asked for are read. White space around a prompt is
-no part of it.
+A folder of shards (see `dmdr_train.shards`) that hold, of n prompts each, every tensor of the condition, `[n, …]`, and
+`hash`, `[n]`. A prompt is found by its hash, and of a shard only the rows that are asked for are read. White space
+around a prompt is no part of it.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dmdr_models.describe import text_fingerprint
+from dmdr_models.describe import MAX_TOKENS, text_fingerprint
 
 from dmdr_train.errors import UserError, naming
-from dmdr_train.files import write_whole
 from dmdr_train.recipe import Model, Recipe
+from dmdr_train.shards import ShardFolder
 
 if TYPE_CHECKING:
     import torch
     from dmdr_models.family import Condition
     from torch import Tensor
 
-MANIFEST = "manifest.json"
 FORMAT = 1
-MAX_TOKENS = 128  # where a recipe does not say
 HASH = "hash"  # beside the condition's tensors in a shard
 
 
@@ -40,7 +34,7 @@ def prompt_hash(prompt: str) -> int:
 
 def made_with(model: Model) -> dict[str, Any]:
     """What decides the embeddings of a prompt, besides the text encoders, as a manifest holds it."""
-    return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or MAX_TOKENS}
+    return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or MAX_TOKENS.get(model.family)}
 
 
 def check_embeddings(settings: Recipe) -> None:
@@ -53,18 +47,11 @@ def check_embeddings(settings: Recipe) -> None:
     """
     if settings.data.embeddings is None:
         return
-    folder, model = Path(settings.data.embeddings), settings.model
-    manifest = read_manifest("data.embeddings", folder)
+    model = settings.model
     wanted = made_with(model)
     with suppress(FileNotFoundError):
-        wanted["text_encoders"] = text_fingerprint(model.path, wanted["max_tokens"])
-    refuse_other("data.embeddings", folder, manifest, wanted)
-    if not manifest["shards"]:
-        raise UserError("data.embeddings", f"{folder} is not finished; go on with dmdr-train encode -o {folder}")
-    for name, expected in manifest["shards"].items():
-        if not is_whole(folder / name, expected):
-            fix = f"repair it with dmdr-train encode -o {folder}"
-            raise UserError("data.embeddings", f"{folder / name} is missing or damaged; {fix}")
+        wanted["text_encoders"] = text_fingerprint(model.family, model.path, wanted["max_tokens"])
+    cache_folder("data.embeddings", settings.data.embeddings).check(wanted)
 
 
 def prepare(settings: Recipe, folder: Path, dtype: str) -> None:
@@ -77,61 +64,28 @@ def prepare(settings: Recipe, folder: Path, dtype: str) -> None:
         raise UserError("data.prompts", "is null, so there is nothing to encode; give a file of prompts")
     wanted = made_with(settings.model) | {"dtype": dtype}
     with naming("model.path"):
-        wanted["text_encoders"] = text_fingerprint(settings.model.path, wanted["max_tokens"])
-    with naming("--output"):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).exists():
-            if any(path.name != MANIFEST and path.suffix != ".partial" for path in folder.iterdir()):
-                raise UserError("--output", f"{folder} holds other files; give a new folder")
-            write_manifest(folder, wanted | {"shards": {}})
-    refuse_other("--output", folder, read_manifest("--output", folder), wanted)
+        wanted["text_encoders"] = text_fingerprint(settings.model.family, settings.model.path, wanted["max_tokens"])
+    cache_folder("--output", folder).prepare(wanted)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_whole(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
-
-
-def read_manifest(key: str, folder: Path) -> dict[str, Any]:
-    """The manifest of a cache.
-
-    Raises:
-        UserError: there is none that can be read.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        assert isinstance(manifest["shards"], dict)
-    except OSError:
-        raise UserError(key, f"{folder} holds no {MANIFEST}; give a folder that dmdr-train encode wrote") from None
-    except (ValueError, TypeError, KeyError, AssertionError):
-        raise UserError(key, f"{folder / MANIFEST} is damaged; delete {folder} and encode again") from None
-    return manifest
-
-
-def refuse_other(key: str, folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a cache that was made with something else than `wanted`.
-
-    Raises:
-        UserError: names the first difference.
-    """
-    for name, value in wanted.items():
-        found = manifest.get(name)
-        if found != value:
-            raise UserError(
-                key,
-                f"{folder} was made with {name} {found}, not {value}; give another folder, or encode into a new one",
-            )
-
-
-def is_whole(shard: Path, expected: dict[str, Any]) -> bool:
-    return shard.is_file() and shard.stat().st_size == expected["bytes"]
+def cache_folder(key: str, folder: str | Path) -> ShardFolder:
+    """The folder of a cache, whose errors name `key`."""
+    return ShardFolder(key, Path(folder), "encode", "prompts")
 
 
 def read_hashes(shard: Path) -> np.ndarray:
-    """The hashes of a shard's prompts, `[n]` int64."""
-    from safetensors import safe_open
+    """The hashes of a shard's prompts, `[n]` int64.
 
-    with safe_open(shard, "np") as file:
-        return file.get_tensor(HASH)
+    Raises:
+        ValueError: the file is damaged, or no shard.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, "np") as file:
+            return file.get_tensor(HASH)
+    except SafetensorError as error:
+        raise ValueError(f"{shard} is damaged ({error}); delete it and encode again") from None
 
 
 class EmbeddingCache:
@@ -149,7 +103,7 @@ class EmbeddingCache:
         self, folder: str | Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
     ) -> None:
         self.folder, self.device, self.dtype = Path(folder), device, dtype
-        self.shards = sorted(read_manifest("data.embeddings", self.folder)["shards"])
+        self.shards = sorted(cache_folder("data.embeddings", folder).manifest()["shards"])
         hashes = [read_hashes(self.folder / name) for name in self.shards]
         order = np.argsort(np.concatenate(hashes), kind="stable")
         self.hashes = np.concatenate(hashes)[order]

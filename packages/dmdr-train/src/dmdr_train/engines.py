@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from dmdr_train.errors import UserError
 from dmdr_train.recipe import Optim, Optimizer, Run
 
+Decision = TypeVar("Decision")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,8 +38,12 @@ def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.de
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def start_processes(device: torch.device) -> None:
-    """Join the process group: gloo on CPU, NCCL on CUDA; a plain `python run.py` becomes a group of one."""
+def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
+    """Join the process group: gloo on CPU, NCCL on CUDA; a plain `python run.py` becomes a group of one.
+
+    Args:
+        timeout: seconds that a collective operation waits for the others.
+    """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     if device.type == "cpu":
@@ -56,6 +62,7 @@ def start_processes(device: torch.device) -> None:
             init_method=None if "MASTER_PORT" in os.environ else "tcp://127.0.0.1:0" if alone else None,
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timedelta(seconds=timeout),
         )
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
@@ -69,7 +76,8 @@ def make_engine(
         updates: number of optimizer updates in the run, which the schedule spans.
         offload: keep the optimizer's state on the CPU.
     """
-    optimizer = adamw(optim.eight_bit)(
+    plain = optim.zero_stage == 0 and optim.precision == "fp32"  # where DeepSpeed leaves the optimizer as it is
+    optimizer = adamw(optim.eight_bit, plain)(
         [p for p in network.parameters() if p.requires_grad],
         lr=settings.lr,
         betas=settings.betas,
@@ -97,13 +105,30 @@ def make_engine(
     return engine
 
 
-def adamw(eight_bit: bool) -> Any:
-    """The class of the optimizer."""
-    if not eight_bit:
-        return torch.optim.AdamW
-    import bitsandbytes
+def adamw(eight_bit: bool, careful: bool = False) -> Any:
+    """The class of the optimizer.
 
-    return bitsandbytes.optim.AdamW8bit
+    Args:
+        careful: make one that skips steps by itself.
+    """
+    if eight_bit:
+        import bitsandbytes
+
+        kind = bitsandbytes.optim.AdamW8bit
+    else:
+        kind = torch.optim.AdamW
+    return type("Careful" + kind.__name__, (SkipsNotFinite, kind), {}) if careful else kind
+
+
+class SkipsNotFinite:
+    """Leaves out a step whose gradients are not finite, as DeepSpeed's own optimizers do, and tells DeepSpeed so."""
+
+    overflow = False
+
+    def step(self, closure: Any = None) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]  # type: ignore[attr-defined]
+        self.overflow = not all(torch.stack([g.isfinite().all() for g in gradients]).tolist())
+        return None if self.overflow else super().step(closure)  # type: ignore[misc]
 
 
 def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
@@ -113,7 +138,7 @@ def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
         warm = min(1.0, (update + 1) / (settings.warmup + 1))
         if settings.schedule == "constant":
             return warm
-        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, update / updates))).item())
+        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, update / max(1, updates)))).item())
 
     return factor
 
@@ -143,10 +168,39 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
     """Each value averaged over all processes; every process must call it with the same keys."""
     if dist.get_world_size() == 1:
         return values
-    device = torch.device("cpu") if dist.get_backend() == "gloo" else torch.device("cuda")
-    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=_communicating())
     dist.all_reduce(stacked)
     return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
+
+
+def _communicating() -> torch.device:
+    """Where the process group wants its tensors."""
+    return torch.device("cpu" if dist.get_backend() == "gloo" else "cuda")
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether any process says so; every process must ask."""
+    return mean_over_processes({"flag": float(flag)})["flag"] > 0
+
+
+def agreed(decide: Callable[[], Decision]) -> Decision:
+    """What rank 0 decides, on every process; every process must ask.
+
+    Raises:
+        UserError: rank 0's, everywhere.
+    """
+    if dist.get_world_size() == 1:
+        return decide()
+    said: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            said[0] = decide()
+        except UserError as error:
+            said[1] = error
+    dist.broadcast_object_list(said, device=_communicating())
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -1,4 +1,16 @@
-"""A user's mistake: one line that names the key, the value and the fix, and exit code 2."""
+"""How a run ends other than well: one line on stderr, and an exit code that says what to do.
+
+| code | meaning |
+|---|---|
+| 2 | a mistake in the recipe, an option or a file; the line names key, value and fix |
+| 4 | a rule of `watch` said so (action: stop); its state is saved |
+| 65 | losses or gradients were not finite `run.max_skipped` times in a row; the state before that is saved |
+| 69 | another process of the run ended or was not heard of for `run.timeout`; start again from the last checkpoint |
+| 74 | a checkpoint could not be written, and the run was to stop for it, or ended with it |
+| 75 | stopped by a signal, with its state saved; start again to go on |
+
+From 65 on they are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL.
+"""
 
 import os
 import sys
@@ -7,27 +19,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
-EARLY_WARNING = 4
+EARLY_WARNING, NOT_FINITE, LOST, NOT_SAVED, STOPPED = 4, 65, 69, 74, 75
 
 
 class UserError(ValueError):
     """`UserError("optim.clip", "must be above 0, got -1")`; the key is a recipe key or a command-line option."""
 
     def __init__(self, key: str, message: str):
-        super().__init__(f"{key}: {message}")
+        super().__init__(key, message)
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
-class RunStopped(Exception):  # noqa: N818, not a mistake
+class StoppedError(Exception):
     """A run that ends before its last step, in good order and on every process.
 
     Args:
         code: the exit code, of those above.
         text: the line.
+        speaker: the rank that prints it.
     """
 
-    def __init__(self, code: int, text: str):
+    def __init__(self, code: int, text: str, speaker: int = 0):
         super().__init__(text)
         self.code = code
+        self.speaker = speaker
 
 
 @contextmanager
@@ -49,21 +66,23 @@ def naming(key: str) -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn UserError and RunStopped into one line on rank 0's stderr and their exit code; what else is raised is ours.
+    """Turn UserError and StoppedError into one line on stderr and an exit code; what else is raised is ours.
 
-    Only the first process of a run prints, and it ends first: launchers kill every process once one has ended.
+    Only one process of a run prints, rank 0 if it can, and it ends first: launchers kill the others once one has ended.
     """
     try:
         yield
     except UserError as error:
         _end(f"error: {error}", EXIT_CODE)
-    except RunStopped as stop:
-        _end(f"stopped: {stop}", stop.code)
+    except StoppedError as stop:
+        _end(f"stopped: {stop}", stop.code, stop.speaker)
 
 
-def _end(line: str, code: int) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
+def _end(line: str, code: int, speaker: int = 0) -> None:
+    from dmdr_rewards.secrets import redacted
+
+    if int(os.environ.get("RANK", "0")) == speaker:
+        print(redacted(" ".join(line.split())), file=sys.stderr, flush=True)
     else:
         time.sleep(5)
     sys.exit(code)

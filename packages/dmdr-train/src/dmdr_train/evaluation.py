@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dmdr_train import recipe
 from dmdr_train.draws import named_generator
 from dmdr_train.engines import gather_rows
+from dmdr_train.files import write_whole
 from dmdr_train.references import make_reference
 
 BATCH = 125
@@ -188,7 +189,7 @@ class Evaluator:
 def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
     """Keep the scores of a run in evaluation.json, by stage, so that a resumed run need not measure them again."""
     text = json.dumps({key: asdict(value) for key, value in scores.items()}, indent=2)
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:

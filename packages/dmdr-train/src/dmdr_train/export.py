@@ -38,23 +38,44 @@ def export_student(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    family = load_family(settings)
-    keeps_lora = settings.model.generator_lora is not None and family.keeps_lora
-    if not keeps_lora:
-        family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
-    network: Any = make_generator(settings, family)
-    load_weights("checkpoint", source / STUDENT, network)
+    family, network = load_student(settings, source)
     sampling = sampling_settings(settings, family)
-    if keeps_lora:
+    if isinstance(network, LoRANetwork):
         family.save_lora(network, partial)
     else:
-        family.save(network.merged() if isinstance(network, LoRANetwork) else network, partial)
+        family.save(network, partial)
     family.save_scheduler(partial, sampling["shift"], stochastic=sampling["method"] == "sde")
     (partial / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def export_state_dict(file: Path, settings: recipe.Recipe, source: Path) -> None:
+    """Write the averaged generator of the checkpoint `source` as one file with its state dict, a LoRA merged into it.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    family, network = load_student(settings, source, whole=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    family.save_state_dict(network, file)
+
+
+def load_student(settings: recipe.Recipe, source: Path, whole: bool = False) -> tuple[Family, Any]:
+    """The averaged generator of a checkpoint, and its family: a LoRANetwork if that is how it is handed out.
+
+    Args:
+        whole: merge a LoRA in any case.
+    """
+    family = load_family(settings)
+    keeps_lora = settings.model.generator_lora is not None and family.keeps_lora and not whole
+    if not keeps_lora:
+        family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
+    network: Any = make_generator(settings, family)
+    load_weights("checkpoint", source / STUDENT, network)
+    return family, network.merged() if isinstance(network, LoRANetwork) and not keeps_lora else network
 
 
 def sampling_settings(settings: recipe.Recipe, family: Family) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, dmd_loss, hinge, randn
+from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, denoising_loss, dmd_loss, hinge, randn
 from dmdr_models.family import Condition, Family
 from dmdr_models.sampling import guided_prediction
 from torch import Tensor
@@ -22,7 +22,10 @@ from dmdr_train.weights import Weight
 
 @dataclass(frozen=True)
 class Sample:
-    """What the generator made: x0 `[B, C, H, W]` with gradient, for these prompts, at this step."""
+    """What the generator made: x0 `[B, C, H, W]` with gradient, for these prompts, at this step.
+
+    Where it started from a pair, `target` is the teacher's x0.
+    """
 
     x0: Tensor
     prompts: list[Any]
@@ -30,6 +33,7 @@ class Sample:
     draws: Draws
     step: int
     decode: Callable[["Sample"], Tensor]
+    target: Tensor | None = None
 
     @cached_property
     def pictures(self) -> Tensor:
@@ -70,29 +74,60 @@ class DistributionMatching:
         self.renoise = renoise_sampler(guidance)
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
-        process, x0, draws = self.family.process, sample.x0, sample.draws
-        scale = self.teacher_scale(sample.step)
+        process, scale = self.family.process, self.teacher_scale(sample.step)
         with torch.no_grad():
-            tau = self.renoise.sample(len(x0), sample.step, draws.each("renoise_time"), device=x0.device)
-            noise = randn(x0.shape, draws.each("renoise_noise"), device=x0.device)
-            t = process.time_at(tau)
-            x_t = process.add_noise(x0, noise, t)
+            x_t, t, _ = self.renoised(sample)
             fake = self.family.predict(self.network, x_t, t, sample.condition, lora_scale=self.guidance.fake_scale)
             real = guided_prediction(
-                self.family, self.network, x_t, t, sample.condition, self.cfg(draws), lora_scale=scale
+                self.family, self.network, x_t, t, sample.condition, self.cfg(sample.draws), lora_scale=scale
             )
             x0_fake, x0_real = process.to_x0(x_t, fake, t), process.to_x0(x_t, real, t)
-        return dmd_loss(x0, x0_real, x0_fake), {"teacher_scale": scale}
+        return dmd_loss(sample.x0, x0_real, x0_fake), {"teacher_scale": scale}
+
+    def fake_score_loss(self, sample: Sample) -> Tensor:
+        """What the fake score learns from: denoising of the generator's own samples, mean (F(x_τ) − target)²."""
+        x_t, t, noise = self.renoised(sample)
+        scale = self.guidance.fake_scale
+        prediction = self.family.predict(self.network, x_t, t, sample.condition, lora_scale=scale)
+        return denoising_loss(prediction, self.family.process.target(sample.x0, noise, t))
+
+    def renoised(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+        """x_τ, its times `[B]` and its fresh noise."""
+        x0, draws, process = sample.x0, sample.draws, self.family.process
+        tau = self.renoise.sample(len(x0), self.age(sample.step), draws.each("renoise_time"), device=x0.device)
+        noise = randn(x0.shape, draws.each("renoise_noise"), device=x0.device)
+        t = process.time_at(tau)
+        return process.add_noise(x0, noise, t), t, noise
 
     def teacher_scale(self, step: int) -> float:
         dynamics = self.guidance.dynamics
-        return cosine_anneal(dynamics.teacher_scale, 0.0, step, dynamics.steps) if dynamics else 0.0
+        return cosine_anneal(dynamics.teacher_scale, 0.0, self.age(step), dynamics.steps) if dynamics else 0.0
+
+    def age(self, step: int) -> int:
+        """The steps that it has been at work for, which the dynamic phase counts."""
+        return step - self.weight.settings.start
 
     def cfg(self, draws: Draws) -> float:
         if not self.guidance.cfg_jitter:
             return self.guidance.cfg
         shift = 2 * torch.rand((), generator=draws.shared("cfg")).item() - 1
         return self.guidance.cfg + self.guidance.cfg_jitter * shift
+
+
+class Regression:
+    """mean (x0 − target)², with the target what the teacher made of the same noise, along its whole trajectory.
+
+    A start for one step, where the teacher's own single step is no picture yet. Source: DMD2, arXiv 2405.14867.
+    """
+
+    name = "regression"
+
+    def __init__(self, settings: recipe.Regression):
+        self.weight = Weight(settings)
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
+        assert sample.target is not None
+        return denoising_loss(sample.x0, sample.target), {}
 
 
 class RewardTerm:

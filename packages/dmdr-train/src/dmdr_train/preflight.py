@@ -2,13 +2,16 @@
 
 import difflib
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 
-from dmdr_models.describe import Description, describe
+from dmdr_models.describe import STATE_DICTS, Description, describe
 
 from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError
+from dmdr_train.lock import check_free
+from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL
 
@@ -31,8 +34,9 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     check_memory(settings)
     found = check_model(settings)
     check_data(settings, found)
+    check_pairs(settings)
     for i, objective in enumerate(settings.objectives):
-        if objective.kind != "distribution_matching":
+        if isinstance(objective, (ReFL, SRPO)):
             check_reward(f"objectives.{i}.reward", objective, found)
     evaluation = settings.tracking.evaluation
     if evaluation:
@@ -64,13 +68,22 @@ def check_model(settings: Recipe) -> Description | None:
     if model.vae is not None and Path(model.vae).is_absolute():
         folder("model.vae", model.vae)
     if model.generator is not None:
-        folder("model.generator", model.generator)
+        check_generator(model.generator)
     if found is None:
         return None
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
         if lora is not None:
             check_targets(f"model.{key}.targets", lora.targets or [], found)
     return found
+
+
+def check_generator(path: str) -> None:
+    """The generator's weights are a folder, or a file of a kind that is known."""
+    if not os.path.isfile(path):
+        folder("model.generator", path)
+    elif not path.lower().endswith(STATE_DICTS):
+        known = ", ".join(STATE_DICTS)
+        raise UserError("model.generator", f"{path} has no ending that is known; give a folder, or a file in {known}")
 
 
 def check_data(settings: Recipe, found: Description | None) -> None:
@@ -129,7 +142,7 @@ def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) ->
     import dmdr_rewards  # torch comes with it no earlier than with `create`
 
     reward = objective.reward
-    if reward.checkpoint is not None and not Path(reward.checkpoint).exists():
+    if reward.checkpoint is not None and not os.path.exists(reward.checkpoint):
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     try:
         info = dmdr_rewards.describe(reward.name)
@@ -178,7 +191,7 @@ def check_reference(key: str, path: str, found: Description | None) -> None:
 
 
 def folder(key: str, path: str) -> None:
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 
@@ -190,6 +203,7 @@ def check_output(settings: Recipe) -> None:
             "run.output",
             f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
         )
+    check_free(output)
     existing = output.absolute()
     while not existing.exists():
         existing = existing.parent

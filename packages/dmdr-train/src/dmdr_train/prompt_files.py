@@ -7,10 +7,11 @@ Face `datasets`, which leaves the texts on disk.
 import csv
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from dmdr_train.errors import UserError, naming
+from dmdr_train.errors import UserError
 from dmdr_train.recipe import Data
 
 # How `datasets` calls the reader of each ending, and what it has to be told.
@@ -37,16 +38,20 @@ def check_prompts(data: Data) -> None:
     if data.prompts is None:
         return
     path = Path(data.prompts)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() not in READERS:
             raise UserError("data.prompts", f"{path} has no ending that is known; give a file in {', '.join(READERS)}")
-        with naming("data.prompts"):
+        try:
             columns = columns_of(path)
+        except UserError:
+            raise
+        except Exception as error:  # bytes of another format make readers fail in any way
+            raise UserError("data.prompts", f"{path} cannot be read: {error}; give a {path.suffix} file") from None
         choose_column(data, columns)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         if not any(path.iterdir()):
             raise UserError("data.prompts", f"folder {path} is empty; give one that holds a dataset")
-    elif path.is_absolute() or path.suffix in READERS or data.prompts[0] in ".~" or len(path.parts) != 2:
+    elif path.is_absolute() or path.suffix in READERS or data.prompts[:1] in ".~" or len(path.parts) != 2:
         raise UserError(
             "data.prompts", f"no file or folder {data.prompts!r}; give one that exists, or a hub name (owner/name)"
         )
@@ -162,7 +167,7 @@ def open_prompts(data: Data) -> Any:
             raise UserError("data.prompts", f"{data.prompts} holds no prompt; put some there")
     except UserError:
         raise
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # readers fail in any way on bytes of another format
         raise UserError("data.prompts", f"{data.prompts} cannot be read: {error.__cause__ or error}") from error
     return texts
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,14 @@ from torch import Tensor
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.prompt_files import open_prompts
 from dmdr_train.recipe import Data
+
+
+class Start(NamedTuple):
+    """What the generator makes samples of: prompts and noise `[B, C, H, W]`; of pairs also the teacher's x0."""
+
+    prompts: list[Any]
+    noise: Tensor
+    target: Tensor | None = None
 
 
 class Prompts(Protocol):
@@ -32,9 +40,6 @@ class ClassLabels:
 class TextPrompts:
     """Texts in an order shuffled by the seed, each once in an epoch; fake score and generator have an order each.
 
-    With n texts, sample i of update number u has the place c = u · batch_size + i and the text permutation(c div n)
-    [c mod n]. The place is all the state there is: a run goes on exactly where it was, on any number of processes.
-
     Args:
         texts: a `datasets.Dataset` with the column `prompt`.
         batch_size: of the global batch.
@@ -45,9 +50,7 @@ class TextPrompts:
         self.batch_size = batch_size
 
     def draw(self, draws: Draws) -> list[str]:
-        name, _ = draws.update
-        epochs = [divmod(place, len(self.texts)) for place in places(draws, self.batch_size)]
-        rows = [int(permutation(draws.seed, name, epoch, len(self.texts))[place]) for epoch, place in epochs]
+        rows = rows_in_turn(draws, self.batch_size, len(self.texts))
         return [text.strip() for text in self.texts[rows]["prompt"]]
 
 
@@ -101,6 +104,18 @@ def text_prompts(data: Data, batch_size: int) -> TextPrompts | StreamedPrompts:
     """
     texts = open_prompts(data)
     return StreamedPrompts(texts, batch_size) if data.streaming else TextPrompts(texts, batch_size)
+
+
+def rows_in_turn(draws: Draws, batch_size: int, size: int) -> list[int]:
+    """Which of `size` rows the samples of a micro-batch take: each once in an epoch, in an order shuffled by the seed.
+
+    Sample i of update number u has the place c = u · batch_size + i and the row permutation(c div size)[c mod size],
+    and every kind of update an order of its own. The place is all the state there is: a run goes on exactly where it
+    was, on any number of processes.
+    """
+    name, _ = draws.update
+    epochs = [divmod(place, size) for place in places(draws, batch_size)]
+    return [int(permutation(draws.seed, name, epoch, size)[place]) for epoch, place in epochs]
 
 
 def places(draws: Draws, batch_size: int) -> list[int]:

@@ -8,6 +8,7 @@ import difflib
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+from dmdr_rewards.secrets import ADVICE, secret_in
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
@@ -41,13 +42,13 @@ class Lora(Section):
 class Model(Section):
     """What is distilled, and how its roles are built."""
 
-    family: Literal["sit", "sd3"]
+    family: Literal["sit", "sd3", "sdxl"]
     path: str = Field(description="folder or hub name of the teacher")
     vae: str | None = Field(default=None, description="folder or hub name of another VAE")
     resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
-    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder; null: 128")
+    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder of SD3; null: 128")
     generator: str | None = Field(
-        None, description="folder of the network the generator starts from; null: the teacher"
+        None, description="folder, or file of the state dict, that the generator starts from; null: the teacher"
     )
     generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
     fake_score_lora: Lora = Lora()
@@ -67,6 +68,7 @@ class Data(Section):
     embeddings: str | None = Field(
         default=None, description="folder that dmdr-train encode wrote; null: the text encoders run along"
     )
+    pairs: str | None = Field(default=None, description="folder that dmdr-train pairs wrote, for regression")
 
 
 class Rollout(Section):
@@ -102,9 +104,20 @@ class Objective(Section):
     stop: Positive | None = Field(default=None, description="null: to the end")
     ramp: Natural = Field(default=0, description="steps over which the weight rises to its value")
 
+    def span(self, steps: int) -> range:
+        """The steps of a run of `steps` in which it is at work."""
+        return range(self.start, steps if self.stop is None else min(self.stop, steps))
+
 
 class DistributionMatching(Objective):
     kind: Literal["distribution_matching"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Regression(Objective):
+    """To what the teacher made of the noise, over its whole trajectory; one step alone can be trained so."""
+
+    kind: Literal["regression"]
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -132,7 +145,7 @@ class SRPO(RewardObjective):
     template: str = "{adjective}. {prompt}"
 
 
-AnyObjective = Annotated[DistributionMatching | ReFL | SRPO, Field(discriminator="kind")]
+AnyObjective = Annotated[DistributionMatching | Regression | ReFL | SRPO, Field(discriminator="kind")]
 
 
 class Renoise(Section):
@@ -198,7 +211,7 @@ class Memory(Section):
         default=None,
         description="generator and fake score as two adapters on one network; null: wherever that can be",
     )
-    gradient_checkpointing: list[Literal["transformer", "vae", "rewards"]] = []
+    gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = []
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")
     vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
@@ -218,8 +231,21 @@ class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: Natural = Field(default=0, description="steps; 0: only at the end")
     keep_last: Positive = 2
+    keep_every: Natural = Field(default=0, description="also keep the checkpoints of every so many steps; 0: none")
+    keep_best: Literal["frechet", "frechet_pixels", "precision", "recall", "accuracy"] | None = Field(
+        default=None, description="also keep the best by this number of the evaluation"
+    )
+    on_failed_save: Literal["continue", "stop"] = Field(
+        default="continue", description="when a checkpoint cannot be written, such as on a full disk"
+    )
     resume: str = Field("never", description="never, auto, or a checkpoint folder")
     init_from: str | None = Field(default=None, description="checkpoint whose networks a new run starts from")
+    max_skipped: Positive = Field(
+        default=20, description="steps in a row without finite losses and gradients after which the run stops"
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        default=1800.0, description="seconds after which processes give up waiting for one that died or hangs"
+    )
 
 
 class Samples(Section):
@@ -321,11 +347,15 @@ class Recipe(Section):
     tracking: Tracking = Tracking()
     watch: Watch = Watch()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret(cls, data: Any) -> Any:
+        if key := secret_in(data):
+            raise ValueError(f"{key}: {ADVICE}")
+        return data
+
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":
-        kinds = [o.kind for o in self.objectives]
-        if kinds.count("distribution_matching") != 1:
-            raise ValueError("objectives: exactly one of kind distribution_matching is needed")
         if self.guidance.cfg_jitter and self.guidance.cfg - self.guidance.cfg_jitter < 1:
             raise ValueError(
                 f"guidance.cfg_jitter: {self.guidance.cfg_jitter} takes guidance.cfg {self.guidance.cfg} below 1; "
@@ -333,12 +363,14 @@ class Recipe(Section):
             )
         for i, objective in enumerate(self.objectives):
             self._check_objective(f"objectives.{i}", objective)
+        self._check_objectives()
         self._check_data()
         self._check_backbone()
+        self._check_keeping()
         self._check_watch()
         return self
 
-    def _check_objective(self, key: str, objective: "DistributionMatching | ReFL | SRPO") -> None:
+    def _check_objective(self, key: str, objective: AnyObjective) -> None:
         if objective.start >= self.run.steps:
             raise ValueError(
                 f"{key}.start: {objective.start} is never reached in run.steps {self.run.steps}; "
@@ -353,7 +385,45 @@ class Recipe(Section):
             needed = " and ".join(f"{{{field}}}" for field in sorted(fields[objective.kind]))
             raise ValueError(f"{key}.template: {objective.template!r} must hold {needed}, and no other braces")
 
+    def _check_objectives(self) -> None:
+        kinds, steps = [o.kind for o in self.objectives], self.run.steps
+        for kind in ("distribution_matching", "regression"):
+            if kinds.count(kind) > 1:
+                raise ValueError(f"objectives: {kinds.count(kind)} are of kind {kind}; use one")
+        if not {"distribution_matching", "regression"} & set(kinds):
+            raise ValueError("objectives: rewards alone are no distillation; add one of kind distribution_matching")
+        covered = 0
+        for span in [*sorted((o.span(steps) for o in self.objectives), key=lambda s: s.start), range(steps, steps)]:
+            if span.start > covered:
+                raise ValueError(
+                    f"objectives: none is at work from step {covered} to {span.start}; let one start or stop there"
+                )
+            covered = max(covered, span.stop)
+        matching = self.matching
+        for i, objective in enumerate(self.objectives):
+            span = objective.span(steps)
+            if objective.weight == "auto" and (span.start < matching.start or span.stop > matching.stop):
+                raise ValueError(
+                    f"objectives.{i}.weight: auto follows distribution matching, which is not at work "
+                    f"at all its steps; give a number"
+                )
+        if self.guidance.dynamics is not None and not matching:
+            raise ValueError(
+                "guidance.dynamics: has no effect without an objective of kind distribution_matching; leave it out"
+            )
+        if "regression" in kinds and self.rollout.steps != 1:
+            raise ValueError(
+                f"rollout.steps: {self.rollout.steps} does not go with regression, which trains a single step; use 1"
+            )
+
     def _check_data(self) -> None:
+        regression = any(o.kind == "regression" for o in self.objectives)
+        if regression and self.data.pairs is None:
+            raise ValueError("data.pairs: is null and regression needs them; give a folder that dmdr-train pairs wrote")
+        if self.data.pairs is not None and not regression:
+            raise ValueError(
+                "data.pairs: has no effect without an objective of kind regression; add one, or leave it out"
+            )
         if self.data.prompts is None:
             for key in ("column", "streaming", "embeddings"):
                 if getattr(self.data, key):
@@ -370,6 +440,24 @@ class Recipe(Section):
             raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
         if self.model.generator is not None:
             raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+    def _check_keeping(self) -> None:
+        run, evaluation = self.run, self.tracking.evaluation
+        if run.keep_every and (not run.checkpoint_every or run.keep_every % run.checkpoint_every):
+            raise ValueError(
+                f"run.keep_every: {run.keep_every} must be a multiple of run.checkpoint_every {run.checkpoint_every}; "
+                f"change one of them"
+            )
+        if run.keep_best is not None and (
+            evaluation is None
+            or not evaluation.every
+            or not run.checkpoint_every
+            or evaluation.every % run.checkpoint_every
+        ):
+            raise ValueError(
+                f"run.keep_best: {run.keep_best} needs tracking.evaluation.every to be a multiple of "
+                f"run.checkpoint_every; set both, or use null"
+            )
 
     def _check_watch(self) -> None:
         watch, trained = self.watch, [o.reward for o in self.objectives if isinstance(o, RewardObjective)]
@@ -453,19 +541,31 @@ class Recipe(Section):
         return self.model.generator_lora is not None and self.optim.zero_stage < 3 and self.model.generator is None
 
     @property
+    def matching(self) -> range:
+        """The steps in which distribution matching is at work, and the fake score learns."""
+        found = [o.span(self.run.steps) for o in self.objectives if o.kind == "distribution_matching"]
+        return found[0] if found else range(0)
+
+    @property
     def stages(self) -> dict[str, int]:
         """The step at which each stage ends, by its name, in order.
 
-        The cold start is distribution matching alone. Where rewards join in at one step only, what follows is the joint
-        stage; where they do at several, each stage has the name of what joined.
+        A stage has the name of what joins at its start: regression, or cold start, which is distribution matching
+        alone. Where rewards join in at one step only, what follows is the joint stage; where they do at several, each
+        stage has the name of the rewards that joined.
         """
         kinds: dict[int, list[str]] = {}
         for objective in sorted(self.objectives, key=lambda o: o.start):
-            if objective.kind != "distribution_matching":
-                kinds.setdefault(objective.start, []).append(objective.kind)
-        names = {0: "cold_start"}
+            kinds.setdefault(objective.start, []).append(objective.kind)
+        rewards = {start: [k for k in joined if k in ("refl", "srpo")] for start, joined in kinds.items()}
+        names: dict[int, str] = {}
         for start, joined in kinds.items():
-            name = "joint" if len(kinds) == 1 else "_".join(dict.fromkeys(joined))
+            if not rewards[start]:
+                name = "_".join(sorted(joined, reverse=True)).replace("distribution_matching", "cold_start")
+            elif sum(map(bool, rewards.values())) == 1:
+                name = "joint"
+            else:
+                name = "_".join(dict.fromkeys(rewards[start]))
             names[start] = f"{name}_{start}" if name in names.values() else name
         ends = [*list(names)[1:], self.run.steps]
         return dict(zip(names.values(), ends, strict=True))

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ValidationError
 from dmdr_train.errors import UserError
 from dmdr_train.recipe import Recipe
 
+MOST_VALUES, DEEPEST = 100_000, 50  # of a recipe; aliases in YAML can stand for billions
 BUILT_IN = Path(__file__).parent / "recipes"
 INPUT_PATHS = {
-    "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "model",
+    "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "pairs",
+    "model",
 }  # fmt: skip
 
 
@@ -37,7 +39,7 @@ def load_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def find_recipe(config: str) -> Path:
     path = Path(config)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
     name = config.removesuffix(".yaml")
@@ -50,11 +52,40 @@ def find_recipe(config: str) -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        data = from_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise UserError("--config", f"{path} is not YAML text: {error}") from None
     if not isinstance(data, dict):
         raise UserError("--config", f"{path} holds no sections; it must map section names to settings")
+    return data
+
+
+def from_yaml(text: str) -> Any:
+    """The value of a YAML text: nested dicts with text as keys, lists, texts, numbers, booleans and nulls.
+
+    Raises:
+        ValueError: for anything else, such as dates, and for aliases that make the value endless or huge.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # dates and numbers are converted while reading
+        raise ValueError(str(error)) from None
+    nodes, seen = [(data, 0)], 0
+    while nodes:
+        node, depth = nodes.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise ValueError("it holds too many values, or is nested too deeply")
+        if isinstance(node, dict):
+            if others := [key for key in node if not isinstance(key, str)]:
+                raise ValueError(f"the key {others[0]!r} is no text; put it in quotes")
+            nodes += [(child, depth + 1) for child in node.values()]
+        elif isinstance(node, list):
+            nodes += [(child, depth + 1) for child in node]
+        elif node is not None and not isinstance(node, (str, int, float)):
+            raise ValueError(f"{node} is a {type(node).__name__}; put it in quotes")
     return data
 
 
@@ -64,8 +95,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(override, "an override is written key=value, such as run.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = from_yaml(text)
+    except ValueError:
         raise UserError(key, f"{text!r} is not a YAML value; quote it") from None
     *parents, last = key.split(".")
     node: Any = data
@@ -97,9 +128,9 @@ def resolve_paths(node: Any, folder: Path) -> Any:
         return node
     resolved = {}
     for key, value in node.items():
-        if key in INPUT_PATHS and isinstance(value, str) and not Path(value).exists():
+        if key in INPUT_PATHS and isinstance(value, str) and not os.path.exists(value):
             beside = folder / os.path.expanduser(value)
-            value = str(beside.resolve()) if beside.exists() else value
+            value = str(beside.resolve()) if os.path.exists(beside) else value
         resolved[key] = resolve_paths(value, folder)
     return resolved
 
@@ -116,16 +147,9 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 def _explain(problem: Any) -> UserError:
     # pydantic names the branches of a union, too.
     kinds = (
-        "distribution_matching",
-        "refl",
-        "srpo",
-        "reward_hacking",
-        "limit",
-        "constrained-float",
-        "float",
-        "literal['auto']",
-        "literal['all']",
-    )
+        "distribution_matching", "regression", "refl", "srpo", "reward_hacking", "limit",
+        "constrained-float", "float", "literal['auto']", "literal['all']",
+    )  # fmt: skip
     loc = [str(part) for part in problem["loc"] if part not in kinds]
     key = ".".join(loc)
     if problem["type"] == "value_error":

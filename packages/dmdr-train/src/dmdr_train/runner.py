@@ -1,11 +1,13 @@
 """A run from start to end: train, log, sample, checkpoint, evaluate, report."""
 
-import math
+import itertools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch.distributed as dist
 from dmdr_models.images import save_png
@@ -13,36 +15,48 @@ from PIL import Image
 
 from dmdr_train import checkpoint, report, rules
 from dmdr_train.average import Average
-from dmdr_train.engines import choose_device, mean_over_processes, start_processes
-from dmdr_train.errors import EARLY_WARNING, RunStopped, naming
+from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, start_processes
+from dmdr_train.errors import EARLY_WARNING, NOT_FINITE, NOT_SAVED, STOPPED, StoppedError, naming
 from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.export import export_student, sampling_settings
+from dmdr_train.files import write_whole
+from dmdr_train.lock import hold
+from dmdr_train.peers import Peers
 from dmdr_train.pictures import draw_samples, labelled_rows, save_row
 from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.resume import checkpoints_in, find_checkpoint
 from dmdr_train.session import Session, build
+from dmdr_train.signals import Signals
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
 from dmdr_train.watch import Look, Watch, compared, pooled_pixels
 
 
 def run(settings: Recipe) -> None:
-    """Carry out a recipe that `preflight.check` has passed; every process calls this."""
+    """Carry out a recipe that `preflight.check` has passed; every process calls this.
+
+    Raises:
+        UserError: on every process.
+        StoppedError: on every process that is left, for a run that ends early in good order.
+    """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
-    resume_from = checkpoint.find_checkpoint(settings)
-    start_processes(device)
-    Run(settings, build(settings, device), resume_from).carry_out()
+    start_processes(device, settings.run.timeout)
+    with Peers().expected():
+        resume_from = agreed(lambda: find_checkpoint(settings, say))
+        Run(settings, build(settings, device), resume_from).carry_out()
     dist.destroy_process_group()
 
 
 def dry_run(settings: Recipe) -> dict[str, float]:
-    """Build everything and take one step, every objective included; nothing is written."""
+    """Build everything and take the first step of every stage; nothing is written."""
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
-    start_processes(device)
+    start_processes(device, settings.run.timeout)
     session = build(settings, device)
-    session.trainer.step = max(objective.start for objective in settings.objectives)
-    logs = mean_over_processes(session.trainer.train_step())
+    logs: dict[str, float] = {}
+    for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
+        logs |= mean_over_processes(session.trainer.train_step())
     dist.destroy_process_group()
     return logs
 
@@ -64,6 +78,8 @@ class Run:
             self.scores = {key: row for key, row in read_scores(self.folder).items() if self.still_true(key)}
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
+        self.signals = Signals()
+        self.pause = 0.0
         self._evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
             with naming("tracking.evaluation"):
@@ -81,26 +97,34 @@ class Run:
         return taken <= self.trainer.step
 
     def carry_out(self) -> None:
-        if self.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / RUN_FILE).write_text(dump_recipe(self.settings), encoding="utf-8")
-            self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
-        dist.barrier()
-        if self.trainer.step == 0:
-            self.sample_teacher()
-        self.train()
-        self.finish()
+        with self.signals, locked(self.folder):
+            if self.first:
+                checkpoint.remove_leftovers(self.folder / "checkpoints")
+                text = dump_recipe(self.settings)
+                write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+                self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
+            dist.barrier()
+            try:
+                if self.trainer.step == 0:
+                    self.sample_teacher()
+                self.train()
+                self.finish()
+            finally:
+                if self.tracker:
+                    self.tracker.close()
 
     def train(self) -> None:
         """Step until `run.steps`; log, save, sample and evaluate on the way."""
         tracking, steps = self.settings.tracking, self.settings.run.steps
         ends = {end: stage for stage, end in self.settings.stages.items()}
-        seconds, since = 0.0, self.trainer.step
+        seconds, since, in_a_row = 0.0, self.trainer.step, 0
         while self.trainer.step < steps:
             if self.trainer.step in ends:
                 self.end_stage(ends[self.trainer.step])
             started = time.perf_counter()
+            skipped = self.skipped
             logs = self.trainer.train_step()
+            in_a_row = in_a_row + 1 if self.skipped > skipped else 0
             self.average.update()
             seconds += time.perf_counter() - started
             step = self.trainer.step
@@ -109,16 +133,96 @@ class Run:
             looked = self.look() if _due(step, self.settings.watch.every) else {}
             if step % tracking.log_every == 0 or looked or step == steps:
                 times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
+                times |= {"checkpoint_seconds": self.pause}
                 self.log(step, {**logs, **self._engine_values(), **times, **looked})
+                self.pause = 0.0
+            if in_a_row == self.settings.run.max_skipped:
+                self.save(needed=True)
+                raise StoppedError(NOT_FINITE, self.diagnosis(in_a_row))
             alarm = self.judge() if looked else None
-            if _due(step, self.settings.run.checkpoint_every) or step == steps or alarm:
-                checkpoint.save(self.folder / "checkpoints", self.settings, self.trainer, self.average)
+            asked = self.asked_to_stop()
+            if asked or alarm or _due(step, self.settings.run.checkpoint_every) or step == steps:
+                self.save(needed=asked or alarm is not None or step == steps)
             if alarm:
                 self.stop(alarm)
+            if asked:
+                self.leave()
             if _due(step, tracking.samples.every):
                 self.sample_student(f"student-{step:08d}")
             if tracking.evaluation and _due(step, tracking.evaluation.every) and step < steps:
                 self.evaluate_student(f"step-{step}", f"student at step {step}")
+
+    # -- checkpoints
+
+    def save(self, needed: bool = False) -> None:
+        """Write a checkpoint, and remove those that the recipe does not keep.
+
+        Args:
+            needed: the run ends with it.
+
+        Raises:
+            StoppedError: it could not be written and was needed, or the recipe says to stop.
+        """
+        run, started = self.settings.run, time.perf_counter()
+        try:
+            checkpoint.save(self.folder / "checkpoints", self.settings, self.trainer, self.average)
+        except checkpoint.NotSavedError as error:
+            if needed or run.on_failed_save == "stop":
+                raise StoppedError(NOT_SAVED, str(error)) from None
+            self.say(f"warning: {error}; the run goes on")
+        else:
+            if self.first:
+                checkpoint.prune(self.folder / "checkpoints", run.keep_last, run.keep_every, self.best_step())
+        self.pause += time.perf_counter() - started
+
+    def best_step(self) -> int | None:
+        """The step that was evaluated best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""
+        name = self.settings.run.keep_best
+        if name is None:
+            return None
+        found = {key: getattr(scores, name) for key, scores in self.scores.items() if key.startswith("step-")}
+        sign = -1 if name.startswith("frechet") else 1
+        best = max(found, key=lambda key: sign * found[key], default=None)
+        return None if best is None else int(best.removeprefix("step-"))
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal has reached any of the processes."""
+        return anywhere(self.signals.received is not None)
+
+    def leave(self) -> None:
+        """End the run here, at its last checkpoint.
+
+        Raises:
+            StoppedError: always.
+        """
+        name = self.signals.received or "a signal to another process"
+        newest = checkpoints_in(self.folder / "checkpoints")[-1]
+        raise StoppedError(STOPPED, f"by {name}, saved in {newest}; start again with run.resume=auto to go on")
+
+    def say(self, text: str) -> None:
+        if self.tracker:
+            self.tracker.say(text)
+
+    # -- what is logged
+
+    @property
+    def skipped(self) -> int:
+        """The updates so far that the engines skipped, since losses or gradients were not finite."""
+        return int(self.trainer.generator.skipped_steps + self.trainer.guidance.skipped_steps)
+
+    def diagnosis(self, count: int) -> str:
+        """What was not finite in the last step, on any process, and for which prompts."""
+        found: list[Any] = [None] * self.trainer.world
+        dist.all_gather_object(found, self.trainer.trouble)
+        prompts: dict[str, list[Any]] = {}
+        for name, drawn in itertools.chain.from_iterable(found):
+            prompts.setdefault(name, []).extend(drawn)
+        named = "; ".join(f"{name} for {', '.join(map(repr, drawn[:4]))}" for name, drawn in prompts.items())
+        return (
+            f"{count} steps in a row were skipped, since a loss or gradient was not finite: "
+            f"{named or 'the gradient of a network, from finite losses'}; the state is saved in "
+            f"{checkpoints_in(self.folder / 'checkpoints')[-1]}"
+        )
 
     def log(self, step: int, values: dict[str, float]) -> None:
         values = mean_over_processes(values)
@@ -126,11 +230,6 @@ class Run:
             values = rules.completed(values, self.history)
             self.history = rules.remembered([*self.history, {"step": step, **values}])
             self.tracker.log(step, values)
-        broken = [name for name, value in values.items() if name.startswith("loss/") and not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(
-                f"{broken[0]} is {values[broken[0]]} at step {step}; see {self.folder}/metrics.jsonl"
-            )
 
     def look(self) -> dict[str, float]:
         """What early warning sees of the averaged student, beside the teacher, which it looks at once."""
@@ -158,16 +257,23 @@ class Run:
         return lines[0]
 
     def stop(self, line: str) -> None:
-        """Leave a report of what there is, and end the run."""
-        if self.tracker:
+        """Leave a report of what there is, and end the run.
+
+        Raises:
+            StoppedError: always.
+        """
+        if self.first:
             self.write_report()
-            self.tracker.close()
         dist.barrier()
-        raise RunStopped(EARLY_WARNING, line)
+        newest = checkpoints_in(self.folder / "checkpoints")[-1]
+        raise StoppedError(EARLY_WARNING, f"{line}; saved in {newest}")
 
     def _engine_values(self) -> dict[str, float]:
         values = {}
         for name, engine in (("generator", self.trainer.generator), ("fake_score", self.trainer.guidance)):
+            values[f"skipped/{name}"] = float(engine.skipped_steps)
+            if self.settings.optim.precision == "fp16":
+                values[f"loss_scale/{name}"] = float(engine.optimizer.loss_scale)
             values[f"lr/{name}"] = float(engine.get_lr()[0])
             norm = engine.get_global_grad_norm()
             if norm is not None:
@@ -183,15 +289,16 @@ class Run:
             )
 
     def finish(self) -> None:
-        """Score the student beside its references, export it, and write the report."""
+        """Score the student beside its references, export it, and write the report.
+
+        The training is saved; a signal ends this between two of its parts.
+        """
         self.end_stage(list(self.settings.stages)[-1])
         if self.settings.tracking.evaluation:
             self.evaluate_references()
         if self.first:
             self.write_report()
         dist.barrier()
-        if self.tracker:
-            self.tracker.close()
 
     # -- evaluation
 
@@ -235,11 +342,13 @@ class Run:
     def _score(self, key: str, measure: Callable[[], Scores]) -> None:
         if key in self.scores:
             return
+        if self.trainer.step == self.settings.run.steps and self.asked_to_stop():
+            self.leave()
         self.scores[key] = measure()
         if self.tracker:
             values = self.scores[key]
             save_scores(self.folder, self.scores)
-            self.tracker.say(
+            self.say(
                 f"{values.name}: FD {values.frechet:.2f}, recall {values.recall:.3f}, accuracy {values.accuracy:.3f}"
             )
 
@@ -299,7 +408,7 @@ class Run:
         save_png(labelled_rows(rows), self.folder / "before_after.png")
         report.draw_curves(self.folder, self.settings)
         family, student = self.session.family, self.folder / "student"
-        newest = checkpoint.checkpoints_in(self.folder / "checkpoints")[-1]
+        newest = checkpoints_in(self.folder / "checkpoints")[-1]
         export_student(student, self.settings, newest, scores)
         lora = self.settings.model.generator_lora is not None
         command = family.usage(student, sampling_settings(self.settings, family), lora)
@@ -308,6 +417,31 @@ class Run:
             report.print_table(scores)
         print(f"Wrote {self.folder}/: summary.md, before_after.png, curves.png, student/, checkpoints/")
         print(f"Generate from the student:\n\n{command}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run's folder, made and held by rank 0 for as long as this is open.
+
+    Raises:
+        UserError: on every process, if another run holds it.
+    """
+    held: list[IO[str]] = []
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.append(hold(folder))
+
+    agreed(take)
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _due(step: int, every: int) -> bool:

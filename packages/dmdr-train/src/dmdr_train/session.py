@@ -11,13 +11,15 @@ from dmdr_models.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train import recipe
-from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights, newest, verify
+from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights
 from dmdr_train.draws import named_generator
 from dmdr_train.embeddings import EmbeddingCache
 from dmdr_train.engines import DTYPES, make_engine, mean_over_processes
 from dmdr_train.errors import UserError, naming
-from dmdr_train.objectives import SRPO, DistributionMatching, Objective, ReFL
+from dmdr_train.objectives import SRPO, DistributionMatching, Objective, ReFL, Regression
+from dmdr_train.pairs import Pairs
 from dmdr_train.prompts import ClassLabels, Prompts, text_prompts
+from dmdr_train.resume import newest, verify
 from dmdr_train.trainer import Trainer
 from dmdr_train.views import View
 
@@ -43,7 +45,12 @@ class Session:
 def build(settings: recipe.Recipe, device: torch.device) -> Session:
     """Load the models and make the two engines. The process group must be up."""
     family = load_family(settings).to(device)
-    optim, steps = settings.optim, settings.run.steps
+    with naming("rollout.shift"):
+        family.grid(settings.rollout.steps, settings.rollout.shift)
+    optim = settings.optim
+    pairs = None
+    if settings.data.pairs is not None:
+        pairs = Pairs(settings.data.pairs, family.latent_shape, optim.batch_size, device)
     networks = make_networks(settings, family, device)
     if settings.run.init_from is not None:
         source = newest("run.init_from", settings.run.init_from)
@@ -51,10 +58,9 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
         load_weights("run.init_from", source / GENERATOR, networks.generator)
         load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
     offload = settings.memory.offload_optimizer
-    generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
-    guidance_engine = make_engine(
-        networks.fake_score, optim, optim.fake_score, steps * settings.guidance.ratio, device, offload
-    )
+    generator = make_engine(networks.generator, optim, optim.generator, settings.run.steps, device, offload)
+    updates = len(settings.matching) * settings.guidance.ratio
+    guidance_engine = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
     with naming("memory.reward_crop"):
         view = View(family, settings.memory)
     trainer = Trainer(
@@ -69,6 +75,7 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
         dist.get_rank(),
         dist.get_world_size(),
         mean_over_processes,
+        pairs,
     )
     return Session(family, trainer, device)
 
@@ -145,7 +152,7 @@ def make_generator(settings: recipe.Recipe, family: Family) -> nn.Module:
 
 
 def prepared(network: Any, settings: recipe.Recipe) -> Any:
-    if "transformer" in settings.memory.gradient_checkpointing:
+    if "network" in settings.memory.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network.eval()
 
@@ -167,6 +174,8 @@ def make_objectives(settings: recipe.Recipe, family: Family, guidance: Any, devi
         key = f"objectives.{i}.reward"
         if isinstance(objective, recipe.DistributionMatching):
             objectives.insert(0, DistributionMatching(objective, settings.guidance, family, guidance))
+        elif isinstance(objective, recipe.Regression):
+            objectives.append(Regression(objective))
         elif isinstance(objective, recipe.ReFL):
             objectives.append(ReFL(objective, make_reward(key, objective.reward, settings, family, device), name))
         else:

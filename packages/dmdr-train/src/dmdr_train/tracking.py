@@ -1,88 +1,177 @@
-"""Where a run writes what it measures: metrics.jsonl, TensorBoard, W&B and the progress bar. Rank 0 alone has one."""
+"""Where a run writes what it measures: metrics.jsonl, TensorBoard, W&B and the progress bar. Rank 0 alone has one.
 
+None of them may end a training. Rows that cannot be written to metrics.jsonl are kept and written later; a tracker that
+fails is left out from then on.
+"""
+
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dmdr_rewards.secrets import redacted
 from PIL import Image
 from tqdm import tqdm
 
 from dmdr_train import recipe
+from dmdr_train.files import write_whole
+
+METRICS = "metrics.jsonl"
+
+
+class Rows:
+    """metrics.jsonl: a line of JSON per row, whole lines only.
+
+    After a resume, rows of steps that will be made again are dropped first.
+    """
+
+    def __init__(self, path: Path, start: int):
+        self.path = path
+        self.waiting: list[str] = []
+        kept = [json.dumps(row) for row in read_metrics(path.parent) if row["step"] <= start]
+        if path.exists():
+            write_whole(path, lambda new: new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
+
+    def add(self, row: Mapping[str, float]) -> None:
+        self.waiting.append(json.dumps(row))
+        self.write()
+
+    def write(self) -> None:
+        """Append the rows that wait. Where that fails they go on waiting, and the file is as it was."""
+        if not self.waiting:
+            return
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in self.waiting))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+        else:
+            self.waiting = []
 
 
 class Tracker:
-    """One line of JSON per logged step, and the same to the trackers that the recipe names.
-
-    After a resume, lines of steps that will be made again are dropped first.
-    """
+    """Takes the rows of a run, its pictures and its words."""
 
     def __init__(self, folder: Path, settings: recipe.Recipe, start: int):
-        self.path = folder / "metrics.jsonl"
-        if self.path.exists():
-            kept = [
-                line for line in self.path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start
-            ]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.rows = Rows(folder / METRICS, start)
         self.bar = tqdm(total=settings.run.steps, initial=start, unit="step", dynamic_ncols=True)
-        self.tensorboard: Any = None
+        self.others: dict[str, Any] = {}
         if settings.tracking.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-        self.wandb: Any = None
+            self._open("tensorboard", lambda: TensorBoard(folder / "tensorboard", start))
         if settings.tracking.wandb:
-            import wandb
-
-            self.wandb = wandb.init(
-                project=settings.tracking.wandb, dir=str(folder), config=settings.model_dump(mode="json")
-            )
+            self._open("wandb", lambda: WandB(folder, settings))
 
     def advance(self) -> None:
-        self.bar.update()
+        with contextlib.suppress(OSError):  # the terminal's
+            self.bar.update()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        waited = bool(self.rows.waiting)
+        self.rows.add({"step": step, **values})
+        if self.rows.waiting and not waited:
+            self.say(f"warning: {self.rows.path} cannot be written; its rows are kept in memory until it can")
         shown = {k.partition("/")[2]: f"{v:.3g}" for k, v in values.items() if k.startswith(("loss/", "reward/"))}
-        self.bar.set_postfix(shown)
-        if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, step)
-        if self.wandb:
-            self.wandb.log(dict(values), step=step)
+        with contextlib.suppress(OSError):
+            self.bar.set_postfix(shown)
+        self._each(lambda tracker: tracker.log(step, values))
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        if self.tensorboard:
-            self.tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
-        if self.wandb:
-            import wandb
-
-            self.wandb.log({name: wandb.Image(image)}, step=step)
+        self._each(lambda tracker: tracker.picture(step, name, image))
 
     def warn(self, step: int, text: str) -> None:
         """An alarm of early warning."""
         self.say(text)
-        if self.tensorboard:
-            self.tensorboard.add_text("watch/alarm", text, step)
-        if self.wandb:
-            self.wandb.alert(title="early warning", text=text)
+        self._each(lambda tracker: tracker.warn(step, text))
 
     def say(self, text: str) -> None:
-        self.bar.write(text)
+        with contextlib.suppress(OSError):
+            self.bar.write(redacted(text))
 
     def close(self) -> None:
-        self.bar.close()
-        if self.tensorboard:
-            self.tensorboard.close()
-        if self.wandb:
-            self.wandb.finish()
+        """Write what waits, and end the trackers.
+
+        Rows that still cannot be written are printed, since they are nowhere else.
+        """
+        with contextlib.suppress(OSError):
+            self.bar.close()
+        self._each(lambda tracker: tracker.close())
+        self.rows.write()
+        for row in self.rows.waiting:
+            print(row)
+
+    def _open(self, name: str, make: Callable[[], Any]) -> None:
+        try:
+            self.others[name] = make()
+        except Exception as error:  # whatever a tracker's client, its network or its disk come up with
+            self._left_out(name, error)
+
+    def _each(self, use: Callable[[Any], object]) -> None:
+        for name, tracker in list(self.others.items()):
+            try:
+                use(tracker)
+            except Exception as error:
+                del self.others[name]
+                self._left_out(name, error)
+
+    def _left_out(self, name: str, error: Exception) -> None:
+        self.say(f"warning: tracking.{name} failed ({error}) and is left out from here on; {METRICS} has all rows")
+
+
+class TensorBoard:
+    def __init__(self, folder: Path, start: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+    def warn(self, step: int, text: str) -> None:
+        self.writer.add_text("watch/alarm", text, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """Weights & Biases; where its server cannot be reached, its offline mode, which `wandb sync` sends later."""
+
+    def __init__(self, folder: Path, settings: recipe.Recipe):
+        import wandb
+
+        self.wandb: Any = wandb
+        options = {"project": settings.tracking.wandb, "dir": str(folder), "config": settings.model_dump(mode="json")}
+        try:
+            self.run = wandb.init(**options)
+        except wandb.Error:
+            self.run = wandb.init(**options, mode="offline")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        self.run.log({name: self.wandb.Image(image)}, step=step)
+
+    def warn(self, step: int, text: str) -> None:
+        self.run.alert(title="early warning", text=text)
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; empty if there is none."""
-    path = folder / "metrics.jsonl"
+    """The rows of a run's metrics.jsonl; empty if there is none. A last line that was cut off is left out."""
+    path = folder / METRICS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,22 +1,25 @@
 """The training step of DMDR. It knows neither the model family nor the rewards nor how many machines there are.
 
 A step is `ratio` updates of the fake score, each on new samples of the generator, then one update of the generator.
+Where no distributions are matched, nobody asks the fake score, and it is left as it is.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from dmdr_core import StepGrid, authors_states, denoising_loss, randn, visited_states
+from dmdr_core import authors_states, randn, visited_states
 from dmdr_models.family import Family
 from torch import Tensor
 
 from dmdr_train import recipe
 from dmdr_train.draws import Draws
-from dmdr_train.objectives import Objective, Sample, renoise_sampler
-from dmdr_train.prompts import Prompts
+from dmdr_train.objectives import DistributionMatching, Objective, Regression, Sample
+from dmdr_train.pairs import Pairs
+from dmdr_train.prompts import Prompts, Start
 
 STATES = {"visited": visited_states, "authors": authors_states}
 
@@ -38,6 +41,8 @@ class Trainer:
         generator, guidance: engines (or modules) of the two networks; the guidance network is called with a
             `lora_scale`.
         objectives: the terms of the generator's loss, distribution matching first.
+        prompts: what samples are made for, from fresh noise.
+        pairs: what they start from instead while there is regression.
         decode: makes the pictures of a sample that rewards see.
         rank, world: this process and how many there are; each takes its share of the global batch.
         mean: averages values over the processes.
@@ -56,6 +61,7 @@ class Trainer:
         rank: int = 0,
         world: int = 1,
         mean: Callable[[dict[str, float]], dict[str, float]] = dict,
+        pairs: Pairs | None = None,
     ):
         self.settings = settings
         self.family = family
@@ -63,23 +69,35 @@ class Trainer:
         self.guidance = guidance
         self.objectives = objectives
         self.prompts = prompts
+        self.pairs = pairs
         self.decode = decode
         self.device = device
         self.rank, self.world = rank, world
         self.mean = mean
-        self.renoise = renoise_sampler(settings.guidance)
         rollout = settings.rollout
-        self.grid = StepGrid(rollout.steps, rollout.shift, family.process.t_end)
+        self.grid = family.grid(rollout.steps, rollout.shift)
         self.step = 0
+        self.drawn: list[Any] = []
+        self.trouble: list[tuple[str, list[Any]]] = []
 
     def train_step(self) -> dict[str, float]:
-        """One step; returns what is worth logging, of this process."""
+        """One step; returns what is worth logging, of this process.
+
+        An update whose loss or gradient is not finite anywhere is skipped by the engines of all processes. `trouble`
+        then names what was not, and for which prompts of this process.
+        """
         logs: dict[str, float] = {}
-        for i in range(self.settings.guidance.ratio):
-            logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
+        self.trouble = []
+        if self.at_work(DistributionMatching):
+            for i in range(self.settings.guidance.ratio):
+                logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
         logs |= self.update_generator()
         self.step += 1
         return logs
+
+    def at_work(self, kind: type = object) -> list[Any]:
+        """The objectives of a kind that take part in this step."""
+        return [o for o in self.objectives if isinstance(o, kind) and o.weight.active(self.step)]
 
     def update_fake_score(self, update: int) -> dict[str, float]:
         """Update number `update` of the fake score, over this process's micro-batches; what is worth logging."""
@@ -89,6 +107,7 @@ class Trainer:
             self.guidance.backward(loss)
             self.guidance.step()
             losses.append(loss.item())
+            self.note("fake_score", losses[-1])
         return {"loss/fake_score": sum(losses) / len(losses)}
 
     def update_generator(self) -> dict[str, float]:
@@ -101,7 +120,9 @@ class Trainer:
             self.generator.step()
             logs.append(values)
             for name, gradient in gradients.items():
-                squares[name] += gradient.square().sum().item()
+                square = gradient.square().sum().item()
+                squares[name] += square
+                self.note(name, values[f"loss/{name}"], square)
         norms = self.balance(squares)
         means = {name: sum(values[name] for values in logs) / len(logs) for name in logs[0]}
         return means | {f"grad_norm/{name}": norm for name, norm in norms.items()}
@@ -115,22 +136,17 @@ class Trainer:
                 objective.weight.observe(norms[objective.name], norms.get("distribution_matching", 0.0))
         return norms
 
+    def note(self, name: str, *numbers: float) -> None:
+        """Keep the prompts of the last sample as trouble, if the numbers that came from it are not finite."""
+        if not all(map(math.isfinite, numbers)):
+            self.trouble.append((name, self.drawn))
+
     def fake_score_loss(self, draws: Draws) -> Tensor:
-        """Denoising on the generator's own samples: mean (F(x_τ) − target)²."""
+        """What the fake score learns from, on samples that carry no gradient."""
+        (matching,) = self.at_work(DistributionMatching)
         with torch.no_grad():
             sample = self.generate(draws)
-        process, x0 = self.family.process, sample.x0
-        tau = self.renoise.sample(len(x0), self.step, draws.each("renoise_time"), device=self.device)
-        noise = randn(x0.shape, draws.each("renoise_noise"), device=self.device)
-        t = process.time_at(tau)
-        prediction = self.family.predict(
-            self.guidance,
-            process.add_noise(x0, noise, t),
-            t,
-            sample.condition,
-            lora_scale=self.settings.guidance.fake_scale,
-        )
-        return denoising_loss(prediction, process.target(x0, noise, t))
+        return matching.fake_score_loss(sample)
 
     def generator_loss(self, draws: Draws) -> tuple[Tensor, dict[str, float], dict[str, Tensor]]:
         """Σ w_i · L_i over the objectives at work, all on one sample; and the gradient of each L_i at x0."""
@@ -139,15 +155,14 @@ class Trainer:
         total, slope = 0.0, torch.zeros_like(at.x0)
         logs: dict[str, float] = {}
         gradients: dict[str, Tensor] = {}
-        for objective in self.objectives:
-            if objective.weight.active(self.step):
-                weight = objective.weight.at(self.step)
-                loss, values = objective(at)
-                # The graph from x0 to the pictures serves the next reward, too.
-                (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
-                slope += weight * gradients[objective.name]
-                total += weight * loss.item()
-                logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
+        for objective in self.at_work():
+            weight = objective.weight.at(self.step)
+            loss, values = objective(at)
+            # The graph from x0 to the pictures serves the next reward, too.
+            (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
+            slope += weight * gradients[objective.name] + 0 * loss.detach()  # an infinite loss poisons the update
+            total += weight * loss.item()
+            logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
         carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
         return carrier - carrier.detach() + total, logs, gradients
 
@@ -156,9 +171,9 @@ class Trainer:
 
         Only the last prediction carries gradient.
         """
-        prompts = self.prompts.draw(draws)
-        condition = self.family.condition(prompts)
-        noise = randn((len(prompts), *self.family.latent_shape), draws.each("noise"), device=self.device)
+        start = self.start(draws)
+        self.drawn = start.prompts
+        condition = self.family.condition(start.prompts)
         chosen = self.choose_steps(draws).to(self.device)
 
         def predict(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
@@ -168,11 +183,18 @@ class Trainer:
         rollout, in_step = self.settings.rollout, self.settings.optim.zero_stage == 3
         states = STATES[rollout.states]
         with torch.no_grad():
-            x_t, t = states(
-                predict, self.family.process, self.grid, noise, chosen, rollout.mode, draws.each("rollout"), in_step
-            )
+            fresh = draws.each("rollout")
+            x_t, t = states(predict, self.family.process, self.grid, start.noise, chosen, rollout.mode, fresh, in_step)
         x0 = self.family.process.to_x0(x_t, self.family.predict(self.generator, x_t, t, condition), t)
-        return Sample(x0, prompts, condition, draws, self.step, self.decode)
+        return Sample(x0, start.prompts, condition, draws, self.step, self.decode, start.target)
+
+    def start(self, draws: Draws) -> Start:
+        """Where samples start: at pairs while there is regression, otherwise at fresh noise."""
+        if self.at_work(Regression):
+            assert self.pairs is not None
+            return self.pairs.draw(draws)
+        prompts = self.prompts.draw(draws)
+        return Start(prompts, randn((len(prompts), *self.family.latent_shape), draws.each("noise"), device=self.device))
 
     def choose_steps(self, draws: Draws) -> Tensor:
         """The position in the grid that each sample is trained at, `[B]`, uniform."""

@@ -1,5 +1,6 @@
 """The weight of an objective: given, or balanced against distribution matching; from when to when; how it rises."""
 
+import math
 from dataclasses import dataclass
 
 from dmdr_train import recipe
@@ -14,7 +15,7 @@ class Weight:
 
     With `weight: auto` it is ratio · |∂L_DM/∂x0| / |∂L/∂x0|, from running means of the norms over earlier updates, so
     that it does not depend on how a batch is split. Its first update has weight 0 and measures. An update in which the
-    objective has no gradient, since all rewards are past the margin, is not counted.
+    objective has no gradient, since all rewards are past the margin, is not counted; nor is one that overflows.
 
     `own` and `other` are the running means, of this objective and of distribution matching; a checkpoint keeps them.
     """
@@ -39,8 +40,8 @@ class Weight:
         return step >= settings.start and (settings.stop is None or step < settings.stop)
 
     def observe(self, own: float, other: float) -> None:
-        """The gradient norms at x0 of an update, over its whole batch."""
-        if own == 0.0 or self.settings.weight != "auto":
+        """The gradient norms at x0 of an update, over its whole batch; not those of one that is skipped."""
+        if own == 0.0 or self.settings.weight != "auto" or not math.isfinite(own + other):
             return
         keep = MEMORY if self.own else 0.0
         self.own = keep * self.own + (1 - keep) * own

@@ -1,6 +1,6 @@
 """SiT as a family: labels in, latents of an SD-style VAE out.
 
-A model is a folder in diffusers' layout: `transformer/` (a SiTTransformer) and `vae/` (an AutoencoderKL).
+A model is a folder in diffusers' layout: `transformer/` (a SiTTransformer) and `vae/`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_core import FlowMatching
+from dmdr_core import FlowMatching, StepGrid
 from torch import Tensor, nn
 
 from dmdr_models.family import Condition
-from dmdr_models.parts import load_transformer, part_config
 from dmdr_models.sit.transformer import SiTTransformer
 from dmdr_models.vae import LatentFamily
 
@@ -22,7 +21,7 @@ class SiT(LatentFamily):
 
     Args:
         path: folder (or hub name) with `transformer/`, and with `vae/` unless `vae` is given.
-        vae: folder or hub name of another AutoencoderKL, such as "stabilityai/sd-vae-ft-ema".
+        vae: folder or hub name of another VAE, such as "stabilityai/sd-vae-ft-ema".
         resolution, max_tokens: of other families; the model's own picture size may be given.
         dtype: of networks and VAE.
 
@@ -32,6 +31,8 @@ class SiT(LatentFamily):
     """
 
     name = "sit"
+    network_class = SiTTransformer
+    fixed = ("in_channels", "sample_size", "num_classes")
     lora_targets = ("to_q", "to_v")
     shift = 1.0
     keeps_lora = False
@@ -45,7 +46,6 @@ class SiT(LatentFamily):
         max_tokens: int | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        self.config = part_config(SiTTransformer, str(path), "transformer")
         super().__init__(path, vae, dtype)
         self.process = FlowMatching(t_end=0.0)
         self.num_classes: int = self.config["num_classes"]
@@ -55,9 +55,8 @@ class SiT(LatentFamily):
         if max_tokens is not None:
             raise ValueError(f"max_tokens {max_tokens}: a SiT takes class labels, not texts; leave it out")
 
-    def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-        same = {name: self.config[name] for name in ("in_channels", "sample_size", "num_classes")}
-        return load_transformer(SiTTransformer, self.path, weights, self.dtype, same)
+    def grid(self, steps: int, shift: float = 1.0) -> StepGrid:
+        return StepGrid(steps, shift, self.process.t_end)
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
         return network(x_t, t, **condition, **named).float()
@@ -78,7 +77,7 @@ class SiT(LatentFamily):
         return {"class_labels": torch.full((batch,), self.num_classes, device=self.device)}
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        network.save_pretrained(folder / "transformer")  # type: ignore[operator]
+        super().save(network, folder)
         self.vae.save_pretrained(folder / "vae")
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""SDXL: text-conditional noise prediction with diffusers' `UNet2DConditionModel`."""

@@ -1,0 +1,29 @@
+"""SDXL's two text encoders: prompts to what the UNet reads of them.
+
+    encoder_hidden_states = [CLIP-L | CLIP-G]       [B, 77, D], the states before the last layer
+    text_embeds           = CLIP-G, pooled          [B, P]
+
+where | joins features. Every sequence is padded, or cut, to CLIP's length, and nothing is masked. Source: "SDXL:
+Improving Latent Diffusion Models for High-Resolution Image Synthesis", arXiv 2307.01952.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from dmdr_models import text
+from dmdr_models.family import Condition
+
+
+class TextEncoders(text.TextEncoders):
+    """See `dmdr_models.text.TextEncoders`."""
+
+    family = "sdxl"
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        found = [self.clip(*one, prompts, one[1].model_max_length) for one in self.parts]
+        return {
+            "encoder_hidden_states": torch.cat([states for _, states in found], dim=-1),
+            "text_embeds": found[-1][0],
+        }

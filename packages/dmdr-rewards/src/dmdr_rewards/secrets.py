@@ -1,0 +1,54 @@
+"""Secrets stay in the environment: a recipe, a table or a log may hold the name of a variable, never its value.
+
+Looked for are values of options that are called like a secret, names and passwords in URLs, and the values of
+environment variables that are called like a secret. Imports no torch.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+ADVICE = (
+    "holds what looks like a secret, which outputs, logs and model cards would show; keep it in an environment "
+    "variable, and give that variable's name where one is asked for, as in api_key_env"
+)
+
+_SECRET = r"(?:(?:\w+[_-])?(?:api|access|private|secret)[_-]?key|(?:(?:api|access|auth|bearer|hf|hub)[_-]?)?token"
+_SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|authorization)"
+_OPTION = re.compile(_SECRET, re.IGNORECASE)
+_VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
+_IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_SECRET}=[^&;#\s]+", re.IGNORECASE)
+_SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
+
+
+def secret_in(node: Any, key: str = "") -> str | None:
+    """The dotted key of the first value that looks like a secret, in nested dicts and lists; None if there is none."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            within = f"{key}.{name}" if key else str(name)
+            if isinstance(value, str) and value and _OPTION.fullmatch(str(name)):
+                return within
+            if found := secret_in(value, within):
+                return found
+    elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+        for place, value in enumerate(node):
+            if found := secret_in(value, f"{key}.{place}" if key else str(place)):
+                return found
+    elif isinstance(node, str) and redacted(node) != node:
+        return key
+    return None
+
+
+def redacted(text: str) -> str:
+    """The text with *** in the place of secrets in URLs, and of the values of secret environment variables."""
+    text = _IN_URL.sub("***", text)
+    for value in _values():
+        text = text.replace(value, "***")
+    return text
+
+
+def _values() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name):
+            yield value

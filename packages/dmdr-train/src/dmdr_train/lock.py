@@ -1,0 +1,46 @@
+"""One run in one folder: a lock that ends with the process that holds it, however that ends."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from dmdr_train.errors import UserError
+
+LOCK = "run.lock"
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder in which a run is going on; nothing is written.
+
+    Raises:
+        UserError: names who holds it.
+    """
+    if (folder / LOCK).exists():
+        with (folder / LOCK).open("r+") as file:
+            _lock(file, fcntl.LOCK_SH, folder)
+
+
+def hold(folder: Path) -> IO[str]:
+    """Lock a run's folder until the file that is returned is closed, or this process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    file = (folder / LOCK).open("a+")
+    _lock(file, fcntl.LOCK_EX, folder)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _lock(file: IO[str], kind: int, folder: Path) -> None:
+    # A record lock: unlike flock's it is not inherited by children, and NFS has it.
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read() or "another process"
+        raise UserError("run.output", f"{folder} is in use by {holder}; wait for it, or give another folder") from None

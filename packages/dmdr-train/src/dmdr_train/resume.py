@@ -1,0 +1,160 @@
+"""Which checkpoint a run goes on from: whole, undamaged, and of a recipe that it may go on with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dmdr_rewards.untrusted import from_json, inside
+
+from dmdr_train.errors import UserError, naming
+from dmdr_train.files import fingerprint
+from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import from_yaml
+from dmdr_train.versions import versions
+
+MANIFEST = "manifest.json"
+# What a resumed run may change: these keys, and everything below them.
+FREE_KEYS = (
+    "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation", "model.path",
+    "model.vae", "data.embeddings",
+)  # fmt: skip
+FIXED_KEYS = (
+    "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.shared_backbone", "memory.offload_optimizer",
+)  # fmt: skip
+SILENT_KEYS = ("run.resume", "run.output")
+
+
+def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint that `run.resume` asks for; None to start afresh.
+
+    `auto` takes the newest that is undamaged. What differs from its recipe is said, a line for each key.
+
+    Raises:
+        UserError: a given path holds no checkpoint, a damaged one, or one of a run that this recipe cannot go on with;
+            or `auto` finds damaged ones alone.
+    """
+    choice = settings.run.resume
+    if choice == "never":
+        return None
+    if choice == "auto":
+        path = newest_whole(checkpoints_in(Path(settings.run.output) / "checkpoints"), say)
+    else:
+        path = newest("run.resume", choice)
+        verify("run.resume", path)
+    if path is not None:
+        compare(settings, path, say)
+    return path
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = (path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+    return sorted(path for path in found if path.name.removeprefix("step-").isdigit())
+
+
+def newest(key: str, text: str) -> Path:
+    """The checkpoint at a path: itself, or the newest in a folder of checkpoints or in a run's folder."""
+    folder = Path(text)
+    for candidate in (folder, *reversed(checkpoints_in(folder)), *reversed(checkpoints_in(folder / "checkpoints"))):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    raise UserError(key, f"{text} holds no checkpoint; give one of step-*, or start without it")
+
+
+def newest_whole(found: list[Path], say: Callable[[str], None]) -> Path | None:
+    """The last of these that is undamaged; every damaged one is said.
+
+    Raises:
+        UserError: all are damaged, and a start at step 0 would not be what was meant.
+    """
+    for path in reversed(found):
+        try:
+            verify("run.resume", path)
+        except UserError as error:
+            say(f"warning: {str(error).partition(';')[0]}; falling back to the checkpoint before")
+        else:
+            return path
+    if found:
+        raise UserError("run.resume", f"every checkpoint in {found[0].parent} is damaged; give another run.output")
+    return None
+
+
+def read_manifest(key: str, path: Path) -> dict[str, Any]:
+    """manifest.json of a checkpoint.
+
+    Raises:
+        UserError: it is no such thing.
+    """
+    try:
+        manifest = from_json((path / MANIFEST).read_bytes())
+        if _is_manifest(manifest):
+            return manifest
+    except (ValueError, OSError):
+        pass
+    raise UserError(key, f"{path / MANIFEST} is damaged; give another checkpoint")
+
+
+def _is_manifest(found: Any) -> bool:
+    kinds = {"step": int, "world_size": int, "weights": dict, "files": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        return False
+    pairs = [pair if isinstance(pair, list) else [] for pair in found["weights"].values()]
+    numbers = all(len(pair) == 2 and all(isinstance(each, float | int) for each in pair) for pair in pairs)
+    return numbers and isinstance(found.get("versions", {}), dict)
+
+
+def verify(key: str, path: Path) -> None:
+    """Check that every file of a checkpoint is as its manifest says.
+
+    Raises:
+        UserError: names the first file that is missing or differs.
+    """
+    for name, expected in read_manifest(key, path)["files"].items():
+        with naming(key):
+            file = inside(path, name)
+        if not file.is_file():
+            raise UserError(key, f"{file} is missing; give another checkpoint")
+        if fingerprint(file) != expected:
+            raise UserError(key, f"{file} is damaged; give another checkpoint")
+
+
+def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
+    """Say how a recipe differs from a checkpoint's, and refuse to go on where that is not harmless.
+
+    Raises:
+        UserError: for the first key that must not differ; all are said before.
+    """
+    try:
+        saved = _flat(from_yaml((path / "recipe.yaml").read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise UserError("run.resume", f"{path / 'recipe.yaml'} is damaged ({error}); give another checkpoint") from None
+    asked = _flat(settings.model_dump(mode="json"))
+    changed = [key for key in sorted(saved.keys() | asked.keys()) if saved.get(key) != asked.get(key)]
+    changed = [key for key in changed if key not in SILENT_KEYS]
+    refused = [key for key in changed if not _free(key)]
+    for key in changed:
+        mark = "must not change" if key in refused else "changed"
+        say(f"{mark}: {key} is {asked.get(key)} here and {saved.get(key)} in {path}")
+    for package, version in read_manifest("run.resume", path).get("versions", {}).items():
+        if versions().get(package) != version:
+            say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
+    if refused:
+        raise UserError(
+            refused[0],
+            f"is {asked.get(refused[0])} here and {saved.get(refused[0])} in {path}; "
+            f"set it back, or start a new run with another run.output",
+        )
+
+
+def _free(key: str) -> bool:
+    return key not in FIXED_KEYS and any(key == k or key.startswith(f"{k}.") for k in FREE_KEYS)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        items = list(node.items())
+    elif isinstance(node, list):
+        items = list(enumerate(node))
+    else:
+        return {prefix: node}
+    return {k: v for name, child in items for k, v in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}

@@ -1,0 +1,94 @@
+"""Files that would run code if anything unpickled or imported them, and tiny real ones to hide them among."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dmdr_models import tiny
+
+
+class Trojan:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.makedirs, (str(self.mark),)
+
+
+@dataclass
+class Trap:
+    """Writes files that leave `mark` once their code has run."""
+
+    mark: Path
+    zipped: bool
+
+    def __call__(self, path: Path) -> Path:
+        """A pickle at `path`, as torch writes it or a bare one; what was there is replaced."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"weight": torch.zeros(2), "state_dict": Trojan(self.mark)}
+        if self.zipped:
+            torch.save(content, path)
+        else:
+            path.write_bytes(pickle.dumps(content))
+        return path
+
+    def module(self, path: Path) -> Path:
+        """Python code at `path`, with the classes that a config may ask for."""
+        path.write_text(f"import os\nos.makedirs({str(self.mark)!r})\nclass Evil: pass\n")
+        return path
+
+
+@pytest.fixture(params=[True, False], ids=["zip", "bare"])
+def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Trap:
+    return Trap(tmp_path / "the-code-was-run", request.param)
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Trap:
+    return Trap(tmp_path / "the-code-was-run", zipped=True)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny sit, sd3, sdxl or classifier, which tests must not change."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def made(name: str) -> Path:
+        if not (folder / name).exists():
+            MAKERS[name](folder / name)
+        return folder / name
+
+    return made
+
+
+@pytest.fixture
+def copied(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one of the tiny models that may be changed."""
+    return lambda name: Path(shutil.copytree(models(name), tmp_path / "copies" / name))
+
+
+def write_classifier(folder: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    network: Any = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=10, **sizes))
+    network.save_pretrained(folder)
+    steps = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(steps))
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "sit": tiny.sit,
+    "sd3": tiny.sd3,
+    "sdxl": tiny.sdxl,
+    "classifier": write_classifier,
+}

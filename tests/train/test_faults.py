@@ -1,0 +1,386 @@
+"""What happens to runs, done to whole runs and to their parts on this one process."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from dmdr_train import checkpoint, signals, tracking
+from dmdr_train.errors import StoppedError, UserError
+from dmdr_train.lock import check_free, hold
+from dmdr_train.recipe import Recipe
+from dmdr_train.resume import checkpoints_in, find_checkpoint, verify
+from dmdr_train.runner import Run
+from dmdr_train.session import build
+from dmdr_train.tracking import Rows, Tracker, read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_process")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make_run(make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run that is as short as can be, and draws and writes no more than it must."""
+
+    def make(**changes: Any) -> Run:
+        basis: dict[str, Any] = {
+            "model__path": str(model),
+            "guidance": {"ratio": 1},
+            "optim__batch_size": 2,
+            "run__steps": 4,
+            "run__output": str(tmp_path / "out"),
+            "tracking__samples": {"count": 2},
+        }
+        settings = make_recipe(**{**basis, **changes})
+        resume_from = find_checkpoint(settings, lambda text: None)
+        run: Any = Run(settings, build(settings, CPU), resume_from)
+        run.sample_teacher = run.finish = lambda: None
+        return run
+
+    return make
+
+
+def names(run: Run) -> list[str]:
+    return [path.name for path in checkpoints_in(run.folder / "checkpoints")]
+
+
+def during_step(run: Run, step: int, act: Callable[[], object]) -> None:
+    """Have something happen while the step that starts at `step` is under way."""
+    train_step = run.trainer.train_step
+
+    def stepping() -> dict[str, float]:
+        if run.trainer.step == step:
+            act()
+        return train_step()
+
+    run.trainer.train_step = stepping  # type: ignore[method-assign]
+
+
+# -- signals
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_run: Any, number: signal.Signals) -> None:
+    run = make_run()
+    before = [signal.getsignal(n) for n in signals.STOPPING]
+    during_step(run, 1, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(StoppedError) as caught:
+        run.carry_out()
+    assert caught.value.code == 75
+    assert str(caught.value).startswith(f"by {number.name}, saved in {run.folder}/checkpoints/step-00000002; start")
+    assert names(run) == ["step-00000002"]
+    verify("run.resume", run.folder / "checkpoints/step-00000002")
+    assert [row["step"] for row in read_metrics(run.folder)] == [1, 2]
+    assert [signal.getsignal(n) for n in signals.STOPPING] == before
+
+
+def test_a_second_signal_ends_the_process_even_where_the_first_is_not_heeded() -> None:
+    """The main thread is stuck; a repetition at once is the same signal by another way."""
+    program = """
+import ctypes, os, threading, time
+from dmdr_train import signals
+signals.SAME = 0.3
+with signals.Signals() as received:
+    def send():
+        for pause in (0, 0.05, 0.5):
+            time.sleep(pause)
+            print(received.received, flush=True)
+            os.kill(os.getpid(), signals.signal.SIGINT)
+    threading.Thread(target=send, daemon=True).start()
+    ctypes.CDLL(None).poll(None, 0, 60_000)  # goes on when it is interrupted, as gloo does
+    ctypes.CDLL(None).poll(None, 0, 60_000)
+    ctypes.CDLL(None).poll(None, 0, 60_000)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert done.stdout.split() == ["None", "SIGINT", "SIGINT"]
+    assert done.stderr.startswith("a second signal: process ")
+
+
+def test_other_signals_are_left_alone() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: seen.append(number))
+    try:
+        with signals.Signals() as received:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.05)
+            assert received.received is None
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [signal.SIGUSR2]
+
+
+# -- a disk that is full
+
+
+def full(path: str) -> bool:
+    return ".partial" in path and path.endswith("guidance/mp_rank_00_model_states.pt")
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While its one item is true, the second engine's state finds no space."""
+    switch = [True]
+    save_state = checkpoint._save_state
+
+    def failing(state: Any, path: str) -> None:
+        if switch[0] and full(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        save_state(state, path)
+
+    monkeypatch.setattr(checkpoint, "_save_state", failing)
+    return switch
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(
+    make_run: Any, full_disk: list[bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(run__checkpoint_every=1)
+    full_disk[0] = False
+    during_step(run, 1, lambda: full_disk.__setitem__(0, True))
+    during_step(run, 3, lambda: full_disk.__setitem__(0, False))
+    run.carry_out()
+    assert names(run) == ["step-00000001", "step-00000004"]
+    verify("run.resume", run.folder / "checkpoints/step-00000001")
+    assert sorted(os.listdir(run.folder / "checkpoints")) == names(run)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said == [
+        f"warning: {run.folder}/checkpoints/step-0000000{n} could not be written (No space left on device); "
+        f"the checkpoints before it are whole; the run goes on"
+        for n in (2, 3)
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"run__on_failed_save": "stop", "run__checkpoint_every": 2}, {}])
+def test_a_full_disk_stops_the_run_where_it_was_to_or_must(make_run: Any, full_disk: Any, changes: Any) -> None:
+    run = make_run(run__steps=3, **changes)
+    with pytest.raises(StoppedError, match=r"could not be written \(No space left on device\)") as caught:
+        run.carry_out()
+    assert caught.value.code == 74
+    assert run.trainer.step == (2 if changes else 3)
+    assert os.listdir(run.folder / "checkpoints") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system can be mounted by root alone")
+@pytest.mark.parametrize("size", ["64k", "1m"])
+def test_a_really_full_disk(make_run: Any, tmp_path: Path, size: str) -> None:
+    (tmp_path / "out/checkpoints").mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path / "out/checkpoints")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        run = make_run(run__steps=1)
+        with pytest.raises(StoppedError, match=r"could not be written \(.*No space left on device"):
+            run.carry_out()
+        assert os.listdir(run.folder / "checkpoints") == []
+    finally:
+        subprocess.run(["umount", str(tmp_path / "out/checkpoints")], check=True)
+
+
+# -- numbers that are not finite
+
+
+def broken_loss(run: Run, value: float, steps: tuple[int, ...]) -> None:
+    objective: Any = run.trainer.objectives[0]
+    compute = type(objective).__call__
+
+    class Broken(type(objective)):  # type: ignore[misc]
+        def __call__(self, sample: Any) -> Any:
+            loss, logs = compute(self, sample)
+            return (loss + value if sample.step in steps else loss), logs
+
+    objective.__class__ = Broken
+
+
+def trained(run: Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in run.trainer.generator.module.parameters()]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_update_that_is_not_finite_is_skipped(make_run: Any, stage: int, value: float) -> None:
+    run = make_run(optim__zero_stage=stage)
+    broken_loss(run, value, (0,))
+    parameters = dict(run.trainer.generator.module.named_parameters())
+    with checkpoint.gathered(parameters.values()):
+        before = [p.detach().clone() for p in parameters.values()]
+    run.trainer.train_step()
+    assert run.trainer.trouble == [("distribution_matching", run.trainer.drawn)]
+    assert (run.trainer.generator.skipped_steps, run.trainer.guidance.skipped_steps) == (1, 0)
+    with checkpoint.gathered(parameters.values()):
+        assert all(torch.equal(p, b) for p, b in zip(parameters.values(), before, strict=True))
+    run.trainer.train_step()
+    assert run.trainer.trouble == []
+    assert run.trainer.generator.skipped_steps == 1
+    with checkpoint.gathered(parameters.values()):
+        after = list(parameters.values())
+        assert all(p.isfinite().all() for p in after)
+        assert any(not torch.equal(p, b) for p, b in zip(after, before, strict=True))
+
+
+def test_a_gradient_inside_the_network_counts(make_run: Any) -> None:
+    run = make_run()
+    parameter = next(p for p in run.trainer.guidance.module.parameters() if p.requires_grad)
+    hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+    run.trainer.train_step()
+    assert (run.trainer.generator.skipped_steps, run.trainer.guidance.skipped_steps) == (0, 1)
+    assert run.skipped == 1
+    hook.remove()
+    run.trainer.train_step()
+    assert run.skipped == 1
+
+
+def test_the_run_stops_when_it_does_not_end(make_run: Any) -> None:
+    run = make_run(run__max_skipped=2, run__steps=9)
+    broken_loss(run, float("nan"), (0, 2, 3))
+    with pytest.raises(StoppedError) as caught:
+        run.carry_out()
+    assert caught.value.code == 65
+    prompts = ", ".join(map(repr, run.trainer.drawn))
+    assert str(caught.value) == (
+        f"2 steps in a row were skipped, since a loss or gradient was not finite: distribution_matching for {prompts}; "
+        f"the state is saved in {run.folder}/checkpoints/step-00000004"
+    )
+    rows = read_metrics(run.folder)
+    assert [row["skipped/generator"] for row in rows] == [1, 1, 2, 3]
+    for tensor in checkpoint.load_file(run.folder / "checkpoints/step-00000004/generator.safetensors").values():
+        assert tensor.isfinite().all()
+
+
+# -- which checkpoints stay
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    def left(*arguments: Any) -> list[int]:
+        for step in range(2, 20, 2):
+            (tmp_path / f"step-{step:08d}").mkdir(exist_ok=True)
+            (tmp_path / f"step-{step:08d}/manifest.json").touch()
+        checkpoint.prune(tmp_path, *arguments)
+        assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
+        return [int(path.name[5:]) for path in checkpoints_in(tmp_path)]
+
+    assert left(1, 0, None) == [18]
+    assert left(2, 0, None) == [16, 18]
+    assert left(1, 6, None) == [6, 12, 18]
+    assert left(1, 8, 4) == [4, 8, 16, 18]
+
+
+@pytest.mark.parametrize(("name", "best"), [("frechet", 4), ("accuracy", 6), (None, None)])
+def test_the_best_step(name: str | None, best: int | None) -> None:
+    """The scores of a stage's end are no step's."""
+    numbers = {"step-2": (9.0, 0.1), "step-4": (3.0, 0.2), "step-6": (5.0, 0.3), "cold_start": (0.0, 1.0)}
+    scores = {key: SimpleNamespace(frechet=distance, accuracy=share) for key, (distance, share) in numbers.items()}
+    run: Any = SimpleNamespace(settings=SimpleNamespace(run=SimpleNamespace(keep_best=name)), scores=scores)
+    assert Run.best_step(run) == best
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    for name in (".step-00000002.partial", ".step-00000001.removed", "step-00000003"):
+        (tmp_path / name / "generator").mkdir(parents=True)
+    checkpoint.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["step-00000003"]
+
+
+# -- two runs in one folder
+
+
+def test_the_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
+    """The lock is held by another process, and ends with it, even by kill -9."""
+    program = (
+        "import sys, time; from pathlib import Path; from dmdr_train.lock import hold\n"
+        "file = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    check_free(tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        for refuse in (check_free, hold):
+            with pytest.raises(UserError) as caught:
+                refuse(tmp_path)
+            line = rf"run.output: {tmp_path} is in use by process {other.pid} on .*; wait for it, or give another"
+            assert caught.match(line)
+    finally:
+        other.kill()
+        other.wait()
+    check_free(tmp_path)
+    hold(tmp_path).close()
+
+
+# -- trackers
+
+
+class Broken:
+    """Stands in for a tracker whose server is down."""
+
+    def log(self, step: int, values: Any) -> None:
+        raise ConnectionError("no route to host")
+
+
+def test_a_tracker_that_fails_is_left_out(
+    make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "TensorBoard", lambda folder, start: Broken())
+    tracker = Tracker(tmp_path, make_recipe(tracking__tensorboard=True), 0)
+    for step in (1, 2):
+        tracker.log(step, {"loss/refl": 0.5})
+    tracker.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    said = [line for line in capsys.readouterr().out.splitlines() if "tensorboard" in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: tracking.tensorboard failed (no route to host) and is left out")
+
+
+def test_wandb_goes_offline_where_its_server_is_not_there(make_recipe: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[Any] = []
+
+    class Error(Exception):
+        pass
+
+    def init(**options: Any) -> Any:
+        asked.append(options.get("mode"))
+        if asked == [None]:
+            raise Error("timed out")
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error))
+    tracker = Tracker(tmp_path, make_recipe(tracking__wandb="project"), 0)
+    assert asked == [None, "offline"]
+    assert list(tracker.others) == ["wandb"]
+    tracker.log(1, {"loss/refl": 0.5})
+    tracker.close()
+    assert list(tracker.others) == ["wandb"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "metrics.jsonl", 0)
+    rows.add({"step": 1})
+    rows.path = Path("/dev/full")
+    rows.add({"step": 2})
+    rows.add({"step": 3})
+    assert [json.loads(line)["step"] for line in rows.waiting] == [2, 3]
+    rows.path = tmp_path / "metrics.jsonl"
+    rows.add({"step": 4})
+    assert rows.waiting == []
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/refl": NaN}\n{"step": 2}\n{"step": 3}\n{"ste')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    rows = Rows(tmp_path / "metrics.jsonl", 2)
+    rows.add({"step": 3, "again": 1})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1, "loss/refl": NaN}', '{"step": 2}', '{"step": 3, "again": 1}']

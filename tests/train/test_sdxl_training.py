@@ -1,0 +1,105 @@
+"""One-step SDXL on this one process: a UNet trained whole, by regression and then by distribution matching."""
+
+import argparse
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dmdr_models
+import pytest
+import torch
+from dmdr_train import cli, preflight
+from dmdr_train.errors import UserError
+from dmdr_train.make_pairs import make_pairs
+from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import load_recipe
+from dmdr_train.session import Session, build
+
+pytestmark = pytest.mark.usefixtures("one_process")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SDXL and a prompt; tests must not change it."""
+    from dmdr_models import tiny
+
+    folder = tiny.sdxl(tmp_path_factory.mktemp("models") / "sdxl")
+    (folder / "prompts.txt").write_text("a cat\na dog in a hat\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(make_recipe: Callable[..., Recipe], sdxl: Path) -> Callable[..., Recipe]:
+    """A step of regression, then two of distribution matching."""
+
+    def settings(**changes: Any) -> Recipe:
+        basis: dict[str, Any] = {
+            "model": {"family": "sdxl", "path": str(sdxl), "fake_score_lora": {"rank": 2, "alpha": 2}},
+            "data": {"prompts": str(sdxl / "prompts.txt"), "pairs": str(sdxl / "pairs")},
+            "objectives": [{"kind": "regression", "stop": 1}, {"kind": "distribution_matching", "start": 1}],
+            "guidance": {"ratio": 2, "cfg": 7.0, "cfg_jitter": 0.5},
+            "optim__generator": {"lr": 1e-4, "eps": 1e-3},
+            "optim__fake_score": {"lr": 1e-3, "eps": 1e-3},
+        }
+        return make_recipe(**{**basis, **changes})
+
+    make_pairs(settings(), sdxl / "pairs", 6, steps=2, batch_size=3, dtype="fp32", shard_size=4)
+    return settings
+
+
+def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], Session]:
+    session = build(settings, CPU)
+    return [session.trainer.train_step() for _ in range(steps)], session
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "bf16"), (3, "fp32")])
+def test_zero_stages_agree(settings: Callable[..., Recipe], stage: int, precision: str) -> None:
+    expected, session = trained(settings())
+    assert session.trainer.grid.times.tolist() == [399, 0]
+    found, _ = trained(settings(optim__zero_stage=stage, optim__precision=precision))
+    close = {"fp32": {"rel": 1e-3, "abs": 1e-7}, "bf16": {"rel": 0.1, "abs": 0.02}}[precision]
+    for row, row_expected in zip(found, expected, strict=True):
+        losses = {name: value for name, value in row_expected.items() if name.startswith("loss/")}
+        assert {name: row[name] for name in losses} == pytest.approx(losses, **close)
+
+
+def test_the_generator_starts_from_a_state_dict(settings: Callable[..., Recipe], sdxl: Path, tmp_path: Path) -> None:
+    from dmdr_models import tiny
+
+    other = dmdr_models.load("sdxl", tiny.sdxl(tmp_path / "other", seed=1))
+    network, model = other.load_network(), {"family": "sdxl", "path": str(sdxl)}
+    for file in ("unet.bin", "unet.safetensors"):
+        other.save_state_dict(network, tmp_path / file)
+        recipe = settings(model={**model, "generator": str(tmp_path / file)})
+        preflight.check_model(recipe)
+        expected = network.state_dict()
+        started = build(recipe, CPU).trainer.generator.module.state_dict()
+        assert all(torch.equal(started[name], expected[name]) for name in expected)
+    (tmp_path / "unet.txt").touch()
+    with pytest.raises(UserError, match=r"model.generator: .*unet.txt has no ending that is known; give a folder, or"):
+        preflight.check_model(settings(model={**model, "generator": str(tmp_path / "unet.txt")}))
+    torch.save({"conv_in.weight": torch.zeros(1)}, tmp_path / "part.bin")
+    with pytest.raises(UserError, match=r"model.generator: .*part.bin"):
+        build(settings(model={**model, "generator": str(tmp_path / "part.bin")}), CPU)
+
+
+def test_sdxl_knows_no_shift(settings: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match=r"rollout.shift: shift 3: SDXL's times know no shift; use 1"):
+        build(settings(rollout={"shift": 3.0}), CPU)
+
+
+def test_the_manual() -> None:
+    """docs/sdxl.md: the recipes that its commands name are there, and their options."""
+    manual = (Path(__file__).parents[2] / "docs/sdxl.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in manual.splitlines() if line.startswith("    ") and "--config" in line]
+    assert [command[0] for command in commands] == ["dmdr-train", *["deepspeed"] * 4]
+    pairs, *trainings = commands
+    parser = argparse.ArgumentParser()
+    cli.add_pairs_options(parser)
+    options = parser.parse_args(pairs[2:])
+    assert load_recipe(options.config).data.pairs == options.output
+    for command in trainings:
+        assert command[1] == "packages/dmdr-train/run.py"
+        assert load_recipe(command[3], command[4:]).model.family == "sdxl"
