@@ -191,7 +191,7 @@ def embeddings() -> Target:
     model = load_recipe("demo-t2i").model
     entry = {"prompts": 1, "bytes": len(shard), "sha256": "0" * 64}
     made = made_with(model)
-    made["text_encoders"] = text_fingerprint(model.path, made["max_tokens"])
+    made["text_encoders"] = text_fingerprint(model.family, model.path, made["max_tokens"])
     manifest = {**made, "shards": {"shard-00.safetensors": entry}, "prompts": 1}
     wanted = datasets.Dataset.from_dict({"prompt": ["a cat", "a dog"]})
 

@@ -15,13 +15,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from dmdr_core import FlowMatching, denoising_loss
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from dmdr_core import FlowMatching, VariancePreserving, denoising_loss
 from dmdr_rewards import create
 from dmdr_rewards.clip import ClipReward
 from dmdr_train import scenes
@@ -46,6 +54,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
@@ -60,7 +69,7 @@ TEXT_LENGTH = 12
 NUM_PICTURES = 40_000
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 HARD = 4
-PARTS = ("vae", "text", "teacher", "reward", "classifier")
+PARTS = ("vae", "text", "teacher", "reward", "classifier", "teacher_sdxl")
 CLIP = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "patch_size": 4, "width": 64, "layers": 4, "head_width": 16},
@@ -108,28 +117,10 @@ def t5_tokenizer() -> T5Tokenizer:
 def make_text() -> None:
     """Three text encoders that are never trained: random, with words and places far enough apart to tell them by."""
     torch.manual_seed(0)
-    words = clip_tokenizer()
     for suffix in ("", "_2"):
-        clip = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(words),
-                hidden_size=32,
-                intermediate_size=64,
-                projection_dim=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=TEXT_LENGTH,
-                bos_token_id=words.bos_token_id,
-                eos_token_id=words.eos_token_id,
-                pad_token_id=words.pad_token_id,
-            )
-        )
-        spread(clip, 0.2)
-        embeddings = clip.get_input_embeddings(), clip.text_model.embeddings.position_embedding
-        for embedding in embeddings:
-            nn.init.normal_(embedding.weight)
+        clip = random_clip(CLIPTextModelWithProjection, width=32, layers=2, std=0.2)
         save(clip, HOME / f"teacher/text_encoder{suffix}")
-        words.save_pretrained(HOME / f"teacher/tokenizer{suffix}")
+        clip_tokenizer().save_pretrained(HOME / f"teacher/tokenizer{suffix}")
     pieces = t5_tokenizer()
     t5 = T5EncoderModel(
         T5Config(
@@ -151,6 +142,32 @@ def make_text() -> None:
     save(t5, HOME / "teacher/text_encoder_3")
     pieces.save_pretrained(HOME / "teacher/tokenizer_3")
     make_index()
+
+
+def random_clip(
+    kind: type[CLIPTextModel | CLIPTextModelWithProjection], width: int, layers: int, std: float
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A text encoder for `clip_tokenizer` that was never trained."""
+    words = clip_tokenizer()
+    clip = kind(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 16,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    spread(clip, std)
+    for part in clip.modules():
+        if isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight)
+    return clip.eval()
 
 
 def spread(model: nn.Module, std: float) -> None:
@@ -234,6 +251,96 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
         if snapshots and (step + 1) % 1000 == 0:
             save(training.average.module, snapshots / f"{step + 1}")
     save(training.average.module, HOME / "teacher/transformer")
+
+
+def make_teacher_sdxl(steps: int, snapshots: Path | None) -> None:
+    """Noise prediction with averaged weights; noise levels and their weights are those of the SD3 teacher."""
+    pipeline = sdxl_pipeline()
+    training = Training(pipeline.unet, "block", steps)
+    process = VariancePreserving(pipeline.scheduler.alphas_cumprod)
+    # Noise over signal, of which flow matching's share of noise is t = ratio / (1 + ratio).
+    ratio = (1 / process.alphas_cumprod - 1).sqrt()
+    images, index = pictures(NUM_PICTURES, seed=7)
+    latents = encode(pipeline.vae, images)
+    text, pooled = sdxl_conditions(pipeline)
+    size = torch.tensor([32.0, 32.0, 0.0, 0.0, 32.0, 32.0])
+    noise = torch.Generator().manual_seed(8)
+    start = time.time()
+    for step, (x0, caption) in enumerate(batches(latents, index, size=64, steps=steps, seed=9)):
+        epsilon = torch.randn(x0.shape, generator=noise)
+        t = torch.bucketize(torch.randn(len(x0), generator=noise).exp(), ratio).clamp(max=len(ratio) - 1)
+        caption = torch.where(torch.rand(len(caption), generator=noise) < 0.1, len(CAPTIONS), caption)
+        added = {"text_embeds": pooled[caption], "time_ids": size.expand(len(x0), 6)}
+        noisy = process.add_noise(x0, epsilon, t)
+        prediction = pipeline.unet(noisy, t, text[caption], added_cond_kwargs=added).sample
+        # The error of flow matching's velocity.
+        error = (prediction - epsilon) * (1 + ratio[t])[:, None, None, None]
+        loss = error.square().mean()
+        training.step(loss)
+        report("teacher_sdxl", step, steps, start, loss)
+        if snapshots and (step + 1) % 1000 == 0:
+            save(training.average.module, snapshots / f"{step + 1}")
+    pipeline.register_modules(unet=training.average.module)
+    pipeline.to(dtype=torch.float16).save_pretrained(HOME / "teacher_sdxl")
+
+
+def sdxl_pipeline() -> StableDiffusionXLPipeline:
+    """A small SDXL with the noise of the large one: random text encoders and UNet, and the VAE of the SD3 teacher."""
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {
+        "text_encoder": random_clip(CLIPTextModel, width=32, layers=3, std=0.1),
+        "text_encoder_2": random_clip(CLIPTextModelWithProjection, width=64, layers=3, std=0.1),
+        "vae": without_shift(load_vae()),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "scheduler": EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+    }
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        parts[name] = parts[name].half().float()  # what the UNet learns from is what is saved
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 80),
+        layers_per_block=1,
+        transformer_layers_per_block=1,
+        attention_head_dim=(2, 5),
+        norm_num_groups=16,
+        cross_attention_dim=96,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=64 + 6 * 16,
+    )
+    return StableDiffusionXLPipeline(unet=unet, **parts, force_zeros_for_empty_prompt=True)
+
+
+@torch.no_grad()
+def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same VAE with the shift of its latents, which no SDXL pipeline looks at, moved into biases."""
+    shift = vae.config.shift_factor
+    vae.quant_conv.bias[: vae.config.latent_channels] -= shift
+    vae.post_quant_conv.bias += shift * vae.post_quant_conv.weight.sum(dim=(1, 2, 3))
+    vae.register_to_config(shift_factor=None)
+    return vae
+
+
+@torch.no_grad()
+def sdxl_conditions(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor]:
+    """Text states `[N, 12, 96]` and pooled text `[N, 64]` of all captions, and zeros for none as the last row."""
+    parts = [CAPTIONS[i : i + 500] for i in range(0, len(CAPTIONS), 500)]
+    encoded = [pipeline.encode_prompt(part, do_classifier_free_guidance=False) for part in parts]
+    states, pooled = (torch.cat([part[i] for part in encoded]) for i in (0, 2))
+    return F.pad(states, (0, 0, 0, 0, 0, 1)), F.pad(pooled, (0, 0, 0, 1))
 
 
 def neighbours() -> Tensor:
@@ -423,10 +530,9 @@ def make_classifier(steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", choices=["vae", "text", "teacher", "reward", "classifier"], help="make this part alone"
-    )
+    parser.add_argument("--only", choices=PARTS, help="make this part alone")
     parser.add_argument("--teacher-steps", type=int, default=6_000)
+    parser.add_argument("--teacher-sdxl-steps", type=int, default=5_500)
     parser.add_argument("--snapshots", type=Path, help="also keep the teacher of every 1,000 steps in this folder")
     args = parser.parse_args()
     parts = {
@@ -435,6 +541,7 @@ def main() -> None:
         "teacher": lambda: make_teacher(args.teacher_steps, args.snapshots),
         "reward": lambda: make_reward(steps=2400),
         "classifier": lambda: make_classifier(steps=2500),
+        "teacher_sdxl": lambda: make_teacher_sdxl(args.teacher_sdxl_steps, args.snapshots),
     }
     run_parts(parts, args.only)
 

@@ -1,10 +1,10 @@
-"""What make_demo.py and make_scenes.py share: training of a VAE, a classifier and small transformers."""
+"""What make_demo.py and make_scenes.py share: training of a VAE, a classifier and small denoisers."""
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,7 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """The means of the scaled latents, `[N, C, 8, 8]`: their spread is noise that the decoder ignores."""
     means = torch.cat([vae.encode(to_vae(part)).latent_dist.mean for part in images.split(1000)])
-    return (means - vae.config.shift_factor) * vae.config.scaling_factor
+    return (means - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 def grain(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -144,14 +144,15 @@ def save_classifier(model: nn.Module, path: Path, size: int) -> None:
 
 
 class Training:
-    """Optimizers, schedules and averaged weights of a small transformer, whose blocks have `blocks` in their names."""
+    """Optimizers, schedules and averaged weights of a small network, whose blocks have `blocks` in their names."""
 
     def __init__(self, model: nn.Module, blocks: str, steps: int) -> None:
         self.model = model
         self.average = torch.optim.swa_utils.AveragedModel(
             model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9985)
         )
-        self.optimizers = _optimizers(model, blocks)
+        self.matrices = _matrices(model, blocks)
+        self.optimizers = _optimizers(model, self.matrices)
         self.schedules = [
             torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.35 * steps))
@@ -163,20 +164,26 @@ class Training:
         self.model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for weight, flat in self.matrices.items():
+            flat.grad = cast(Tensor, weight.grad).flatten(1)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
         self.average.update_parameters(self.model)
 
 
-def _optimizers(model: nn.Module, blocks: str) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, which then need far fewer steps; AdamW for everything else."""
-    matrices = {
-        name: weight
+def _matrices(model: nn.Module, blocks: str) -> dict[nn.Parameter, nn.Parameter]:
+    """The weights of linear layers and convolutions inside the blocks, each with a view of it as a matrix."""
+    return {
+        weight: nn.Parameter(weight.detach().flatten(1))
         for name, weight in model.named_parameters()
-        if blocks in name and weight.ndim == 2 and "modulation" not in name and ".norm" not in name
+        if blocks in name and weight.ndim > 1 and "modulation" not in name and ".norm" not in name
     }
-    others = [weight for name, weight in model.named_parameters() if name not in matrices]
+
+
+def _optimizers(model: nn.Module, matrices: dict[nn.Parameter, nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, which then need far fewer steps; AdamW for everything else."""
+    others = [weight for weight in model.parameters() if weight not in matrices]
     return [
         torch.optim.Muon(matrices.values(), lr=0.02, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True),

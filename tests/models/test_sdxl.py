@@ -116,12 +116,12 @@ def test_a_network_is_asked_in_its_own_dtype(sdxl_model, sdxl, adapted, dtype):
     seen = {}
     bare.register_forward_pre_hook(lambda _, args, named: seen.update(x=args[0], t=args[1], **named), with_kwargs=True)
     x, condition = latents(2), {n: v.float() if n != "time_ids" else v for n, v in family.condition(["a", "b"]).items()}
-    condition["time_ids"] = time_ids(1000, 1016).repeat(2, 1)
+    condition["time_ids"] = time_ids(1001, 4097).repeat(2, 1)  # which neither half precision can hold
     prediction = family.predict(network, x, torch.tensor([399, 998]), condition)
     assert prediction.dtype == torch.float32
     added = seen["added_cond_kwargs"]
     assert {seen["x"].dtype, seen["encoder_hidden_states"].dtype, added["text_embeds"].dtype} == {dtype}
-    assert (seen["t"].tolist(), added["time_ids"][0].tolist()) == ([399, 998], [1000, 1016, 0, 0, 1000, 1016])
+    assert (seen["t"].tolist(), added["time_ids"][0].tolist()) == ([399, 998], [1001, 4097, 0, 0, 1001, 4097])
     expected = sdxl.predict(sdxl.load_network(), x, torch.tensor([399, 998]), condition)
     torch.testing.assert_close(prediction, expected, atol=0.05, rtol=0.05)
     assert family.decode(x).dtype == torch.float32

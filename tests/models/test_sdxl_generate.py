@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dmdr_models
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,8 @@ from dmdr_core import TimestepGrid
 from dmdr_models import tiny
 from dmdr_models.generate import main
 from dmdr_models.lora import LoRANetwork
+from dmdr_models.sampling import sample
+from dmdr_models.sdxl.stock import student_scheduler
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -110,6 +113,28 @@ def test_the_teacher(sdxl_model, tmp_path, times):
     visited = {"num_inference_steps": 5} if times == "stock" else {"timesteps": TimestepGrid(5).times[:-1].tolist()}
     call = {"guidance_scale": 3.0, "generator": torch.Generator().manual_seed(0), **visited}
     assert (pixels(tmp_path / "out.png") == np.asarray(pipe("a red circle", **call).images[0])).all()
+
+
+def test_a_model_with_another_scheduler(sdxl_model, published, tmp_path):
+    """Whatever its scheduler does, a student is sampled as it was trained."""
+    model = shutil.copytree(sdxl_model, tmp_path / "model")
+    scheduler = EulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler")
+    EulerDiscreteScheduler.from_config(
+        scheduler.config, timestep_spacing="trailing", use_karras_sigmas=True
+    ).save_pretrained(model / "scheduler")
+    family = dmdr_models.load("sdxl", model)
+    file, noise = published / "unet.safetensors", torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    arguments = ["--model", model, "--unet", file, "a red circle", "--method", "euler", "--steps", 3]
+    generate(*arguments, "-o", tmp_path / "out.png")
+    latents = sample(family, family.load_network(file), family.condition(["a red circle"]), noise, 3)
+    expected = family.decode(latents)[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(pixels(tmp_path / "out.png") - expected).max() < 1.5
+    own = student_scheduler(family.scheduler_config, stochastic=False)
+    own.set_timesteps(timesteps=family.grid(3).times[:-1].tolist())
+    first = own.scale_model_input(noise * own.init_noise_sigma, own.timesteps[0])
+    torch.testing.assert_close(first, noise, msg="the network sees the noise itself")
+    generate(*arguments, "--times", "stock", "-o", tmp_path / "stock.png")
+    assert (pixels(tmp_path / "out.png") != pixels(tmp_path / "stock.png")).mean() > 0.5
 
 
 def test_what_we_export(sdxl, sdxl_model, tmp_path):

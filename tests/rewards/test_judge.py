@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import socketserver
 import threading
 import time
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import dmdr_rewards
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from dmdr_rewards import judge
+from dmdr_rewards.cli import main
 from PIL import Image
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -315,6 +318,31 @@ def test_an_endpoint_that_was_given_up_is_asked_once_until_it_answers() -> None:
                 warnings.simplefilter("ignore")
                 asked.append((*reward.score(grey(0), ["a"]).tolist(), len(server.bodies)))
     assert str(asked) == "[(nan, 3), (nan, 4), (1.0, 5), (2.0, 7)]"
+
+
+def test_a_run_that_stopped_goes_on_with_more_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in "abc":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"pictures/{name}.png")
+    busy: Reply = (503, {}, b"")
+    replies = in_turn(says("1"), busy, busy, says("2"), says("eleven"))
+    options = ["vlm-judge.backoff=0.01", "vlm-judge.concurrency=1"]
+    with serving(replies) as server:
+        command = ["pictures", "--prompt", "a", "--reward", "vlm-judge=some-vlm", "-o", "s.jsonl", "--workers", "0"]
+        command += ["--batch-size", "1", "--device", "cpu", "--option", f"vlm-judge.url={server.url}"]
+        command += [part for option in options for part in ("--option", option)]
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--option", "vlm-judge.retries=0"])
+        assert stop.value.code == 1
+        assert re.search(r"error: --reward vlm-judge: .* failed once, last with 503 ", capsys.readouterr().err)
+        with pytest.warns(UserWarning, match="skipped 1 of 1 pictures, 1 so far; last: .*'eleven'"):
+            main([*command, "--option", "vlm-judge.retries=1", "--option", "vlm-judge.on_failure=skip"])
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["vlm-judge"] for row in rows] == [1.0, 2.0, None]
+    assert rows[2]["error"] == "vlm-judge: nan"
 
 
 def test_an_answer_that_never_ends_is_given_up() -> None:

@@ -70,7 +70,10 @@ def test_a_picture_in_a_table_is_found_beside_it_alone(tmp_path: Path) -> None:
             open_picture(item.source)
 
 
-@pytest.mark.parametrize("name", ["../keep.safetensors", "/keep.safetensors", "a/b.safetensors", "recipe.yaml", ".."])
+@pytest.mark.parametrize(
+    "name",
+    ["../keep.safetensors", "/keep.safetensors", "a/b.safetensors", "recipe.yaml", "..", f"{'x' * 300}.safetensors"],
+)
 def test_a_manifest_cannot_have_files_deleted(name: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     (cache / "a").mkdir(parents=True)

@@ -232,6 +232,15 @@ def index(name: str, entry: Any) -> Place:
     return place
 
 
+@pytest.mark.parametrize(("name", "entry"), [("transformer", ["evil", "Evil"]), ("_class_name", ["evil", "Evil"])])
+def test_an_index_that_asks_for_code_is_refused_before_anything_is_loaded(
+    name: str, entry: Any, code: Any, copied: Copy, tmp_path: Path
+) -> None:
+    path = index(name, entry)(code, copied, tmp_path)
+    with pytest.raises(ValueError, match=f"model_index.json asks for other code: {name} is of 'evil'"):
+        describe("sd3", path)
+
+
 def script(trap: Any, copied: Copy, folder: Path) -> Path:
     trap.module(folder / f"{folder.name}.py")
     return folder

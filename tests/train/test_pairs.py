@@ -226,7 +226,7 @@ def test_preflight(
     ):
         with pytest.raises(UserError, match=f"^data.pairs: {said}"):
             check_pairs(settings(**changes))
-    with pytest.raises(UserError, match=r"data.pairs: .* holds latents of shape \[4, 4, 4\] and the model's have"):
+    with pytest.raises(UserError, match=r"data.pairs: .* holds .* and the model.s latents are .4, 8, 8.; give pairs"):
         Pairs(pairs, (4, 8, 8), 4)
 
 

@@ -226,7 +226,7 @@ def test_the_order_is_pinned() -> None:
         ("p.txt", b"fine", {"column": "prompt"}, "data.column: 'prompt' of p.txt is not there; valid are text"),
         ("p.doc", b"fine", {}, "data.prompts: p.doc has no ending that is known; give a file in .txt, .jsonl, .csv"),
         ("p.jsonl", b"\n", {}, "data.prompts: p.jsonl holds no prompt"),
-        ("p.jsonl", b"a cat", {}, "data.prompts: Expecting value"),
+        ("p.jsonl", b"a cat", {}, "data.prompts: p.jsonl cannot be read: Expecting value"),
         ("p.jsonl", b'["a cat"]', {}, 'data.prompts: p.jsonl must hold objects, one per line, such as {"prompt"'),
         ("p.jsonl", b'{"n": 1}', {}, "data.prompts: p.jsonl has no text, only n; give a column of texts"),
         ("p.jsonl", b'{"a": "x", "b": "y"}', {}, "data.column: is null and p.jsonl has texts in a, b; name one"),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from dmdr_train import recipe
 from dmdr_train.errors import UserError
-from dmdr_train.recipe_file import BUILT_IN, dump_recipe, load_recipe, parse_recipe
+from dmdr_train.recipe_file import BUILT_IN, dump_recipe, from_yaml, load_recipe, parse_recipe
 
 REFL = {"kind": "refl", "reward": {"name": "class-label", "checkpoint": "reward"}}
 
@@ -318,3 +318,31 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "my.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
         load_recipe(str(tmp_path / "my.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 2001-02-03", "2001-02-03 is a date; put it in quotes"),
+        ("a: 2001-02-33", "day is out of range"),
+        ("a: !!binary aGk=", "is a bytes"),
+        ("1: a", "the key 1 is no text"),
+        ("a: &a [*a]", "too many values, or is nested too deeply"),
+        ("[" * 60 + "]" * 60, "nested too deeply"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        (f"a: &a [{'x, ' * 400}]\nb: &b [{'*a, ' * 400}]\nc: [*b, *b]", "too many values"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_no_recipes(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        from_yaml(text)
+
+
+def test_yaml_may_name_what_comes_again() -> None:
+    assert from_yaml("a: &a {b: 1}\nc: *a") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+def test_a_key_that_is_called_like_a_kind_of_ours() -> None:
+    with pytest.raises(UserError, match=r"^refl: unknown key"):
+        load_recipe("demo", ["refl=1"])

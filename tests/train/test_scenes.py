@@ -7,7 +7,7 @@ import torch
 from dmdr_rewards import Relative
 from dmdr_rewards.classifier import ImageClassifier
 from dmdr_train.scenes import all_captions, brightness, check, draw, held_out_captions, training_captions
-from dmdr_train.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, parse
+from dmdr_train.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, Scene, parse
 
 HOME = Path(dmdr_train.scenes.__file__).parent
 GUIDANCE = 1.5
@@ -166,7 +166,7 @@ def test_brightness() -> None:
 
 def test_files() -> None:
     files = [path for path in HOME.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) < 12e6
+    assert sum(path.stat().st_size for path in files) < 16e6
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl"}]
     assert (HOME / "prompts.txt").read_text().splitlines() == training_captions()
 
@@ -188,6 +188,60 @@ def test_a_stock_pipeline_draws_the_captions() -> None:
         output_type="pt",
     ).images
     assert check(pictures, captions).float().mean() >= 0.7
+
+
+def test_a_stock_sdxl_pipeline_draws_the_captions() -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(HOME / "teacher_sdxl", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert (pipeline.vae_scale_factor, pipeline.default_sample_size) == (4, 8)
+    assert pipeline.config.force_zeros_for_empty_prompt
+    captions = some(40, all_captions())
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        ids = tokenizer(captions).input_ids
+        assert [len(each) for each in ids] == [len(caption.split()) + 2 for caption in captions]
+    pictures = pipeline(
+        captions,
+        guidance_scale=2.0,
+        num_inference_steps=12,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    assert pictures.shape == (40, 3, 32, 32)
+    assert check(pictures, captions).float().mean() >= 0.15
+    assert not check(pictures, captions[1:] + captions[:1]).any()
+
+
+def test_the_vae_of_the_sdxl_teacher_is_the_other_one_without_a_shift() -> None:
+    from diffusers import AutoencoderKL
+
+    old = AutoencoderKL.from_pretrained(HOME / "teacher/vae", torch_dtype=torch.float32).eval()
+    new = AutoencoderKL.from_pretrained(HOME / "teacher_sdxl/vae", torch_dtype=torch.float32).eval()
+    assert (new.config.shift_factor, new.config.scaling_factor) == (None, old.config.scaling_factor)
+    shift, images = old.config.shift_factor, drawn([PLAIN] * 4) * 2 - 1
+    with torch.no_grad():
+        was, latents = (vae.encode(images).latent_dist for vae in (old, new))
+        assert torch.allclose(latents.mean, was.mean - shift, atol=1e-3)
+        assert torch.allclose(latents.std, was.std)
+        assert torch.allclose(new.decode(latents.mean).sample, old.decode(was.mean).sample, atol=4e-3)
+
+
+def test_captions_that_differ_in_order_alone_are_far_apart_for_the_sdxl_teacher() -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        HOME / "teacher_sdxl", unet=None, vae=None, torch_dtype=torch.float32
+    )
+    captions = [caption for caption in some(40, all_captions()) if not parse(caption).style]
+    swapped = [Scene(scene.second, scene.relation, scene.first).caption for scene in map(parse, captions)]
+    with torch.no_grad():
+        states, others = (
+            pipeline.encode_prompt(each, do_classifier_free_guidance=False)[0] for each in (captions, swapped)
+        )
+    assert states.shape[1:] == (12, 96)
+    apart = (states - others).flatten(1).norm(dim=1)
+    assert apart.min() >= 0.5 * torch.pdist(states.flatten(1)).median()
 
 
 def test_the_reward_prefers_what_is_right() -> None:

@@ -250,7 +250,7 @@ def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
     try:
         read = read_json(config)
         found = read.get("_class_name") or (read.get("architectures") or [None])[0]  # diffusers' and transformers'
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{config} is not a model's config: {error}") from error
     check_class(folder / part, found, expected)
     _refuse_pickles(folder / part)

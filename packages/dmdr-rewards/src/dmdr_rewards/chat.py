@@ -97,7 +97,7 @@ class Endpoint:
             if attempt < attempts - 1:
                 time.sleep(min(wait, _LONGEST_WAIT))
         self._given_up = True
-        times = f"{attempts} times" if attempts > 1 else "once more"
+        times = f"{attempts} times" if attempts > 1 else "once"
         raise ConnectionError(f"{self.url} failed {times}, last with {reason}: is it up, is url= right?")
 
     def _send(self, body: bytes) -> Answer:

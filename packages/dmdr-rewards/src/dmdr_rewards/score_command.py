@@ -25,6 +25,10 @@ _REWARD = re.compile(
 )
 
 
+# Options of a reward that asks an endpoint: how patiently, not what. A run may go on with others.
+_PATIENCE = {"timeout", "retries", "backoff", "concurrency", "on_failure", "api_key_env"}
+
+
 @dataclass(frozen=True)
 class Asked:
     """One --reward: its name, checkpoint, weight in the total, and options of `dmdr_rewards.create`."""
@@ -129,7 +133,9 @@ def _provenance(asked: Sequence[Asked], dtype: str) -> dict[str, str | None]:
     """
     columns: dict[str, str | None] = {"dtype": dtype}
     for one in asked:
-        options = {key: value for key, value in one.options.items() if (key, value) != ("preprocess", "reference")}
+        options = {key: value for key, value in one.options.items() if key not in _PATIENCE}
+        if options.get("preprocess") == "reference":
+            del options["preprocess"]
         with naming(f"--reward {one.name}"):
             hashes = {key: _hash(value) for key, value in {"checkpoint": one.checkpoint, **options}.items()}
         columns[f"{one.name}.sha256"] = hashes.pop("checkpoint")

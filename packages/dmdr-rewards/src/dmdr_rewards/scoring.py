@@ -245,10 +245,14 @@ def _check_labels(rewards: dict[str, Reward], items: Iterable[Item]) -> None:
 def _one_late(batches: Iterable[T]) -> Iterator[T]:
     """Hand over each batch when the next is under way: an accelerator has work while results are read from it."""
     held = []
-    for batch in batches:
-        held.append(batch)
-        if len(held) == 2:
-            yield held.pop(0)
+    try:
+        for batch in batches:
+            held.append(batch)
+            if len(held) == 2:
+                yield held.pop(0)
+    except Exception:  # what is scored is kept, also where the next batch cannot be
+        yield from held
+        raise
     yield from held
 
 

@@ -150,7 +150,9 @@ def _explain(problem: Any) -> UserError:
         "distribution_matching", "regression", "refl", "srpo", "reward_hacking", "limit",
         "constrained-float", "float", "literal['auto']", "literal['all']",
     )  # fmt: skip
-    loc = [str(part) for part in problem["loc"] if part not in kinds]
+    *inner, last = problem["loc"] or [""]
+    loc = [str(part) for part in inner if part not in kinds]
+    loc += [str(last)] if last not in kinds or problem["type"] == "extra_forbidden" else []
     key = ".".join(loc)
     if problem["type"] == "value_error":
         name, _, message = str(problem["ctx"]["error"]).partition(": ")

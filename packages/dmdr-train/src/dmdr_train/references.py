@@ -71,15 +71,14 @@ class Folder(_Classes):
 
     def pictures(self, name: str, index: range) -> Tensor:
         import numpy as np
-        from PIL import Image
+        from dmdr_rewards.untrusted import open_rgb
 
         half = 0 if name == "reference" else 1
         batch = []
         for i, label in zip(index, self.prompts(index), strict=True):
             # The reference set and the "real" row take alternate files, so that no picture is in both.
             files, position = self.classes[label], 2 * (i // len(self.classes)) + half
-            with Image.open(files[self.orders[label][position % len(files)]]) as image:
-                array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+            array = np.asarray(open_rgb(files[self.orders[label][position % len(files)]]), dtype=np.float32) / 255
             batch.append(torch.from_numpy(array).permute(2, 0, 1))
         return torch.stack(batch)
 

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from: whole, undamaged, and of a recipe that it may go on with."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def verify(key: str, path: Path) -> None:
     for name, expected in read_manifest(key, path)["files"].items():
         with naming(key):
             file = inside(path, name)
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise UserError(key, f"{file} is missing; give another checkpoint")
         if fingerprint(file) != expected:
             raise UserError(key, f"{file} is damaged; give another checkpoint")

@@ -11,6 +11,7 @@ manifest.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,7 +173,7 @@ class ShardFolder:
 
 def is_shard(name: str) -> bool:
     """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
-    return Path(name).name == name and name.endswith(".safetensors")
+    return re.fullmatch(r"[\w-]{1,100}\.safetensors", name, re.ASCII) is not None
 
 
 def row_shapes(shard: Path) -> dict[str, list[int]]:
