@@ -36,6 +36,8 @@ UP, DOWN = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]
         ({"trained__refl": UP, "held_out__a": UP, "diversity": DOWN}, []),
         ({"trained__refl": UP, "held_out__a": DOWN, "diversity": UP}, []),
         ({"trained__refl": [1.0, 1.0, 2.0, 3.0], "held_out__a": DOWN, "diversity": DOWN}, []),
+        ({"trained__refl": UP, "held_out__a": DOWN, "diversity": [1.0, 0.97, 0.94, 0.91]}, []),
+        ({"trained__refl": UP, "held_out__a": DOWN, "diversity": [1.0, 0.97, 0.94, 0.89]}, [40]),
         ({"trained__refl": UP[:3], "held_out__a": DOWN[:3], "diversity": DOWN[:3]}, []),
         ({"trained__refl": UP, "held_out__a": [4.0, 3.0, 3.5, 3.0], "diversity": DOWN}, []),
         ({"trained__refl": UP, "held_out__a": DOWN, "held_out__b": UP, "diversity": DOWN}, []),

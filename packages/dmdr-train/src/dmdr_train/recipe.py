@@ -291,6 +291,7 @@ class RewardHacking(Rule):
     """A trained reward rises while every held-out reward and the diversity fall."""
 
     kind: Literal["reward_hacking"]
+    fall: Fraction = Field(default=0.1, description="share of the diversity that must be lost over these evaluations")
 
 
 class Limit(Rule):

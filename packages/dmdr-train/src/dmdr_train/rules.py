@@ -112,7 +112,7 @@ def holds(rule: AnyRule, found: Sequence[Row]) -> str:
 def reward_hacking(rule: RewardHacking, counted: Sequence[Row]) -> str:
     """A trained reward rises from each evaluation to the next, while diversity and every held-out reward fall.
 
-    `rule.evaluations` counts the changes: it needs one evaluation more.
+    `rule.evaluations` counts the changes: it needs one evaluation more. Diversity loses `rule.fall` of itself.
     """
     window = counted[-rule.evaluations - 1 :]
     if len(window) <= rule.evaluations:
@@ -120,6 +120,8 @@ def reward_hacking(rule: RewardHacking, counted: Sequence[Row]) -> str:
     falling = ["diversity", *(name for name in window[-1] if name.startswith("held_out/"))]
     rising = [n for n in window[-1] if n.startswith("trained/") and _moves(window, n, 1)]
     if not rising or not all(_moves(window, name, -1) for name in falling):
+        return ""
+    if window[-1]["diversity"] > (1 - rule.fall) * window[0]["diversity"]:
         return ""
     return f"{_series(window, rising[0])} rises while {' and '.join(_series(window, n) for n in falling)} fall"
 
