@@ -1,11 +1,57 @@
-"""What a rule that stops leaves, and that a resumed run judges as an uninterrupted one."""
+"""The default rules notice a reward that is asked for too much, and leave a healthy one in peace; what a stop leaves.
+
+The student of the text-to-image problem starts here as its teacher, so that a short run needs no cold start.
+"""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WATCH = {
+RUN = Path(__file__).parents[2] / "packages/dmdr-train/run.py"
+BRIGHT = (
+    "kind: srpo, margin: 1.0, positive: [bright], negative: [dull], reward: {name: clip, "
+    "checkpoint: ../scenes/reward/open_clip_model.safetensors, "
+    "options: {model: ../scenes/reward/open_clip_config.json}}"
+)
+SHORT = (
+    "guidance.ratio=1",
+    "guidance.dynamics=null",
+    "optim.batch_size=8",
+    "optim.generator.lr=0.001",
+    "optim.generator.schedule=constant",
+    "optim.ema=null",
+    "run.steps=24",
+    "run.checkpoint_every=0",
+    "run.device=cpu",
+    "tracking.tensorboard=false",
+    "tracking.evaluation=null",
+    "tracking.samples.count=2",
+    "tracking.samples.every=0",
+    "watch={every: 4, prompts: 8, pictures: 2}",
+)
+
+
+def summary(folder: Path, weight: float) -> str:
+    """What a short run with this weight of brightness says in the end."""
+    objectives = f"objectives=[{{kind: distribution_matching}}, {{weight: {weight}, {BRIGHT}}}]"
+    command = [sys.executable, str(RUN), "--config", "demo-t2i", f"run.output={folder}", objectives, *SHORT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return (folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_an_absurd_weight_is_noticed_by_the_default_rules(tmp_path: Path) -> None:
+    assert "- early warning at step" in summary(tmp_path / "run", 1000.0)
+
+
+def test_a_healthy_weight_is_left_in_peace_by_them(tmp_path: Path) -> None:
+    assert "None of 5 rules had anything to say." in summary(tmp_path / "run", 0.05)
+
+
+WATCH: dict[str, Any] = {
     "every": 1,
     "prompts": 2,
     "pictures": 2,
