@@ -4,7 +4,7 @@
     python tools/make_scenes.py --only teacher     # one part, from the parts already there
 
 Writes to packages/dmdr-train/src/dmdr_train/scenes/. Weights are stored in half precision, which keeps all files
-together under 12 MB.
+together under 16 MB.
 """
 
 import argparse

@@ -43,7 +43,15 @@ def test_refl_reads_the_prompt_in_its_template() -> None:
     assert reward.read == ["Realistic photo, a cat", "Realistic photo, a dog in a hat"]
     scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.2, 3.1])
     torch.testing.assert_close(loss, torch.relu(0.9 - scores).mean())
-    assert values == {"reward/toy": pytest.approx(scores.mean().item())}
+    past = (scores > 0.9).float().mean().item()
+    assert values == {"reward/toy": pytest.approx(scores.mean().item()), "past_margin/refl": past}
+
+
+@pytest.mark.parametrize(("margin", "share"), [(-9.0, 1.0), (9.0, 0.0), (1.0, 0.5)])
+def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> None:
+    made = replace(sample(), x0=torch.full((2, 1, 2, 2), 0.8))  # scores 0.8 · 5 / 10 and 0.8 · 14 / 10
+    _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
+    assert values["past_margin/refl"] == share
 
 
 def test_srpo_is_what_the_adjective_adds() -> None:
@@ -55,7 +63,7 @@ def test_srpo_is_what_the_adjective_adds() -> None:
     negative = brightness * torch.tensor([float(len("Oil. a cat")), float(len("Oil. a dog in a hat"))]) / 10
     score = 1.3 * positive - negative
     torch.testing.assert_close(loss, torch.relu(2.0 - score).mean())
-    assert values == {"reward/relative(toy)": pytest.approx(score.mean().item())}
+    assert values == {"reward/relative(toy)": pytest.approx(score.mean().item()), "past_margin/srpo": 0.0}
 
 
 def test_the_adjectives_are_one_pair_per_update_on_every_process() -> None:

@@ -32,6 +32,8 @@ MISTAKES = [
     (["memory.offload_text_encoders=true"], "memory.offload_text_encoders: true has no effect without text encoders"),
     (["data.classes=[1]"], "data.classes: has no effect beside data.prompts; leave one of them out"),
     (["tracking.evaluation={classifier: ., reference: shapes}"], "tracking.evaluation.reference: shapes does not go"),
+    (["watch={rewards: [{name: clip, checkpoint: no.bin}]}"], "watch.rewards.0.checkpoint: no file or folder 'no.bin'"),
+    (["watch={rewards: [{name: dinov2, checkpoint: prompts.txt}]}"], "watch.rewards.0.name: dinov2 does not go with a"),
     (["model.family=sit"], "model.path: sd3/transformer holds a SD3Transformer2DModel, not a SiTTransformer"),
 ]
 

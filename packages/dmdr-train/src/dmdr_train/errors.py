@@ -3,12 +3,13 @@
 | code | meaning |
 |---|---|
 | 2 | a mistake in the recipe, an option or a file; the line names key, value and fix |
+| 4 | a rule of `watch` said so (action: stop); its state is saved |
 | 65 | losses or gradients were not finite `run.max_skipped` times in a row; the state before that is saved |
 | 69 | another process of the run ended or was not heard of for `run.timeout`; start again from the last checkpoint |
 | 74 | a checkpoint could not be written, and the run was to stop for it, or ended with it |
 | 75 | stopped by a signal, with its state saved; start again to go on |
 
-All but 2 are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL.
+From 65 on they are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL.
 """
 
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
-NOT_FINITE, LOST, NOT_SAVED, STOPPED = 65, 69, 74, 75
+EARLY_WARNING, NOT_FINITE, LOST, NOT_SAVED, STOPPED = 4, 65, 69, 74, 75
 
 
 class UserError(ValueError):

@@ -4,7 +4,7 @@ An objective is called with what the generator made and returns its unweighted l
 trainer asks it for the gradient at x0 alone; only the sum of these goes on into the network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -130,27 +130,48 @@ class Regression:
         return denoising_loss(sample.x0, sample.target), {}
 
 
-class ReFL:
-    """mean relu(margin − r) of a differentiable reward r of the decoded picture. Source: ReFL, arXiv 2304.05977."""
+class RewardTerm:
+    """mean relu(margin − r), with r a differentiable score of the decoded pictures.
 
-    def __init__(self, settings: recipe.ReFL, reward: Any, name: str = "refl"):
+    Args:
+        reward: the model that scores.
+    """
+
+    def __init__(self, settings: recipe.RewardObjective, reward: Any, name: str):
         self.name = name
         self.weight = Weight(settings)
         self.margin = settings.margin
-        self.template = settings.template
         self.scorer = self.reward = reward
 
+    def score(self, pictures: Tensor, prompts: Sequence[Any], draws: Draws) -> Tensor:
+        """r of pictures `[B, 3, H, W]` in [0, 1], `[B]`."""
+        raise NotImplementedError
+
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
-        score = self.reward.score(sample.pictures, [self.read(prompt) for prompt in sample.prompts])
-        return hinge(score, self.margin).mean(), {f"reward/{self.reward.info.name}": score.detach().mean().item()}
+        score = self.score(sample.pictures, sample.prompts, sample.draws)
+        return hinge(score, self.margin).mean(), {
+            f"reward/{self.reward.info.name}": score.detach().mean().item(),
+            f"past_margin/{self.name}": (score > self.margin).float().mean().item(),
+        }
+
+
+class ReFL(RewardTerm):
+    """r is the reward itself, of the prompt in its template. Source: ReFL, arXiv 2304.05977."""
+
+    def __init__(self, settings: recipe.ReFL, reward: Any, name: str = "refl"):
+        super().__init__(settings, reward, name)
+        self.template = settings.template
+
+    def score(self, pictures: Tensor, prompts: Sequence[Any], draws: Draws) -> Tensor:
+        return self.reward.score(pictures, [self.read(prompt) for prompt in prompts])
 
     def read(self, prompt: Any) -> Any:
         """What the reward reads in place of a prompt; class labels stay as they are."""
         return self.template.replace("{prompt}", prompt) if isinstance(prompt, str) else prompt
 
 
-class SRPO:
-    """mean relu(margin − r) of the relative reward r = (1 + k) · reward(positive) − reward(negative).
+class SRPO(RewardTerm):
+    """r is the relative reward (1 + k) · reward(positive) − reward(negative).
 
     The prompt is led by an adjective of each kind, the same for a whole update. Source: SRPO, arXiv 2509.06942.
     """
@@ -158,16 +179,12 @@ class SRPO:
     def __init__(self, settings: recipe.SRPO, reward: Any, name: str = "srpo"):
         from dmdr_rewards import Relative
 
-        self.name = name
-        self.weight = Weight(settings)
-        self.margin = settings.margin
-        self.scorer = reward
+        super().__init__(settings, reward, name)
         draws_come_with_the_sample = torch.Generator()
         self.reward = Relative(
             reward, settings.positive, settings.negative, settings.k, settings.template, draws_come_with_the_sample
         )
 
-    def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
-        self.reward.generator = sample.draws.shared("adjectives")
-        score = self.reward.score(sample.pictures, sample.prompts)
-        return hinge(score, self.margin).mean(), {f"reward/{self.reward.info.name}": score.detach().mean().item()}
+    def score(self, pictures: Tensor, prompts: Sequence[Any], draws: Draws) -> Tensor:
+        self.reward.generator = draws.shared("adjectives")
+        return self.reward.score(pictures, prompts)

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmdr_models.describe import STATE_DICTS, Description, describe
 
@@ -13,7 +14,10 @@ from dmdr_train.errors import UserError
 from dmdr_train.lock import check_free
 from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
-from dmdr_train.recipe import SRPO, Recipe, ReFL
+from dmdr_train.recipe import SRPO, Recipe, ReFL, Reward
+
+if TYPE_CHECKING:
+    from dmdr_rewards import RewardInfo
 
 RUN_FILE = "recipe.yaml"
 DRAWN = ("shapes", "scenes")
@@ -37,7 +41,9 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     check_pairs(settings)
     for i, objective in enumerate(settings.objectives):
         if isinstance(objective, (ReFL, SRPO)):
-            check_reward(f"objectives.{i}.reward", objective, found)
+            check_objective(f"objectives.{i}.reward", objective, found)
+    for i, reward in enumerate(settings.watch.rewards):
+        check_reward(f"watch.rewards.{i}", reward, found)
     evaluation = settings.tracking.evaluation
     if evaluation:
         folder("tracking.evaluation.classifier", evaluation.classifier)
@@ -137,11 +143,19 @@ def check_targets(key: str, targets: list[str], found: Description) -> None:
             raise UserError(key, f"{target!r} matches no layer of the network; {hint}")
 
 
-def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) -> None:
-    """The reward is there, has a gradient, and reads what the model is conditioned on."""
+def check_objective(key: str, objective: ReFL | SRPO, found: Description | None) -> None:
+    """The reward of an objective is one that can be scored with, has a gradient, and for SRPO reads texts."""
+    info = check_reward(key, objective.reward, found)
+    if not info.differentiable:
+        raise UserError(f"{key}.name", f"{info.name} has no gradient, which {objective.kind} needs; use another")
+    if objective.kind == "srpo" and info.prompt != "text":
+        raise UserError(f"{key}.name", f"{info.name} reads no text, which srpo needs; use another")
+
+
+def check_reward(key: str, reward: Reward, found: Description | None) -> "RewardInfo":
+    """The reward is there and reads what the model is conditioned on."""
     import dmdr_rewards  # torch comes with it no earlier than with `create`
 
-    reward = objective.reward
     if reward.checkpoint is not None and not os.path.exists(reward.checkpoint):
         raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     try:
@@ -150,13 +164,10 @@ def check_reward(key: str, objective: ReFL | SRPO, found: Description | None) ->
         raise UserError(f"{key}.name", str(error)) from None
     if reward.checkpoint is None and info.checkpoint != "none":
         raise UserError(f"{key}.checkpoint", f"is null and {reward.name} needs its weights; give {info.checkpoint}")
-    if not info.differentiable:
-        raise UserError(f"{key}.name", f"{reward.name} has no gradient, which {objective.kind} needs; use another")
-    if objective.kind == "srpo" and info.prompt != "text":
-        raise UserError(f"{key}.name", f"{reward.name} reads no text, which srpo needs; use another")
     if found is not None and info.prompt != "none" and (info.prompt == "text") != (found.num_classes is None):
         takes = "texts" if found.num_classes is None else "class labels"
         raise UserError(f"{key}.name", f"{reward.name} does not go with a model that takes {takes}; use another")
+    return info
 
 
 def check_memory(settings: Recipe) -> None:

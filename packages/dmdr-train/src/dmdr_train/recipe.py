@@ -1,9 +1,10 @@
-"""The recipe: nine sections that fully define a run. Every key is here, with its range and its default.
+"""The recipe: ten sections that fully define a run. Every key is here, with its range and its default.
 
 Conventions: a *step* is one update of the generator, which goes with `guidance.ratio` updates of the fake score. Batch
 sizes are global: over all processes and all accumulated micro-batches.
 """
 
+import difflib
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,11 @@ def _fields(template: str) -> set[str | None] | None:
         return {field for _, field, _, _ in Formatter().parse(template) if field is not None}
     except ValueError:
         return None
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """The same names, those that come more than once with their number: refl-1, refl-2."""
+    return [name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
 
 class Section(BaseModel):
@@ -82,6 +88,12 @@ class Reward(Section):
     checkpoint: str | None = Field(default=None, description="its weights; null where the reward has none")
     precision: Literal["fp32", "bf16"] = "fp32"
     options: dict[str, Any] = {}
+
+    def same_as(self, other: "Reward") -> bool:
+        """Whether both are one model: of the same weights, or, where there are none, of the same name and options."""
+        if self.checkpoint is not None:
+            return self.checkpoint == other.checkpoint
+        return other.checkpoint is None and (self.name, self.options) == (other.name, other.options)
 
 
 class Objective(Section):
@@ -263,6 +275,67 @@ class Tracking(Section):
     evaluation: Evaluation | None = None
 
 
+class Rule(Section):
+    """Judged after every evaluation of `watch`; `dmdr_train.rules` says how."""
+
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="stop: save a checkpoint and end the run with exit code 4"
+    )
+    evaluations: Positive = Field(default=3, description="in a row at which it must hold")
+    start: Natural | None = Field(
+        default=None, description="evaluations after this step count; null: after the step at which a reward joins"
+    )
+
+
+class RewardHacking(Rule):
+    """A trained reward rises while every held-out reward and the diversity fall."""
+
+    kind: Literal["reward_hacking"]
+    fall: Fraction = Field(default=0.1, description="share of the diversity that must be lost over these evaluations")
+
+
+class Limit(Rule):
+    """A metric is above or below a number, as it is or as a share of the teacher's or of its own first value."""
+
+    kind: Literal["limit"]
+    metric: str
+    above: float | None = None
+    below: float | None = None
+    relative_to: Literal["teacher", "first"] | None = None
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "Limit":
+        if (self.above is None) == (self.below is None):
+            raise ValueError("watch.rules: a limit has one of above and below; give the other a rule of its own")
+        return self
+
+
+AnyRule = Annotated[RewardHacking | Limit, Field(discriminator="kind")]
+
+DEFAULT_RULES: list[AnyRule] = [
+    RewardHacking(kind="reward_hacking"),
+    Limit(kind="limit", metric="diversity", below=0.5, relative_to="teacher"),
+    Limit(kind="limit", metric="saturation", above=1.5, relative_to="teacher"),
+    Limit(kind="limit", metric="contrast", above=1.5, relative_to="teacher"),
+    Limit(kind="limit", metric="drift/mean", above=1.0),
+    Limit(kind="limit", metric="drift/std", above=0.5),
+]
+"""The rules of a recipe that gives none; those apply whose metrics there are."""
+
+
+class Watch(Section):
+    """Early warning: looks at the averaged student, the same prompts and noise every time, and judges what it sees."""
+
+    every: Natural = Field(default=100, description="steps; 0: never")
+    prompts: Positive = Field(
+        default=8, description="how many: classes, or the first of tracking.samples.prompts or of the built-in list"
+    )
+    pictures: Annotated[int, Field(ge=2)] = Field(default=4, description="of each prompt")
+    seed: Natural = 3000
+    rewards: list[Reward] = Field(default=[], description="held out: they score, and no objective trains on them")
+    rules: list[AnyRule] | None = Field(default=None, description="null: DEFAULT_RULES; []: none")
+
+
 class Recipe(Section):
     model: Model
     data: Data = Data()
@@ -273,6 +346,7 @@ class Recipe(Section):
     memory: Memory = Memory()
     run: Run
     tracking: Tracking = Tracking()
+    watch: Watch = Watch()
 
     @model_validator(mode="before")
     @classmethod
@@ -294,6 +368,7 @@ class Recipe(Section):
         self._check_data()
         self._check_backbone()
         self._check_keeping()
+        self._check_watch()
         return self
 
     def _check_objective(self, key: str, objective: AnyObjective) -> None:
@@ -384,6 +459,80 @@ class Recipe(Section):
                 f"run.keep_best: {run.keep_best} needs tracking.evaluation.every to be a multiple of "
                 f"run.checkpoint_every; set both, or use null"
             )
+
+    def _check_watch(self) -> None:
+        watch, trained = self.watch, [o.reward for o in self.objectives if isinstance(o, RewardObjective)]
+        if watch.every == 0 and (watch.rewards or watch.rules):
+            key = "rewards" if watch.rewards else "rules"
+            raise ValueError(f"watch.{key}: has no effect with watch.every 0; give steps, or leave it out")
+        for i, reward in enumerate(watch.rewards):
+            if any(reward.same_as(other) for other in trained):
+                raise ValueError(
+                    f"watch.rewards.{i}: {reward.checkpoint or reward.name} is trained on by an objective and cannot "
+                    f"be held out; give another reward"
+                )
+        for i, rule in enumerate(watch.rules or []):
+            if lacking := self._lacking(rule):
+                raise ValueError(f"watch.rules.{i}{lacking}")
+
+    def _lacking(self, rule: AnyRule) -> str:
+        """Why a rule can never warn in this run, as key and message; empty if it can."""
+        if rule.start is None and self.first_reward is None:
+            return ".start: is null and no reward ever joins; give a step"
+        if isinstance(rule, RewardHacking):
+            kinds = {name.partition("/")[0] for name in self.watched}
+            return "" if {"trained", "held_out"} <= kinds else ": needs a reward to hold out; give one in watch.rewards"
+        teacher = f"teacher/{rule.metric}"
+        if rule.metric not in self.watched:
+            near = difflib.get_close_matches(rule.metric, self.watched, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"valid are {', '.join(self.watched)}"
+            return f".metric: {rule.metric!r} is not measured here; {hint}"
+        if rule.relative_to == "teacher" and teacher not in self.watched:
+            return f".relative_to: {rule.metric} is not measured of the teacher; use first, or null"
+        if rule.relative_to is not None and rule.metric.startswith(("trained/", "held_out/")):
+            return f".relative_to: {rule.relative_to} says nothing of a reward, whose zero is arbitrary; use null"
+        return ""
+
+    @property
+    def rules(self) -> list[AnyRule]:
+        """The rules in force: those given, or of the default ones those that can be judged; with their start."""
+        given = DEFAULT_RULES if self.watch.rules is None else self.watch.rules
+        return [
+            rule if rule.start is not None else rule.model_copy(update={"start": self.first_reward})
+            for rule in given
+            if not self._lacking(rule)
+        ]
+
+    @property
+    def first_reward(self) -> int | None:
+        """The step at which the first reward joins."""
+        return min((o.start for o in self.objectives if isinstance(o, RewardObjective)), default=None)
+
+    @property
+    def names(self) -> list[str]:
+        """What logs call the objectives: by their kind, numbered where there are several of one."""
+        return _numbered([o.kind for o in self.objectives])
+
+    @property
+    def held_out(self) -> list[str]:
+        """What logs call the held-out rewards."""
+        return _numbered([reward.name for reward in self.watch.rewards])
+
+    @property
+    def watched(self) -> list[str]:
+        """What an evaluation of `watch` measures, as rules call it; see `dmdr_train.watch`."""
+        trained = [name for name, o in zip(self.names, self.objectives, strict=True) if isinstance(o, RewardObjective)]
+        seen = ["diversity", "saturation", "contrast"]
+        seen += [f"trained/{name}" for name in trained] + [f"held_out/{name}" for name in self.held_out]
+        return [
+            *seen,
+            *(f"teacher/{name}" for name in seen),
+            "drift/mean",
+            "drift/std",
+            "fake_score_ratio",
+            *(f"grad_norm/{name}" for name in ("generator", "fake_score", *self.names)),
+            *(f"past_margin/{name}" for name in trained),
+        ]
 
     @property
     def shares_backbone(self) -> bool:

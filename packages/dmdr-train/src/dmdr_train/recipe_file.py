@@ -147,7 +147,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 def _explain(problem: Any) -> UserError:
     # pydantic names the branches of a union, too.
     kinds = (
-        "distribution_matching", "regression", "refl", "srpo",
+        "distribution_matching", "regression", "refl", "srpo", "reward_hacking", "limit",
         "constrained-float", "float", "literal['auto']", "literal['all']",
     )  # fmt: skip
     *inner, last = problem["loc"] or [""]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dmdr_train import recipe
+from dmdr_train import recipe, rules
 from dmdr_train.evaluation import Scores
 from dmdr_train.tracking import read_metrics
 
@@ -70,8 +70,38 @@ def write_summary(folder: Path, settings: recipe.Recipe, scores: dict[str, Score
             "![before and after](before_after.png)",
             "",
         ]
-    lines += ["![curves](curves.png)", "", usage, ""]
+    lines += [*early_warning(folder, settings), "![curves](curves.png)", "", usage, ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def early_warning(folder: Path, settings: recipe.Recipe) -> list[str]:
+    """What was seen at the first and at the last evaluation, and what the rules said; nothing without evaluations."""
+    found = rules.evaluations(read_metrics(folder))
+    if not found:
+        return []
+    names = [name for name in found[-1] if name in settings.watched and not name.startswith("teacher/")]
+    alarms = rules.all_alarms(settings.rules, found)
+    return [
+        "## Early warning",
+        "",
+        f"| | teacher | step {found[0]['step']} | step {found[-1]['step']} |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | " + " | ".join(_number(row.get(key)) for row, key in _places(found, name)) + " |"
+            for name in names
+        ),
+        "",
+        *([f"- {alarm}" for alarm in alarms] or [f"None of {len(settings.rules)} rules had anything to say."]),
+        "",
+    ]
+
+
+def _places(found: list[rules.Row], name: str) -> list[tuple[rules.Row, str]]:
+    return [(found[-1], f"teacher/{name}"), (found[0], name), (found[-1], name)]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def draw_curves(folder: Path, settings: recipe.Recipe) -> None:
@@ -83,7 +113,9 @@ def draw_curves(folder: Path, settings: recipe.Recipe) -> None:
 
     rows = read_metrics(folder)
     stage_ending = {end: stage.replace("_", " ") for stage, end in settings.stages.items()}
-    names = [n for n in dict.fromkeys(n for row in rows for n in row) if n.startswith(("loss/", "reward/", "teacher_"))]
+    drawn = ("loss/", "reward/", "teacher_", *(f"{rules.PREFIX}{name}" for name in settings.watched if "/" not in name))
+    drawn = (*drawn, *(f"{rules.PREFIX}{kind}/" for kind in ("trained", "held_out", "drift", "past_margin")))
+    names = [n for n in dict.fromkeys(n for row in rows for n in row) if n.startswith(drawn)]
     if not names:
         return
     wide = min(4, len(names))

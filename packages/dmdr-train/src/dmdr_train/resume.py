@@ -16,8 +16,8 @@ from dmdr_train.versions import versions
 MANIFEST = "manifest.json"
 # What a resumed run may change: these keys, and everything below them.
 FREE_KEYS = (
-    "run", "tracking", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation", "model.path",
-    "model.vae", "data.embeddings",
+    "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation",
+    "model.path", "model.vae", "data.embeddings",
 )  # fmt: skip
 FIXED_KEYS = (
     "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.shared_backbone", "memory.offload_optimizer",

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from dmdr_models.images import save_png
 from PIL import Image
 
-from dmdr_train import checkpoint, report
+from dmdr_train import checkpoint, report, rules
 from dmdr_train.average import Average
 from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, start_processes
-from dmdr_train.errors import NOT_FINITE, NOT_SAVED, STOPPED, StoppedError, naming
+from dmdr_train.errors import EARLY_WARNING, NOT_FINITE, NOT_SAVED, STOPPED, StoppedError, naming
 from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.export import export_student, sampling_settings
 from dmdr_train.files import write_whole
@@ -31,6 +31,7 @@ from dmdr_train.session import Session, build
 from dmdr_train.signals import Signals
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
+from dmdr_train.watch import Look, Watch, compared, pooled_pixels
 
 
 def run(settings: Recipe) -> None:
@@ -82,6 +83,12 @@ class Run:
         if settings.tracking.evaluation:
             with naming("tracking.evaluation"):
                 assert self.evaluator  # a mistake in it is better known before the training than after
+        self.history = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
+        self.teachers_look: Look | None = None
+        self.watch: Watch | None = None
+        if settings.watch.every:
+            features = self.evaluator.classifier.features if settings.tracking.evaluation else pooled_pixels
+            self.watch = Watch(settings, session, features, self._batch())
 
     def still_true(self, key: str) -> bool:
         """Whether a score of an earlier session was taken at a step that this one starts at or after."""
@@ -123,16 +130,21 @@ class Run:
             step = self.trainer.step
             if self.tracker:
                 self.tracker.advance()
-            if step % tracking.log_every == 0 or step == steps:
+            looked = self.look() if _due(step, self.settings.watch.every) else {}
+            if step % tracking.log_every == 0 or looked or step == steps:
                 times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
-                self.log(step, {**logs, **self._engine_values(), **times, "checkpoint_seconds": self.pause})
+                times |= {"checkpoint_seconds": self.pause}
+                self.log(step, {**logs, **self._engine_values(), **times, **looked})
                 self.pause = 0.0
             if in_a_row == self.settings.run.max_skipped:
                 self.save(needed=True)
                 raise StoppedError(NOT_FINITE, self.diagnosis(in_a_row))
+            alarm = self.judge() if looked else None
             asked = self.asked_to_stop()
-            if asked or _due(step, self.settings.run.checkpoint_every) or step == steps:
-                self.save(needed=asked or step == steps)
+            if asked or alarm or _due(step, self.settings.run.checkpoint_every) or step == steps:
+                self.save(needed=asked or alarm is not None or step == steps)
+            if alarm:
+                self.stop(alarm)
             if asked:
                 self.leave()
             if _due(step, tracking.samples.every):
@@ -215,7 +227,46 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         values = mean_over_processes(values)
         if self.tracker:
+            values = rules.completed(values, self.history)
+            self.history = rules.remembered([*self.history, {"step": step, **values}])
             self.tracker.log(step, values)
+
+    def look(self) -> dict[str, float]:
+        """What early warning sees of the averaged student, beside the teacher, which it looks at once."""
+        assert self.watch is not None
+        started = time.perf_counter()
+        guidance, shift = self.settings.guidance.cfg, self.settings.rollout.shift
+        if self.teachers_look is None:
+            self.teachers_look = self.watch.look(self.teacher, self._many_steps(), "euler", guidance, shift)
+        sampling = sampling_settings(self.settings, self.session.family)
+        with self.average.applied():
+            student = self.watch.look(
+                self.trainer.generator, sampling["steps"], sampling["method"], shift=sampling["shift"]
+            )
+        return {**compared(student, self.teachers_look), "watch_seconds": time.perf_counter() - started}
+
+    def judge(self) -> str | None:
+        """Say which rules hold; the line of one that stops the run, on which all processes agree."""
+        lines: list[str | None] = [None]
+        if self.tracker:
+            for alarm in rules.judge(self.settings.rules, rules.evaluations(self.history)):
+                self.tracker.warn(alarm.step, str(alarm))
+                if alarm.rule.action == "stop":
+                    lines = [str(alarm)]
+        dist.broadcast_object_list(lines)
+        return lines[0]
+
+    def stop(self, line: str) -> None:
+        """Leave a report of what there is, and end the run.
+
+        Raises:
+            StoppedError: always.
+        """
+        if self.first:
+            self.write_report()
+        dist.barrier()
+        newest = checkpoints_in(self.folder / "checkpoints")[-1]
+        raise StoppedError(EARLY_WARNING, f"{line}; saved in {newest}")
 
     def _engine_values(self) -> dict[str, float]:
         values = {}
@@ -330,11 +381,16 @@ class Run:
         self, name: str, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0
     ) -> None:
         family, samples = self.session.family, self.settings.tracking.samples
-        batch = self.settings.optim.batch_size // self.trainer.world // self.settings.optim.accumulation
-        images = draw_samples(family, network, samples, self.session.device, steps, method, guidance, shift, batch)
+        images = draw_samples(
+            family, network, samples, self.session.device, steps, method, guidance, shift, self._batch()
+        )
         if self.tracker:
             row = save_row(family, images, self.folder / "samples", name)
             self.tracker.picture(self.trainer.step, name, row)
+
+    def _batch(self) -> int:
+        """Pictures at once: as many as a step of training makes."""
+        return self.settings.optim.batch_size // self.trainer.world // self.settings.optim.accumulation
 
     def write_report(self) -> None:
         """The table, the rows of samples below each other, the curves, and how to generate."""

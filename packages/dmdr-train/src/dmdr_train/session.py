@@ -170,10 +170,8 @@ def add_lora(
 def make_objectives(settings: recipe.Recipe, family: Family, guidance: Any, device: torch.device) -> list[Objective]:
     """Distribution matching first: the others' automatic weights follow it."""
     objectives: list[Objective] = []
-    kinds = [objective.kind for objective in settings.objectives]
-    for i, objective in enumerate(settings.objectives):
-        key, kind = f"objectives.{i}.reward", objective.kind
-        name = kind if kinds.count(kind) == 1 else f"{kind}-{kinds[: i + 1].count(kind)}"
+    for i, (name, objective) in enumerate(zip(settings.names, settings.objectives, strict=True)):
+        key = f"objectives.{i}.reward"
         if isinstance(objective, recipe.DistributionMatching):
             objectives.insert(0, DistributionMatching(objective, settings.guidance, family, guidance))
         elif isinstance(objective, recipe.Regression):

@@ -83,6 +83,11 @@ class Tracker:
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         self._each(lambda tracker: tracker.picture(step, name, image))
 
+    def warn(self, step: int, text: str) -> None:
+        """An alarm of early warning."""
+        self.say(text)
+        self._each(lambda tracker: tracker.warn(step, text))
+
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):
             self.bar.write(redacted(text))
@@ -130,6 +135,9 @@ class TensorBoard:
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
 
+    def warn(self, step: int, text: str) -> None:
+        self.writer.add_text("watch/alarm", text, step)
+
     def close(self) -> None:
         self.writer.close()
 
@@ -152,6 +160,9 @@ class WandB:
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         self.run.log({name: self.wandb.Image(image)}, step=step)
+
+    def warn(self, step: int, text: str) -> None:
+        self.run.alert(title="early warning", text=text)
 
     def close(self) -> None:
         self.run.finish()

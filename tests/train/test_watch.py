@@ -1,0 +1,126 @@
+"""The measures of early warning against closed forms, and a look at networks."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dmdr_models
+import pytest
+import torch
+from dmdr_train import recipe
+from dmdr_train.watch import Look, Watch, compared, contrast, diversity, drift, pooled_pixels, saturation
+
+
+def test_saturation() -> None:
+    grey = torch.rand(3, 1, 4, 4).expand(3, 3, 4, 4)
+    assert saturation(grey).tolist() == [0, 0, 0]
+    red = torch.zeros(1, 3, 4, 4)
+    red[:, 0] = 1
+    assert saturation(red).tolist() == [1]
+    red[..., :2] = 0.25  # half of the picture is grey
+    assert saturation(red).tolist() == [0.5]
+
+
+def test_contrast() -> None:
+    picture = torch.zeros(2, 3, 4, 4)
+    picture[1, :, :, :2] = 1  # half black, half white
+    torch.testing.assert_close(contrast(picture), torch.tensor([0.0, 0.5]))
+    picture[1, 0] = 0
+    picture[1, 2] = 0  # half black, half green
+    torch.testing.assert_close(contrast(picture)[1], torch.tensor(0.7152 / 2))
+
+
+def test_diversity() -> None:
+    equal = torch.ones(6, 5) * torch.arange(2.0).repeat_interleave(3)[:, None]
+    assert diversity(equal, 3) == 0  # prompts differ, pictures of one do not
+    square = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
+    assert diversity(square, 2) == pytest.approx(5 / 2**0.5 / 2)
+
+
+def test_drift() -> None:
+    teacher = Look({}, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    assert drift(teacher, teacher) == {"drift/mean": 0, "drift/std": 0}
+    other = Look({}, torch.tensor([3.0, 9.0]), torch.tensor([1.0, 2.0 * torch.e]))
+    assert drift(other, teacher) == pytest.approx({"drift/mean": (12.5) ** 0.5, "drift/std": 0.5**0.5})
+
+
+@pytest.fixture(scope="module")
+def make_watch(one_process: None, model: Path, classifier: Path, make_recipe: Any) -> Callable[[int], Watch]:
+    family = dmdr_models.load("sit", model)
+    session: Any = SimpleNamespace(
+        family=family, device=torch.device("cpu"), trainer=SimpleNamespace(objectives=[])
+    )  # fmt: skip
+
+    def make(batch: int) -> Watch:
+        reward = {"name": "class-label", "checkpoint": str(classifier)}
+        settings = make_recipe(watch={"prompts": 3, "pictures": 2, "rewards": [reward]})
+        return Watch(settings, session, pooled_pixels, batch)
+
+    return make
+
+
+def test_a_look_repeats_itself_however_it_is_split(make_watch: Callable[[int], Watch]) -> None:
+    first = make_watch(4)
+    assert [len(batch) for batch in first.batches] == [4, 2]
+    assert first.prompts == [0, 0, 3, 3, 6, 6]
+    network = first.family.load_network()
+    before = torch.get_rng_state()
+    seen, again, split = (watch.look(network, 2, "sde") for watch in (first, first, make_watch(3)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seen.values == again.values
+    assert seen.values == pytest.approx(split.values, rel=1e-4)
+    assert list(seen.values) == ["diversity", "saturation", "contrast", "held_out/class-label"]
+    assert seen.values["diversity"] > 0
+    assert compared(seen, seen) == {
+        **{f"watch/{name}": value for name, value in seen.values.items()},
+        **{f"watch/teacher/{name}": value for name, value in seen.values.items()},
+        "watch/drift/mean": 0,
+        "watch/drift/std": 0,
+    }
+
+
+def test_the_processes_share_the_pictures(make_watch: Callable[[int], Watch], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equally many each, the first ones again where they do not come out even."""
+    drawn = []
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    for rank in range(4):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        drawn += [make_watch(4).batches]
+    assert drawn == [[[0, 1]], [[2, 3]], [[4, 5]], [[0, 1]]]
+
+
+# -- the recipe's section
+
+REFL = {"kind": "refl", "start": 4, "reward": {"name": "clip", "checkpoint": "a.bin"}}
+LIMIT = {"kind": "limit", "metric": "drift/mean", "above": 1}
+BOTH = [{"kind": "distribution_matching"}, REFL]
+
+
+def test_the_rules_in_force(make_recipe: Callable[..., recipe.Recipe]) -> None:
+    """The default ones wait for the first reward; a held-out reward brings reward_hacking."""
+    held_out = {"name": "pickscore", "checkpoint": "b"}
+    alone, both = make_recipe(objectives=BOTH), make_recipe(objectives=BOTH, watch={"rewards": [held_out]})
+    assert [rule.kind for rule in alone.rules] == ["limit"] * 5
+    assert [rule.kind for rule in both.rules] == ["reward_hacking", *["limit"] * 5]
+    assert {rule.start for rule in both.rules} == {4}
+    assert make_recipe().rules == []  # no reward
+    assert make_recipe(objectives=BOTH, watch={"rules": []}).rules == []
+
+
+@pytest.mark.parametrize(
+    ("watch", "said"),
+    [
+        ({"rewards": [{"name": "dfn-clip", "checkpoint": "a.bin"}]}, "watch.rewards.0: a.bin is trained on by an"),
+        ({"every": 0, "rewards": [{"name": "clip", "checkpoint": "b"}]}, "watch.rewards: has no effect with watch.ev"),
+        ({"rules": [{"kind": "reward_hacking"}]}, "watch.rules.0: needs a reward to hold out; give one in watch.re"),
+        ({"rules": [LIMIT | {"metric": "divrsity"}]}, "watch.rules.0.metric: 'divrsity' is not measured here; did"),
+        ({"rules": [LIMIT | {"relative_to": "teacher"}]}, "watch.rules.0.relative_to: drift/mean is not measured of"),
+        ({"rules": [LIMIT | {"metric": "trained/refl", "relative_to": "first"}]}, "zero is arbitrary; use null"),
+        ({"rules": [LIMIT | {"below": 0}]}, "a limit has one of above and below"),
+    ],
+)
+def test_a_watch_that_cannot_be(make_recipe: Callable[..., recipe.Recipe], watch: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make_recipe(objectives=BOTH, watch=watch)
