@@ -43,9 +43,8 @@ def run(settings: Recipe) -> None:
     """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     start_processes(device, settings.run.timeout)
-    with Peers().expected():
-        resume_from = agreed(lambda: find_checkpoint(settings, say))
-        Run(settings, build(settings, device), resume_from).carry_out()
+    resume_from = agreed(lambda: find_checkpoint(settings, say))
+    Run(settings, build(settings, device), resume_from).carry_out()
     dist.destroy_process_group()
 
 
@@ -97,7 +96,8 @@ class Run:
         return taken <= self.trainer.step
 
     def carry_out(self) -> None:
-        with self.signals, locked(self.folder):
+        # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
+        with self.signals, Peers().expected(), locked(self.folder):
             if self.first:
                 checkpoint.remove_leftovers(self.folder / "checkpoints")
                 text = dump_recipe(self.settings)
