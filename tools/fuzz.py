@@ -182,7 +182,7 @@ def embeddings() -> Target:
     import datasets
     import numpy as np
     from dmdr_models.describe import text_fingerprint
-    from dmdr_train.embeddings import EmbeddingCache, check_embeddings, made_with, prompt_hash
+    from dmdr_train.embeddings import EmbeddingCache, cache_folder, check_embeddings, made_with, prompt_hash
     from dmdr_train.encode import plan
     from dmdr_train.recipe_file import load_recipe
     from safetensors.numpy import save
@@ -200,7 +200,7 @@ def embeddings() -> Target:
         cache.mkdir()
         (cache / "shard-00.safetensors").write_bytes(shard)
         (cache / "manifest.json").write_bytes(content)
-        plan(cache, wanted, 1)
+        plan(cache_folder("--output", cache), wanted, 1)
         check_embeddings(load_recipe("demo-t2i", [f"data.embeddings={cache}"]))
         assert EmbeddingCache(cache)(["a cat"])["states"].shape == (1, 2)
 
