@@ -330,7 +330,7 @@ def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
     shift = vae.config.shift_factor
     vae.quant_conv.bias[: vae.config.latent_channels] -= shift
     vae.post_quant_conv.bias += shift * vae.post_quant_conv.weight.sum(dim=(1, 2, 3))
-    vae.register_to_config(shift_factor=None)
+    vae.register_to_config(shift_factor=None, _name_or_path=None)  # nor the path that it was read from
     return vae
 
 

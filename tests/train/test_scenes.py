@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import dmdr_rewards
@@ -168,6 +169,8 @@ def test_files() -> None:
     files = [path for path in HOME.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 16e6
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl"}]
+    configs = [path for path in files if path.suffix == ".json"]
+    assert not [path for path in configs if json.loads(path.read_text()).get("_name_or_path")], "where they were made"
     assert (HOME / "prompts.txt").read_text().splitlines() == training_captions()
 
 
