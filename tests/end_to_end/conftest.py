@@ -82,6 +82,9 @@ class Workshop:
     def execute(self, *command: str) -> Outcome:
         return execute(command, self.folder)
 
+    def dmdr_train(self, *arguments: str) -> Outcome:
+        return self.execute(sys.executable, "-m", "dmdr_train", *arguments)
+
     def snapshot(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file."""
         files = {p: p.stat() for p in self.folder.rglob("*") if not p.is_dir()}
@@ -134,6 +137,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_classifier(folder / "few", labels=4)
     write_dinov2(folder / "dinov2")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_texts() -> Callable[[Path], None]:
+    """What a text-to-image run needs beside its model: prompts.txt, and a tiny CLIP in open_clip's format."""
+    import open_clip
+
+    clip = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    prompts = ("a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate")
+
+    def write(folder: Path) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            torch.save(open_clip.CLIP(**clip).state_dict(), folder / "clip.bin")
+        (folder / "clip.json").write_text(json.dumps(clip))
+        (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+
+    return write
 
 
 @pytest.fixture(scope="session")

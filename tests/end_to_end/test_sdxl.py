@@ -1,6 +1,5 @@
 """The whole way on a tiny SDXL: pairs, regression, cold start, ReFL, export, one step with stock diffusers."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-PROMPTS = ["a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate"]
-CLIP = {
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
-}
 REWARD = {"name": "clip", "checkpoint": "clip.bin", "options": {"model": "clip.json"}}
 RECIPE: dict[str, Any] = {
     "model": {"family": "sdxl", "path": "sdxl", "vae": "taesd", "fake_score_lora": {"rank": 2, "alpha": 2}},
@@ -35,30 +28,21 @@ RECIPE: dict[str, Any] = {
     },
     "memory": {"gradient_checkpointing": ["network", "vae"]},
     "run": {"output": "out", "steps": 5},
-    "tracking": {"log_every": 1, "tensorboard": False, "samples": {"count": 2, "prompts": PROMPTS[:2]}},
+    "tracking": {"log_every": 1, "tensorboard": False, "samples": {"count": 2, "prompts": ["a cat", "a dog in a hat"]}},
 }
 PAIRS = ("pairs", "--config", "recipe.yaml", "--count", "6", "--steps", "2", "--dtype", "fp32", "--batch-size", "2")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, write_texts: Callable[[Path], None]) -> Path:
     """A tiny SDXL, a tiny decoder, a tiny CLIP in open_clip's format, prompts."""
-    import open_clip
     from dmdr_models import tiny
 
     made = tmp_path_factory.mktemp("sdxl")
     tiny.sdxl(made / "sdxl")
     tiny.taesd(made / "taesd")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(open_clip.CLIP(**CLIP).state_dict(), made / "clip.bin")
-    (made / "clip.json").write_text(json.dumps(CLIP))
-    (made / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    write_texts(made)
     return made
-
-
-def command(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "dmdr_train", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +50,7 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     """Pairs, then all stages in one run, by one process; tests must not change it."""
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
-    assert "Wrote pairs: 6 pairs, " in workshop.execute(*command(*PAIRS, "-o", "pairs")).check().stdout
+    assert "Wrote pairs: 6 pairs, " in workshop.dmdr_train(*PAIRS, "-o", "pairs").check().stdout
     workshop.run().check()
     return workshop
 
@@ -98,7 +82,7 @@ def test_stock_diffusers_draws_what_dmdr_generate_draws(whole: Any) -> None:
     import numpy as np
     from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-    whole.execute(*command("export", "out", "-o", "unet.bin")).check()
+    whole.dmdr_train("export", "out", "-o", "unet.bin").check()
     arguments = ["--family", "sdxl", "--model", "sdxl", "--unet", "unet.bin", "a photo of a cat", "-o", "cat.png"]
     arguments += ["--steps", "1", "--size", "32", "--seed", "0"]
     whole.execute(sys.executable, "-m", "dmdr_models.generate", *arguments).check()

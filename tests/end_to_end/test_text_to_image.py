@@ -1,6 +1,5 @@
 """The whole way on a tiny SD3: encode, cold start, ReFL, SRPO, export, generate; with the commands that users type."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,12 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-PROMPTS = ["a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate"]
-CLIP = {
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
-}
 REWARD = {"name": "clip", "checkpoint": "clip.bin", "options": {"model": "clip.json"}}
 RECIPE: dict[str, Any] = {
     "model": {
@@ -43,28 +36,19 @@ RECIPE: dict[str, Any] = {
         "ema": 0.9,
     },
     "run": {"output": "out", "steps": 6, "checkpoint_every": 3, "keep_last": 3},
-    "tracking": {"log_every": 1, "samples": {"count": 2, "prompts": PROMPTS[:2]}},
+    "tracking": {"log_every": 1, "samples": {"count": 2, "prompts": ["a cat", "a dog in a hat"]}},
 }
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, write_texts: Callable[[Path], None]) -> Path:
     """A tiny SD3, a tiny CLIP in open_clip's format, prompts."""
-    import open_clip
     from dmdr_models import tiny
 
     made = tmp_path_factory.mktemp("text-to-image")
     tiny.sd3(made / "sd3")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(open_clip.CLIP(**CLIP).state_dict(), made / "clip.bin")
-    (made / "clip.json").write_text(json.dumps(CLIP))
-    (made / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    write_texts(made)
     return made
-
-
-def command(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "dmdr_train", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +56,8 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     """Encoded once, then trained from the cache by one process, without text encoders; tests must not change it."""
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
-    encode = command("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
-    workshop.execute(*encode).check()
+    encode = ("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
+    workshop.dmdr_train(*encode).check()
     shutil.copytree(folder / "sd3", folder / "sd3-without-texts", ignore=shutil.ignore_patterns("text_encoder*"))
     workshop.run("model.path=sd3-without-texts").check()
     return workshop
@@ -144,10 +128,10 @@ def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:
 
 
 def test_export_and_evaluate_from_the_command_line(whole: Any) -> None:
-    whole.execute(*command("export", "out", "-o", "again")).check()
+    whole.dmdr_train("export", "out", "-o", "again").check()
     first, second = (load_file(whole.folder / name / "adapter_model.safetensors") for name in ("out/student", "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    outcome = whole.execute(*command("evaluate", "out"))
+    outcome = whole.dmdr_train("evaluate", "out")
     assert outcome.code == 2
     assert outcome.errors == ["tracking.evaluation: is not set in out/recipe.yaml; add a classifier and a reference"]
 

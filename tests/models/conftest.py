@@ -1,4 +1,6 @@
+import json
 import math
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -191,10 +193,14 @@ def sd3(sd3_model: Path):
 
 @pytest.fixture
 def pipeline(sd3_model: Path):
-    """The model as stock diffusers sees it."""
-    from diffusers import StableDiffusion3Pipeline
+    """The tiny SD3 as stock diffusers sees it."""
+    return stock("StableDiffusion3Pipeline", sd3_model)
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3_model)
+
+def stock(kind: str, folder: Path):
+    import diffusers
+
+    pipeline = getattr(diffusers, kind).from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -238,8 +244,21 @@ def sdxl(sdxl_model: Path):
 @pytest.fixture
 def xl_pipeline(sdxl_model: Path):
     """The tiny SDXL as stock diffusers sees it."""
-    from diffusers import StableDiffusionXLPipeline
+    return stock("StableDiffusionXLPipeline", sdxl_model)
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_model)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+
+@pytest.fixture
+def draw_as_told():
+    """Runs the command of a student's card, in the folder above the student, and returns the picture."""
+    import numpy as np
+    from dmdr_models.generate import main
+    from PIL import Image
+
+    def draw(usage: str, family: str, sampling: dict) -> np.ndarray:
+        Path("student/dmdr.json").write_text(json.dumps({"family": family, **sampling}))
+        program, *command = shlex.split(usage.splitlines()[0])
+        assert program == "dmdr-generate"
+        main([*command, "-o", "ours.png"])
+        return np.asarray(Image.open("ours.png"))
+
+    return draw

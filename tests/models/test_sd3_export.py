@@ -1,6 +1,5 @@
 import json
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from dmdr_core import StepGrid
-from dmdr_models.generate import main
 from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open
@@ -85,7 +83,7 @@ def test_what_the_files_say(folder, sd3):
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ode", "sde"])
-def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, lora, stochastic):
+def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, draw_as_told, lora, stochastic):
     """The code of a model card, as it is written but for its device: stock diffusers alone, at the trained times."""
     if not lora:
         sd3.save(adapter.merged(), folder)
@@ -112,10 +110,6 @@ def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, 
     picture = np.asarray(Image.open("fox.png"))
     assert picture.shape == (64, 64, 3)
 
-    Path("student/dmdr.json").write_text(json.dumps({"family": "sd3", **sampling}))
-    program, *command = shlex.split(text.splitlines()[0])
-    assert program == "dmdr-generate"
-    main([*command, "-o", "ours.png"])
-    ours = np.asarray(Image.open("ours.png"))
+    ours = draw_as_told(text, "sd3", sampling)
     assert np.abs(ours.astype(int) - picture).max() <= 1
     assert (ours == picture).mean() > 0.99

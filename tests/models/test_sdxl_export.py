@@ -1,6 +1,5 @@
 import json
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from dmdr_core import TimestepGrid
-from dmdr_models.generate import main
 from dmdr_models.lora import LoRANetwork
 from peft import PeftModel
 from PIL import Image
@@ -72,7 +70,7 @@ def test_what_the_files_say(folder, sdxl):
 
 
 @pytest.mark.parametrize(("lora_kept", "stochastic", "steps"), [(True, True, 1), (False, True, 4), (False, False, 4)])
-def test_the_usage_runs(sdxl, lora, folder, tmp_path, monkeypatch, lora_kept, stochastic, steps):
+def test_the_usage_runs(sdxl, lora, folder, tmp_path, monkeypatch, draw_as_told, lora_kept, stochastic, steps):
     """The code of a model card, as it is written but for its device: stock diffusers alone, at the trained times."""
     if not lora_kept:
         sdxl.save(lora.merged(), folder)
@@ -95,10 +93,6 @@ def test_the_usage_runs(sdxl, lora, folder, tmp_path, monkeypatch, lora_kept, st
     picture = np.asarray(Image.open("fox.png"))
     assert picture.shape == (64, 64, 3)
 
-    Path("student/dmdr.json").write_text(json.dumps({"family": "sdxl", **sampling}))
-    program, *command = shlex.split(text.splitlines()[0])
-    assert program == "dmdr-generate"
-    main([*command, "-o", "ours.png"])
-    ours = np.asarray(Image.open("ours.png"))
+    ours = draw_as_told(text, "sdxl", sampling)
     assert np.abs(ours.astype(int) - picture).max() <= 1
     assert (ours == picture).mean() > 0.99

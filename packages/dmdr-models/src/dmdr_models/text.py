@@ -1,5 +1,6 @@
 """What the text-to-image families share: text encoders, and conditions that are made of texts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ TOKENIZERS = {
 }
 
 
-class TextEncoders:
+class TextEncoders(ABC):
     """The encoders of a model, and what makes a condition of their outputs: calling it with prompts gives that.
 
     They are opened at the first call. A family's own class adds `__call__`.
@@ -60,8 +61,9 @@ class TextEncoders:
                 found.append((encoder.eval().requires_grad_(False).to(where), tokenizer))
         return found
 
+    @abstractmethod
     def __call__(self, prompts: Sequence[str]) -> Condition:
-        raise NotImplementedError
+        """B prompts to their condition, tensors `[B, …]`, without gradient."""
 
     def run(self, encoder: Any, tokenizer: Any, prompts: Sequence[str], length: int, **options: Any) -> Any:
         """An encoder's output for prompts that are padded, or cut, to `length` tokens; nothing is masked."""
@@ -88,7 +90,7 @@ class TextEncoders:
         return self
 
 
-class TextFamily(LatentFamily):
+class TextFamily(LatentFamily, ABC):
     """A family that draws what texts say; see `dmdr_models.family.Family`.
 
     Args:
@@ -119,17 +121,7 @@ class TextFamily(LatentFamily):
         self._null = None
         return super().to(device)
 
-    def save_memory(
-        self,
-        vae_checkpointing: bool = False,
-        vae_tiling: bool = False,
-        vae_slicing: bool = False,
-        offload_text: bool = False,
-    ) -> None:
-        """See `dmdr_models.family.Family.save_memory`."""
-        super().save_memory(vae_checkpointing, vae_tiling, vae_slicing)
-        if not offload_text:
-            return
+    def offload_text(self) -> None:
         if not isinstance(self.text, TextEncoders):
             raise ValueError("offload_text: the texts come from elsewhere, there is nothing to offload; leave it out")
         self.text.offload = True
@@ -161,9 +153,9 @@ Or with diffusers alone, at the times of the training (a plain call with as many
 {self.snippet(*opening, sampling)}```
 """
 
+    @abstractmethod
     def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
         """The code that draws a picture from a student; see a family's `export.snippet`."""
-        raise NotImplementedError
 
 
 def in_own_dtype(network: Any, x_t: Tensor, condition: Condition) -> tuple[Tensor, Condition]:

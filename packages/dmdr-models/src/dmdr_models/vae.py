@@ -83,7 +83,7 @@ class LatentFamily:
     ) -> None:
         """See `dmdr_models.family.Family.save_memory`."""
         if offload_text:
-            raise ValueError("offload_text: there are no text encoders to offload; leave it out")
+            self.offload_text()
         if vae_checkpointing:
             self.vae.enable_gradient_checkpointing()
             self.vae.encoder.gradient_checkpointing = False  # AutoencoderTiny's would see pictures of another range
@@ -96,6 +96,14 @@ class LatentFamily:
             self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self.vae_factor
             self.vae.tile_overlap_factor = 0.25
             self.vae.enable_tiling()
+
+    def offload_text(self) -> None:
+        """Keep the text encoders on the CPU but while they encode.
+
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError("offload_text: there are no text encoders to offload; leave it out")
 
     def decode(self, latents: Tensor) -> Tensor:
         unscaled = latents.float() / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)

@@ -10,6 +10,7 @@ import math
 import re
 import unicodedata
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
@@ -26,7 +27,7 @@ from dmdr_rewards.prompts import as_texts
 _ROUNDING = 1e-3  # of log-probabilities that are printed with few digits
 
 
-class Judge:
+class Judge(ABC):
     """One question per picture, one number from the answer. Subclasses say which, with `template` and `read`.
 
     checkpoint   the model's name at the endpoint
@@ -84,9 +85,9 @@ class Judge:
         """What to ask under a prompt."""
         return self.template.replace("{prompt}", prompt)
 
+    @abstractmethod
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
         """The score in an answer, None if there is none. logprobs: of the first token's alternatives, may be empty."""
-        raise NotImplementedError
 
     def score(self, images: Images, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B pictures under B texts -> float32 Tensor[B], without gradient; NaN for a picture that was skipped.

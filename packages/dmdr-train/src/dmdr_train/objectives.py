@@ -4,6 +4,7 @@ An objective is called with what the generator made and returns its unweighted l
 trainer asks it for the gradient at x0 alone; only the sum of these goes on into the network.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,7 @@ class Regression:
         return denoising_loss(sample.x0, sample.target), {}
 
 
-class RewardTerm:
+class RewardTerm(ABC):
     """mean relu(margin − r), with r a differentiable score of the decoded pictures.
 
     Args:
@@ -143,9 +144,9 @@ class RewardTerm:
         self.margin = settings.margin
         self.scorer = self.reward = reward
 
+    @abstractmethod
     def score(self, pictures: Tensor, prompts: Sequence[Any], draws: Draws) -> Tensor:
         """r of pictures `[B, 3, H, W]` in [0, 1], `[B]`."""
-        raise NotImplementedError
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
         score = self.score(sample.pictures, sample.prompts, sample.draws)

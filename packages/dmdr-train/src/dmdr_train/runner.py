@@ -96,6 +96,12 @@ class Run:
         return taken <= self.trainer.step
 
     def carry_out(self) -> None:
+        """Sample the teacher if this is the start, train, and report; the folder is held meanwhile.
+
+        Raises:
+            UserError: another run holds the folder.
+            StoppedError: the run ends early, in good order; see docs/reliability.md.
+        """
         # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
         with self.signals, Peers().expected(), locked(self.folder):
             if self.first:
