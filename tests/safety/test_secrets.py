@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dmdr_models import generate, secrets
 from dmdr_rewards.cli import main as dmdr_score
 from dmdr_rewards.secrets import redacted, secret_in
 from dmdr_train.cli import main as dmdr_train
@@ -53,6 +54,8 @@ def test_values_of_the_environment_are_known(monkeypatch: pytest.MonkeyPatch) ->
     assert secret_in({"a": ["b", f"x{CANARY}"]}) == "a.1"
     monkeypatch.setenv("SHORT_TOKEN", "in")
     assert redacted("in it") == "in it"
+    for each in (text, f"{CANARY} in it", "https://h/?HF-Token=a;db_password=b#c", "ftp://a b@c"):
+        assert secrets.redacted(each) == redacted(each), "two packages of one mind"
 
 
 @pytest.mark.parametrize(
@@ -95,13 +98,42 @@ def test_an_error_line_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: 
         (dmdr_score, ["x", "--reward", "clip", "-o", "a.csv", "--device", "cpu", f"--key={CANARY}-SOME_SECRET"]),
         (dmdr_score, ["x", "--reward", "clip", "--option", f"clip.password={CANARY}", "-o", "a.csv"]),
         (dmdr_score, ["x", "--reward", f"clip=https://me:{CANARY}@host/x", "-o", "a.csv"]),
+        (generate.main, ["--model", f"https://me:{CANARY}@hub/x", "-o", "a.png"]),
+        (generate.main, ["--model", "x", "-o", f"{CANARY}-HF_TOKEN"]),
+        (generate.main, ["--model", "x", "--steps", f"{CANARY}-DB_PASSWORD", "-o", "a.png"]),
     ):
         with pytest.raises(SystemExit) as end:
             program(arguments)
         assert end.value.code == 2
         line = capsys.readouterr().err
-        assert line.startswith("error: ")
+        assert line.startswith(("error: ", "dmdr-generate: "))
         assert CANARY not in line, line
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "broken"),
+    [
+        (dmdr_train, ["run", "--config", "demo"], "dmdr_train.recipe_file.load_recipe"),
+        (dmdr_score, ["list"], "dmdr_rewards.registry.available"),
+        (generate.main, ["--model", "sit", "-o", "a.png"], "dmdr_models.generate._run"),
+    ],
+)
+def test_a_traceback_shows_no_secret(
+    program: Any, arguments: list[str], broken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError(f"https://hub/?token={CANARY}", os.environ["HF_TOKEN"])
+
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    monkeypatch.setattr(broken, fail)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(KeyError) as caught:
+        program(arguments)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert "KeyError: ('https://hub/?***" in shown
+    assert CANARY not in shown, shown
 
 
 # -- the whole way

@@ -24,16 +24,18 @@ from dmdr_models.generate_options import DTYPES, Settings, UsageError, read_stud
 from dmdr_models.generate_texts import Texts
 from dmdr_models.sd3 import stock as sd3
 from dmdr_models.sdxl import stock as sdxl
+from dmdr_models.secrets import redact_tracebacks, redacted
 
 KINDS: dict[str, Any] = {"sit": generate_labels, "sd3": Texts("sd3", sd3), "sdxl": Texts("sdxl", sdxl)}
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, redacted(f"{self.prog}: {message}\n"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    redact_tracebacks()
     parser = _parser()
     args = parser.parse_intermixed_args(argv)
     try:

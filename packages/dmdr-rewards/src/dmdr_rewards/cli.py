@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dmdr_rewards.errors import USER_ERROR, naming, plain_warnings, user_errors
-from dmdr_rewards.secrets import redacted
+from dmdr_rewards.secrets import redact_tracebacks, redacted
 
 _COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
   list                     the rewards: what they score, their prompts, their licence
@@ -32,6 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends in SystemExit where the exit code is not 0."""
+    redact_tracebacks()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"list": _list, "info": _info, "verify": _verify}
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own, one for each model it loads

@@ -6,7 +6,10 @@ environment variables that are called like a secret. Imports no torch.
 
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 ADVICE = (
@@ -46,6 +49,15 @@ def redacted(text: str) -> str:
     for value in _values():
         text = text.replace(value, "***")
     return text
+
+
+def redact_tracebacks() -> None:
+    """From now on, show an exception that nobody catches with its secrets redacted."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    sys.excepthook = show
 
 
 def _values() -> Iterator[str]:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dmdr_rewards.secrets import redact_tracebacks, redacted
+
 from dmdr_train.errors import EXIT_CODE, user_errors
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        from dmdr_rewards.secrets import redacted
-
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {self.prog}: {redacted(message)}; see --help", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -146,6 +146,7 @@ def report_command(options: argparse.Namespace) -> None:
 
 def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program behind run.py."""
+    redact_tracebacks()
     parser = _Parser(prog="run.py", description="Distil a diffusion model and align it with rewards.")
     add_run_options(parser)
     with user_errors():
@@ -154,6 +155,7 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program `dmdr-train`."""
+    redact_tracebacks()
     parser = _Parser(prog="dmdr-train", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_options(_command(commands, "run", run_command, "train, as run.py does"))

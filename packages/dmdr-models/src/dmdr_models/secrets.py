@@ -1,0 +1,34 @@
+"""Secrets stay in the environment: error lines and tracebacks of `dmdr-generate` do not show them.
+
+What is a secret is what `dmdr_rewards.secrets` takes for one; neither package needs the other. Imports no torch.
+"""
+
+import os
+import re
+import sys
+import traceback
+from types import TracebackType
+
+_SECRET = r"(?:(?:\w+[_-])?(?:api|access|private|secret)[_-]?key|(?:(?:api|access|auth|bearer|hf|hub)[_-]?)?token"
+_SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|authorization)"
+_IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_SECRET}=[^&;#\s]+", re.IGNORECASE)
+_VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
+_SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
+
+
+def redacted(text: str) -> str:
+    """The text with *** in the place of secrets in URLs, and of the values of secret environment variables."""
+    text = _IN_URL.sub("***", text)
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name):
+            text = text.replace(value, "***")
+    return text
+
+
+def redact_tracebacks() -> None:
+    """From now on, show an exception that nobody catches with its secrets redacted."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    sys.excepthook = show
