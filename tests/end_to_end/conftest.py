@@ -196,6 +196,11 @@ def read_rows() -> Callable[[Path], list[dict[str, float]]]:
 
 
 @pytest.fixture(scope="session")
+def plain_environment() -> dict[str, str]:
+    return environment()
+
+
+@pytest.fixture(scope="session")
 def launchers() -> dict[str, Callable[[int], tuple[str, ...]]]:
     return {"deepspeed": deepspeed, "torchrun": torchrun}
 

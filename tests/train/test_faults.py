@@ -73,7 +73,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_run: Any, n
     run = make_run()
     before = [signal.getsignal(n) for n in signals.STOPPING]
     during_step(run, 1, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(StoppedError) as caught:
+    with pytest.raises(StoppedError) as caught, run.signals:
         run.carry_out()
     assert caught.value.code == 75
     assert str(caught.value).startswith(f"by {number.name}, saved in {run.folder}/checkpoints/step-00000002; start")

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from dmdr_rewards.secrets import redact_tracebacks, redacted
 
 from dmdr_train.errors import EXIT_CODE, user_errors
+from dmdr_train.slurm import join_step
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,6 +148,7 @@ def report_command(options: argparse.Namespace) -> None:
 def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program behind run.py."""
     redact_tracebacks()
+    join_step()
     parser = _Parser(prog="run.py", description="Distil a diffusion model and align it with rewards.")
     add_run_options(parser)
     with user_errors():
@@ -156,6 +158,7 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program `dmdr-train`."""
     redact_tracebacks()
+    join_step()
     parser = _Parser(prog="dmdr-train", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_options(_command(commands, "run", run_command, "train, as run.py does"))

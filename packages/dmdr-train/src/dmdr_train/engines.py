@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
-from dmdr_train.errors import UserError
+from dmdr_train.errors import LOST, StoppedError, UserError
 from dmdr_train.recipe import Optim, Optimizer, Run
 
 Decision = TypeVar("Decision")
@@ -42,7 +42,10 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
     """Join the process group: gloo on CPU, NCCL on CUDA; a plain `python run.py` becomes a group of one.
 
     Args:
-        timeout: seconds that a collective operation waits for the others.
+        timeout: seconds that this waits for the others, and every collective operation after it.
+
+    Raises:
+        StoppedError: the others were not met.
     """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
@@ -57,13 +60,25 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
     deepspeed_logger.setLevel("WARNING")
     if not dist.is_initialized():
         alone = os.environ["WORLD_SIZE"] == "1"
-        dist.init_process_group(
-            "gloo" if device.type == "cpu" else "nccl",
-            init_method=None if "MASTER_PORT" in os.environ else "tcp://127.0.0.1:0" if alone else None,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=timedelta(seconds=timeout),
-        )
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            dist.init_process_group(
+                "gloo" if device.type == "cpu" else "nccl",
+                init_method=None if "MASTER_PORT" in os.environ else "tcp://127.0.0.1:0" if alone else None,
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(seconds=timeout),
+            )
+            # DeepSpeed works in a copy of the group, which it would give torch's own time-out.
+            deepspeed.utils.groups._WORLD_GROUP = dist.new_group(range(world), timedelta(seconds=timeout))
+        except RuntimeError as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+            raise StoppedError(
+                LOST,
+                f"rank {rank} of {world} did not meet the others at {place} within run.timeout of {timeout:g} s "
+                f"({str(error).splitlines()[0]}); start all of them, where they reach this address",
+                rank,
+            ) from error
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
 

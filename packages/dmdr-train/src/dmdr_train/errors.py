@@ -38,7 +38,7 @@ class StoppedError(Exception):
     Args:
         code: the exit code, of those above.
         text: the line.
-        speaker: the rank that prints it.
+        speaker: a rank that prints it, beside the first on each machine.
     """
 
     def __init__(self, code: int, text: str, speaker: int = 0):
@@ -68,7 +68,7 @@ def naming(key: str) -> Iterator[None]:
 def user_errors() -> Iterator[None]:
     """Turn UserError and StoppedError into one line on stderr and an exit code; what else is raised is ours.
 
-    Only one process of a run prints, rank 0 if it can, and it ends first: launchers kill the others once one has ended.
+    One process on each machine prints, and the speaker; they end first: launchers kill the others once one has ended.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def user_errors() -> Iterator[None]:
 def _end(line: str, code: int, speaker: int = 0) -> None:
     from dmdr_rewards.secrets import redacted
 
-    if int(os.environ.get("RANK", "0")) == speaker:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("RANK", "0")) == speaker:
         print(redacted(" ".join(line.split())), file=sys.stderr, flush=True)
     else:
         time.sleep(5)

@@ -21,12 +21,16 @@ WAIT = 10.0
 
 
 class Peers:
-    """Every process makes one, together with the others, when the process group is up."""
+    """Every process makes one, together with the others, when the process group is up.
+
+    Raises:
+        StoppedError: as in `expected`.
+    """
 
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.names: list[Any] = [None] * self.world
-        if self.world > 1:
+        self.names: list[Any] = ["unknown process"] * self.world
+        with self.expected():
             dist.all_gather_object(self.names, f"process {os.getpid()} on {socket.gethostname()}")
 
     @contextmanager

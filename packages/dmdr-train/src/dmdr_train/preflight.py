@@ -206,6 +206,14 @@ def folder(key: str, path: str) -> None:
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 
+def nearest(path: Path) -> Path:
+    """The path, or the first above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def check_output(settings: Recipe) -> None:
     """The output folder can be written, and holds no run but the one to go on with."""
     output = Path(settings.run.output)
@@ -215,9 +223,7 @@ def check_output(settings: Recipe) -> None:
             f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
         )
     check_free(output)
-    existing = output.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = nearest(output)
     if not existing.is_dir():
         raise UserError("run.output", f"{existing} is a file; give a folder")
     try:

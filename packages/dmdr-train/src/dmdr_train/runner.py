@@ -28,6 +28,7 @@ from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.resume import checkpoints_in, find_checkpoint
 from dmdr_train.session import Session, build
+from dmdr_train.shared import check_shared
 from dmdr_train.signals import Signals
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
@@ -43,8 +44,12 @@ def run(settings: Recipe) -> None:
     """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     start_processes(device, settings.run.timeout)
-    resume_from = agreed(lambda: find_checkpoint(settings, say))
-    Run(settings, build(settings, device), resume_from).carry_out()
+    peers = Peers()
+    # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
+    with Signals() as signals, peers.expected():
+        check_shared(Path(settings.run.output), peers)
+        resume_from = agreed(lambda: find_checkpoint(settings, say))
+        Run(settings, build(settings, device), resume_from, signals).carry_out()
     dist.destroy_process_group()
 
 
@@ -52,10 +57,11 @@ def dry_run(settings: Recipe) -> dict[str, float]:
     """Build everything and take the first step of every stage; nothing is written."""
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     start_processes(device, settings.run.timeout)
-    session = build(settings, device)
     logs: dict[str, float] = {}
-    for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
-        logs |= mean_over_processes(session.trainer.train_step())
+    with Peers().expected():
+        session = build(settings, device)
+        for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
+            logs |= mean_over_processes(session.trainer.train_step())
     dist.destroy_process_group()
     return logs
 
@@ -63,7 +69,9 @@ def dry_run(settings: Recipe) -> dict[str, float]:
 class Run:
     """The outer loop. Only rank 0 writes; whatever calls a network is called by every process."""
 
-    def __init__(self, settings: Recipe, session: Session, resume_from: Path | None):
+    def __init__(
+        self, settings: Recipe, session: Session, resume_from: Path | None, signals: Signals | None = None
+    ) -> None:
         self.settings = settings
         self.session = session
         self.trainer = session.trainer
@@ -77,7 +85,7 @@ class Run:
             self.scores = {key: row for key, row in read_scores(self.folder).items() if self.still_true(key)}
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
-        self.signals = Signals()
+        self.signals = signals or Signals()
         self.pause = 0.0
         self._evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
@@ -102,8 +110,7 @@ class Run:
             UserError: another run holds the folder.
             StoppedError: the run ends early, in good order; see docs/reliability.md.
         """
-        # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
-        with self.signals, Peers().expected(), locked(self.folder):
+        with locked(self.folder):
             if self.first:
                 checkpoint.remove_leftovers(self.folder / "checkpoints")
                 text = dump_recipe(self.settings)

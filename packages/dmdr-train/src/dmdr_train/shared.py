@@ -1,0 +1,39 @@
+"""One folder for all machines: every process writes its own part of a checkpoint, and reads it again."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from dmdr_train.engines import agreed
+from dmdr_train.errors import UserError
+from dmdr_train.peers import Peers
+from dmdr_train.preflight import nearest
+
+
+def check_shared(folder: Path, peers: Peers) -> None:
+    """Leave a file where the run's folder is, or will be, and have every process look for it.
+
+    Raises:
+        UserError: on every process, if one of them does not see it.
+    """
+    if peers.world == 1:
+        return
+    left: list[Any] = []
+
+    def leave() -> str:
+        left.append(tempfile.NamedTemporaryFile(dir=nearest(folder), prefix=".shared-"))  # noqa: SIM115
+        return Path(left[0].name).name
+
+    name = agreed(leave)
+    seen: list[Any] = [None] * peers.world
+    dist.all_gather_object(seen, (nearest(folder) / name).exists())
+    for file in left:
+        file.close()
+    if not all(seen):
+        raise UserError(
+            "run.output",
+            f"{folder} of rank 0 ({peers.names[0]}) is not the one that rank {seen.index(False)} "
+            f"({peers.names[seen.index(False)]}) sees; give a folder on a file system that all machines share",
+        )
