@@ -30,8 +30,9 @@ class Peers:
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.names: list[Any] = ["unknown process"] * self.world
-        with self.expected():
-            dist.all_gather_object(self.names, f"process {os.getpid()} on {socket.gethostname()}")
+        if self.world > 1:
+            with self.expected():
+                dist.all_gather_object(self.names, f"process {os.getpid()} on {socket.gethostname()}")
 
     @contextmanager
     def expected(self) -> Iterator[None]:
