@@ -2,7 +2,7 @@
 
     checkpoints/step-00000150/
         generator/, guidance/     DeepSpeed's state of the two engines
-        average-rank0.safetensors the averaged weights, one file per process
+        average-rank0.safetensors the averaged weights; where ZeRO-3 splits them, one file per process
         generator.safetensors     the trained weights of the generator, whole, as they are
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
@@ -17,6 +17,7 @@ enough.
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ from dmdr_train.errors import UserError, naming
 from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.reshard import Cuts, reshard
 from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
@@ -89,7 +91,7 @@ def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> 
         engine.checkpoint_engine.save = lambda state_dict, path: write(lambda: _save_state(state_dict, path))
         engine._copy_recovery_script = lambda *_: None
         engine.save_checkpoint(str(partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
-    if average.state:
+    if average.state and (trainer.rank == 0 or average.split):
         write(lambda: save_file(average.state, partial / f"average-rank{trainer.rank}.safetensors"))
     save_weights(partial / GENERATOR, trainer.generator.module, write)
     save_weights(partial / FAKE_SCORE, trainer.guidance.module, write)
@@ -217,40 +219,55 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
 
 
 def load(path: Path, trainer: Trainer, average: Average) -> None:
-    """Restore both engines, the average and the step.
+    """Restore both engines, the average and the step, whatever the number of processes that wrote them.
 
     Raises:
-        UserError: the number of processes or the model differs, or a file holds more than weights.
+        UserError: the model differs, or a file holds more than weights.
     """
     manifest = read_manifest("run.resume", path)
-    if manifest["world_size"] != trainer.world:
-        raise UserError(
-            "run.resume",
-            f"{path} was written by {manifest['world_size']} processes and this run has {trainer.world}; "
-            f"start {manifest['world_size']}",
-        )
     check_weights("run.resume", path / GENERATOR, trainer.generator.module)
     check_weights("run.resume", path / FAKE_SCORE, trainer.guidance.module)
     for name, engine in _engines(trainer).items():
         with torch.serialization.safe_globals(_deepspeed_types()):
-            engine.checkpoint_engine.load = _load_weights_only
-            engine.load_checkpoint(str(path), tag=name, load_module_strict=False)
-    if average.state:
-        saved = load_file(path / f"average-rank{trainer.rank}.safetensors")
-        for name, value in average.state.items():
-            value.copy_(saved[name])
+            _load_engine(engine, path, name, manifest["world_size"])
+    average.load(sorted(path.glob("average-rank*.safetensors"), key=_rank))
     for objective in trainer.objectives:
         objective.weight.own, objective.weight.other = manifest["weights"][objective.name]
     trainer.step = manifest["step"]
+
+
+def _load_engine(engine: Any, path: Path, name: str, written_by: int) -> None:
+    """Have DeepSpeed load what so many processes have written as if this number had."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model_states = sorted((path / name).glob("*_model_states.pt"), key=_rank)
+
+    def as_ours(file: str, map_location: Any = None) -> Any:
+        if not file.endswith("_optim_states.pt"):
+            return {**_load_weights_only(file), "dp_world_size": world}
+        files = sorted((path / name).glob("*_optim_states.pt"), key=_rank)
+        states = [_load_weights_only(str(one), "cpu", mmap=True)["optimizer_state_dict"] for one in files]
+        return {"optimizer_state_dict": reshard(states, Cuts.of(engine), rank, world)}
+
+    same = written_by == world
+    engine.checkpoint_engine.load = _load_weights_only if same else as_ours
+    if not same:
+        engine._get_all_ckpt_names = lambda *_: [str(model_states[0])]  # stage 3 would want one of every rank
+    engine.load_checkpoint(str(path), tag=name, load_module_strict=False)
+
+
+def _rank(file: Path) -> int:
+    """The rank in a file's name, by which names do not sort."""
+    found = re.search(r"rank_?(\d+)", file.name)
+    return int(found[1]) if found else 0
 
 
 def _engines(trainer: Trainer) -> dict[str, Any]:
     return {name: getattr(trainer, name) for name in ENGINES}
 
 
-def _load_weights_only(path: str, map_location: Any = None) -> Any:
+def _load_weights_only(path: str, map_location: Any = None, mmap: bool = False) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         # torch's own text advises weights_only=False.
         raise UserError(
