@@ -19,26 +19,27 @@ import os
 import pickle
 import re
 import shutil
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dmdr_train.average import Average
 from dmdr_train.engines import anywhere, gathered
 from dmdr_train.errors import UserError, naming
-from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.reshard import Cuts, reshard
 from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
+from dmdr_train.writes import Writes
 
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 ENGINES = ("generator", "guidance")
@@ -48,31 +49,91 @@ class NotSavedError(Exception):
     """A checkpoint that could not be written; the ones before it are as they were."""
 
 
-class Writes:
-    """Carries out the writes of this process until one fails, and remembers why it did.
+class Saving:
+    """A checkpoint on its way to the disk, beside the others; every process makes one and every process finishes it.
 
-    An exception on one process would leave the others waiting for it in the next collective operation.
+    Args:
+        background: copy everything into memory, on the CPU, and let a thread write it; training may go on meanwhile.
+
+    Raises:
+        NotSavedError: on every process, if the folder cannot be made.
     """
 
-    def __init__(self) -> None:
-        self.error: str | None = None
+    def __init__(self, folder: Path, settings: Recipe, trainer: Trainer, average: Average, background: bool = False):
+        self.final = folder / f"step-{trainer.step:08d}"
+        self.partial = folder / f".{self.final.name}.partial"
+        self.writes = Writes(background)
+        self.recipe = dump_recipe(settings)
+        self.manifest = {
+            "step": trainer.step,
+            "world_size": trainer.world,
+            "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
+            "versions": versions(),
+        }
+        if dist.get_rank() == 0:
+            self.writes.attempt(self._make_folders)
+        self._together()
+        self._write(trainer, average)
+        if background:
+            self.writes.start()
 
-    def __call__(self, write: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                write()
-            except (OSError, RuntimeError, SafetensorError) as error:
-                self.error = _reason(error)
+    def finish(self) -> Path:
+        """Wait until all is written, and rename the folder into place.
 
+        Raises:
+            NotSavedError: on every process, if one of them could not write; what it had written is removed.
+        """
+        if self.writes.background:
+            self.writes.wait()
+        self._together()
+        ours = {str(path.relative_to(self.partial)): found for path, found in self.writes.fingerprints.items()}
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, ours)
+        if dist.get_rank() == 0:
+            self.writes.attempt(lambda: self._complete(dict(ChainMap(*everyones))))
+        self._together()
+        return self.final
 
-def _reason(error: BaseException) -> str:
-    """What the operating system said, which torch wraps into an error of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__context__
-    return str(error)
+    @property
+    def written(self) -> bool:
+        """Whether this process need not wait to finish it."""
+        return self.writes.done
+
+    def _make_folders(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for name in ENGINES:
+            (self.partial / name).mkdir(parents=True)
+
+    def _write(self, trainer: Trainer, average: Average) -> None:
+        for name, engine in _engines(trainer).items():
+            engine.checkpoint_engine.save = lambda state_dict, path: self.writes(_save_state, state_dict, Path(path))
+            engine._copy_recovery_script = lambda *_: None
+            engine.save_checkpoint(str(self.partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
+        if average.state and (trainer.rank == 0 or average.split):
+            self.writes(save_file, average.state, self.partial / f"average-rank{trainer.rank}.safetensors")
+        save_weights(self.partial / GENERATOR, trainer.generator.module, self.writes)
+        save_weights(self.partial / FAKE_SCORE, trainer.guidance.module, self.writes)
+        with average.applied():
+            save_weights(self.partial / STUDENT, trainer.generator.module, self.writes)
+        if trainer.rank == 0:
+            self.writes(_save_text, self.recipe, self.partial / "recipe.yaml")
+
+    def _complete(self, files: dict[str, Any]) -> None:
+        """Write the manifest, and give the folder its name."""
+        manifest = {**self.manifest, "files": dict(sorted(files.items()))}
+        (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        if self.final.exists():
+            remove(self.final)
+        os.replace(self.partial, self.final)
+
+    def _together(self) -> None:
+        """Go on if every process could write."""
+        if not anywhere(self.writes.error is not None):
+            return
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        reason = self.writes.error or "another process could not write"
+        raise NotSavedError(f"{self.final} could not be written ({reason}); the checkpoints before it are whole")
 
 
 def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> Path:
@@ -81,65 +142,16 @@ def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> 
     Raises:
         NotSavedError: on every process, if one of them could not write; what it had written is removed.
     """
-    final = folder / f"step-{trainer.step:08d}"
-    partial = folder / f".{final.name}.partial"
-    write = Writes()
-    if trainer.rank == 0:
-        write(lambda: _empty(partial))
-    _together(write, final, partial)
-    for name, engine in _engines(trainer).items():
-        engine.checkpoint_engine.save = lambda state_dict, path: write(lambda: _save_state(state_dict, path))
-        engine._copy_recovery_script = lambda *_: None
-        engine.save_checkpoint(str(partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
-    if average.state and (trainer.rank == 0 or average.split):
-        write(lambda: save_file(average.state, partial / f"average-rank{trainer.rank}.safetensors"))
-    save_weights(partial / GENERATOR, trainer.generator.module, write)
-    save_weights(partial / FAKE_SCORE, trainer.guidance.module, write)
-    with average.applied():
-        save_weights(partial / STUDENT, trainer.generator.module, write)
-    _together(write, final, partial)
-    if trainer.rank == 0:
-        write(lambda: _finish(partial, final, settings, trainer))
-    _together(write, final, partial)
-    return final
+    return Saving(folder, settings, trainer, average).finish()
 
 
-def _empty(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ENGINES:
-        (partial / name).mkdir(parents=True)
-
-
-def _together(write: Writes, final: Path, partial: Path) -> None:
-    """Go on if every process could write."""
-    if not anywhere(write.error is not None):
-        return
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    reason = write.error or "another process could not write"
-    raise NotSavedError(f"{final} could not be written ({reason}); the checkpoints before it are whole")
-
-
-def _save_state(state: Any, path: str) -> None:
-    with open(path, "wb") as file:  # torch on its own does not say why it could not write
+def _save_state(state: Any, path: Path) -> None:
+    with path.open("wb") as file:  # torch on its own does not say why it could not write
         torch.save(state, file)
 
 
-def _finish(partial: Path, final: Path, settings: Recipe, trainer: Trainer) -> None:
-    """Write recipe and manifest, and give the folder its name."""
-    (partial / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
-    files = {str(p.relative_to(partial)): fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-    manifest = {
-        "step": trainer.step,
-        "world_size": trainer.world,
-        "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
-        "versions": versions(),
-        "files": files,
-    }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    if final.exists():
-        remove(final)
-    os.replace(partial, final)
+def _save_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def remove(path: Path) -> None:
@@ -169,17 +181,13 @@ def prune(folder: Path, last: int, every: int, best: int | None) -> None:
             remove(path)
 
 
-def save_weights(path: Path, network: nn.Module, write: Callable[[Callable[[], object]], None] | None = None) -> None:
+def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = lambda write, *a: write(*a)) -> None:
     """The trainable parameters of a network, whole and in float32; rank 0 writes."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with gathered(trained.values()):
         if dist.get_rank() == 0:
             whole = {name: p.detach().float().cpu().contiguous() for name, p in trained.items()}
-            (write or _call)(lambda: save_file(whole, path))
-
-
-def _call(write: Callable[[], object]) -> None:
-    write()
+            write(save_file, whole, path)
 
 
 def load_weights(key: str, path: Path, network: nn.Module) -> None:
