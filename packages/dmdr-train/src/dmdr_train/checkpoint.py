@@ -147,10 +147,11 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """What an earlier process had begun to write or to remove when it was killed."""
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+def remove_leftovers(run: Path) -> None:
+    """What an earlier process had begun to write or to remove in a run's folder when it was killed."""
+    for pattern in ("checkpoints/.step-*", ".student.partial", ".*.*.partial", "samples/.*.*.partial"):
+        for path in run.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def prune(folder: Path, last: int, every: int, best: int | None) -> None:

@@ -28,7 +28,7 @@ SILENT_KEYS = ("run.resume", "run.output")
 def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Path | None:
     """The checkpoint that `run.resume` asks for; None to start afresh.
 
-    `auto` takes the newest that is undamaged. What differs from its recipe is said, a line for each key.
+    `auto` takes the newest that is undamaged. What differs from its recipe is said, a line for each key; then its path.
 
     Raises:
         UserError: a given path holds no checkpoint, a damaged one, or one of a run that this recipe cannot go on with;
@@ -44,6 +44,7 @@ def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Pat
         verify("run.resume", path)
     if path is not None:
         compare(settings, path, say)
+        say(f"going on from {path}")
     return path
 
 
