@@ -277,15 +277,15 @@ def test_what_is_kept(tmp_path: Path) -> None:
     def left(*arguments: Any) -> list[int]:
         for step in range(2, 20, 2):
             (tmp_path / f"step-{step:08d}").mkdir(exist_ok=True)
-            (tmp_path / f"step-{step:08d}/manifest.json").touch()
         checkpoint.prune(tmp_path, *arguments)
         assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
         return [int(path.name[5:]) for path in checkpoints_in(tmp_path)]
 
-    assert left(1, 0, None) == [18]
-    assert left(2, 0, None) == [16, 18]
-    assert left(1, 6, None) == [6, 12, 18]
-    assert left(1, 8, 4) == [4, 8, 16, 18]
+    assert left(18, 1, 0, None) == [18]
+    assert left(18, 2, 0, None) == [16, 18]
+    assert left(18, 1, 6, None) == [6, 12, 18]
+    assert left(18, 1, 8, 4) == [4, 8, 16, 18]
+    assert left(10, 1, 6, 4) == [4, 6, 10]  # the run fell back behind those after it
 
 
 @pytest.mark.parametrize(("name", "best"), [("frechet", 4), ("accuracy", 6), (None, None)])

@@ -154,17 +154,20 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
-def prune(folder: Path, last: int, every: int, best: int | None) -> None:
-    """Remove the checkpoints that none of these keeps.
+def prune(folder: Path, step: int, last: int, every: int, best: int | None) -> None:
+    """Remove the checkpoints that none of these keeps, and those after `step`, which are of steps to be made again.
 
     Args:
+        step: of the newest.
         last: number of the newest to keep.
         every: keep those at a multiple of so many steps; 0 for none.
         best: a step to keep.
     """
-    for path in checkpoints_in(folder)[:-last]:
-        step = int(path.name.removeprefix("step-"))
-        if step != best and not (every and step % every == 0):
+    found = {int(path.name.removeprefix("step-")): path for path in checkpoints_in(folder)}
+    past = [number for number in found if number <= step]
+    kept = {*past[-last:], best, *(number for number in past if every and number % every == 0)}
+    for number, path in found.items():
+        if number not in kept:
             remove(path)
 
 

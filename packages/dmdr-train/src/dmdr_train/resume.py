@@ -49,9 +49,8 @@ def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Pat
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    found = (path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
-    return sorted(path for path in found if path.name.removeprefix("step-").isdigit())
+    """The checkpoints in a folder, oldest first; they were whole when they got their names."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
 def newest(key: str, text: str) -> Path:

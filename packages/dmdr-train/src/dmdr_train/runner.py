@@ -176,7 +176,8 @@ class Run:
             self.say(f"warning: {error}; the run goes on")
         else:
             if self.first:
-                checkpoint.prune(self.folder / "checkpoints", run.keep_last, run.keep_every, self.best_step())
+                folder, step = self.folder / "checkpoints", self.trainer.step
+                checkpoint.prune(folder, step, run.keep_last, run.keep_every, self.best_step())
         self.pause += time.perf_counter() - started
 
     def best_step(self) -> int | None:
