@@ -42,7 +42,7 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
             trainer.train_step()
             average.update()
             path = checkpoint.save(folder, settings, trainer, average)
-            checkpoint.prune(folder, 2, 0, None)
+            checkpoint.prune(folder, trainer.step, 2, 0, None)
         runs[stage] = (settings, path, trainer, average)
     return runs
 
@@ -192,9 +192,11 @@ def test_what_differs_is_said(make_recipe: Callable[..., Recipe], saved: dict[in
     assert str(caught.value).startswith(f"guidance.ratio: is 5 here and 2 in {copy}; set it back, or start a new run")
 
 
-def test_half_a_checkpoint_is_none(copy: Path) -> None:
+def test_without_its_manifest_it_is_none_or_damaged(make_recipe: Callable[..., Recipe], copy: Path) -> None:
     (copy / "manifest.json").unlink()
-    assert checkpoints_in(copy.parent) == []
+    shutil.copytree(copy, copy.parents[1] / "run/checkpoints" / copy.name)
+    with pytest.raises(UserError, match=r"run.resume: every checkpoint in .* is damaged; give another run"):
+        find_checkpoint(make_recipe(run__resume="auto", run__output=str(copy.parents[1] / "run")), print)
     with pytest.raises(UserError, match=r"run.resume: .* holds no checkpoint"):
         newest("run.resume", str(copy))
 

@@ -84,6 +84,18 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_run: Any, n
     assert [signal.getsignal(n) for n in signals.STOPPING] == before
 
 
+def test_what_was_due_at_the_last_checkpoint_is_made_up_for(make_run: Any) -> None:
+    """The signal comes in between; a kill might, too."""
+    changes = {"tracking__samples": {"count": 2, "every": 2}, "run__steps": 3}
+    run = make_run(**changes)
+    during_step(run, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError):
+        run.carry_out()
+    assert not (run.folder / "samples").exists()
+    make_run(**changes, run__resume="auto").carry_out()
+    assert os.listdir(run.folder / "samples") == ["student-00000002.png"]
+
+
 def test_a_second_signal_ends_the_process_even_where_the_first_is_not_heeded() -> None:
     """The main thread is stuck; a repetition at once is the same signal by another way."""
     program = """
@@ -322,15 +334,15 @@ def test_what_is_kept(tmp_path: Path) -> None:
     def left(*arguments: Any) -> list[int]:
         for step in range(2, 20, 2):
             (tmp_path / f"step-{step:08d}").mkdir(exist_ok=True)
-            (tmp_path / f"step-{step:08d}/manifest.json").touch()
         checkpoint.prune(tmp_path, *arguments)
         assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
         return [int(path.name[5:]) for path in checkpoints_in(tmp_path)]
 
-    assert left(1, 0, None) == [18]
-    assert left(2, 0, None) == [16, 18]
-    assert left(1, 6, None) == [6, 12, 18]
-    assert left(1, 8, 4) == [4, 8, 16, 18]
+    assert left(18, 1, 0, None) == [18]
+    assert left(18, 2, 0, None) == [16, 18]
+    assert left(18, 1, 6, None) == [6, 12, 18]
+    assert left(18, 1, 8, 4) == [4, 8, 16, 18]
+    assert left(10, 1, 6, 4) == [4, 6, 10]  # the run fell back behind those after it
 
 
 @pytest.mark.parametrize(("name", "best"), [("frechet", 4), ("accuracy", 6), (None, None)])
@@ -344,9 +356,14 @@ def test_the_best_step(name: str | None, best: int | None) -> None:
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
     for name in (".step-00000002.partial", ".step-00000001.removed", "step-00000003"):
-        (tmp_path / name / "generator").mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "generator").mkdir(parents=True)
+    (tmp_path / "samples").mkdir()
+    for name in (".recipe.yaml.7.partial", "recipe.yaml", "samples/.teacher-4.png.7.partial", "samples/teacher-4.png"):
+        (tmp_path / name).touch()
     checkpoint.remove_leftovers(tmp_path)
-    assert os.listdir(tmp_path) == ["step-00000003"]
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
+    kept = ["checkpoints", "checkpoints/step-00000003", "checkpoints/step-00000003/generator"]
+    assert sorted(files) == [*kept, "recipe.yaml", "samples", "samples/teacher-4.png"]
 
 
 # -- two runs in one folder

@@ -60,12 +60,13 @@ class Saving:
     """
 
     def __init__(self, folder: Path, settings: Recipe, trainer: Trainer, average: Average, background: bool = False):
-        self.final = folder / f"step-{trainer.step:08d}"
+        self.step = trainer.step
+        self.final = folder / f"step-{self.step:08d}"
         self.partial = folder / f".{self.final.name}.partial"
         self.writes = Writes(background)
         self.recipe = dump_recipe(settings)
         self.manifest = {
-            "step": trainer.step,
+            "step": self.step,
             "world_size": trainer.world,
             "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
             "versions": versions(),
@@ -161,23 +162,27 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """What an earlier process had begun to write or to remove when it was killed."""
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+def remove_leftovers(run: Path) -> None:
+    """What an earlier process had begun to write or to remove in a run's folder when it was killed."""
+    for pattern in ("checkpoints/.step-*", ".student.partial", ".*.*.partial", "samples/.*.*.partial"):
+        for path in run.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
-def prune(folder: Path, last: int, every: int, best: int | None) -> None:
-    """Remove the checkpoints that none of these keeps.
+def prune(folder: Path, step: int, last: int, every: int, best: int | None) -> None:
+    """Remove the checkpoints that none of these keeps, and those after `step`, which are of steps to be made again.
 
     Args:
+        step: of the newest.
         last: number of the newest to keep.
         every: keep those at a multiple of so many steps; 0 for none.
         best: a step to keep.
     """
-    for path in checkpoints_in(folder)[:-last]:
-        step = int(path.name.removeprefix("step-"))
-        if step != best and not (every and step % every == 0):
+    found = {int(path.name.removeprefix("step-")): path for path in checkpoints_in(folder)}
+    past = [number for number in found if number <= step]
+    kept = {*past[-last:], best, *(number for number in past if every and number % every == 0)}
+    for number, path in found.items():
+        if number not in kept:
             remove(path)
 
 

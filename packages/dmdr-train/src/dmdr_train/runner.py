@@ -106,7 +106,7 @@ class Run:
         # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
         with self.signals, Peers().expected(), locked(self.folder):
             if self.first:
-                checkpoint.remove_leftovers(self.folder / "checkpoints")
+                checkpoint.remove_leftovers(self.folder)
                 text = dump_recipe(self.settings)
                 write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
                 self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
@@ -125,6 +125,7 @@ class Run:
         tracking, steps = self.settings.tracking, self.settings.run.steps
         ends = {end: stage for stage, end in self.settings.stages.items()}
         seconds, since, in_a_row = 0.0, self.trainer.step, 0
+        self.show()  # what the run before may not have come to
         while self.trainer.step < steps:
             if self.trainer.step in ends:
                 self.end_stage(ends[self.trainer.step])
@@ -156,10 +157,7 @@ class Run:
                 self.stop(alarm)
             if asked:
                 self.leave()
-            if _due(step, tracking.samples.every):
-                self.sample_student(f"student-{step:08d}")
-            if tracking.evaluation and _due(step, tracking.evaluation.every) and step < steps:
-                self.evaluate_student(f"step-{step}", f"student at step {step}")
+            self.show()
 
     # -- checkpoints
 
@@ -192,7 +190,8 @@ class Run:
         with self.pausing(needed):
             saving.finish()
             if self.first:
-                checkpoint.prune(self.folder / "checkpoints", run.keep_last, run.keep_every, self.best_step())
+                folder = self.folder / "checkpoints"
+                checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
 
     @contextmanager
     def pausing(self, needed: bool) -> Iterator[None]:
@@ -311,6 +310,14 @@ class Run:
             if norm is not None:
                 values[f"grad_norm/{name}"] = float(norm)
         return values
+
+    def show(self) -> None:
+        """Draw and score the student where this step is one to do so."""
+        tracking, step = self.settings.tracking, self.trainer.step
+        if _due(step, tracking.samples.every):
+            self.sample_student(f"student-{step:08d}")
+        if tracking.evaluation and _due(step, tracking.evaluation.every) and step < self.settings.run.steps:
+            self.evaluate_student(f"step-{step}", f"student at step {step}")
 
     def end_stage(self, stage: str) -> None:
         """Keep what the student is now: a row of samples, and its scores."""
@@ -477,7 +484,7 @@ def say(text: str) -> None:
 
 
 def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    return min(step, every) > 0 and step % every == 0
 
 
 def _count(steps: int) -> str:
