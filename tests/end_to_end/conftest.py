@@ -133,8 +133,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tiny.sit(folder / "sit")
     tiny.sit(folder / "wider", width=48)
-    write_classifier(folder / "classifier")
-    write_classifier(folder / "few", labels=4)
+    tiny.classifier(folder / "classifier")
+    tiny.classifier(folder / "few", labels=4)
     write_dinov2(folder / "dinov2")
     return folder
 
@@ -203,21 +203,6 @@ def plain_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def launchers() -> dict[str, Callable[[int], tuple[str, ...]]]:
     return {"deepspeed": deepspeed, "torchrun": torchrun}
-
-
-def write_classifier(folder: Path, labels: int = 10) -> None:
-    """A transformers image classifier with random weights, as a reward and an evaluation take it."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    network: Any = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=labels, **sizes))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.3, generator=generator)
-    network.save_pretrained(folder)
-    preprocessor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
 
 
 def write_dinov2(folder: Path, width: int = 64, depth: int = 4, patch: int = 4, grid: int = 4) -> None:

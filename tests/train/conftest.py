@@ -1,7 +1,6 @@
 """A toy problem whose numbers can be written out by hand, tiny real models, and DeepSpeed on this one process."""
 
 import os
-import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,8 +114,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny image classifier of ten classes; tests must not change it."""
-    make = runpy.run_path(str(Path(__file__).with_name("make_golden.py")))["classifier"]
-    return make(tmp_path_factory.mktemp("models") / "vit")
+    from dmdr_models import tiny
+
+    return tiny.classifier(tmp_path_factory.mktemp("models") / "vit")
 
 
 @pytest.fixture(scope="session")

@@ -8,28 +8,11 @@ Run it after a change that is meant to change numbers, and say so in the changel
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 FILE = Path(__file__).with_name("golden_losses.json")
 KEYS = ("loss/fake_score", "loss/distribution_matching", "loss/refl", "teacher_scale")
-
-
-def classifier(folder: Path) -> Path:
-    """A tiny image classifier with random weights, written to `folder`."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    network: Any = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=10, **sizes))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.3, generator=generator)
-    network.save_pretrained(folder)
-    preprocessor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return folder
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -38,7 +21,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
     from dmdr_train.recipe import Recipe
     from dmdr_train.session import build
 
-    reward = {"name": "class-label", "checkpoint": str(classifier(folder / "classifier"))}
+    reward = {"name": "class-label", "checkpoint": str(tiny.classifier(folder / "classifier"))}
     recipe = Recipe.model_validate(
         {
             "model": {

@@ -42,7 +42,7 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
             trainer.train_step()
             average.update()
             path = checkpoint.save(folder, settings, trainer, average)
-            checkpoint.prune(folder, 2, 0, None)
+            checkpoint.prune(folder, trainer.step, 2, 0, None)
         runs[stage] = (settings, path, trainer, average)
     return runs
 
@@ -192,9 +192,11 @@ def test_what_differs_is_said(make_recipe: Callable[..., Recipe], saved: dict[in
     assert str(caught.value).startswith(f"guidance.ratio: is 5 here and 2 in {copy}; set it back, or start a new run")
 
 
-def test_half_a_checkpoint_is_none(copy: Path) -> None:
+def test_without_its_manifest_it_is_none_or_damaged(make_recipe: Callable[..., Recipe], copy: Path) -> None:
     (copy / "manifest.json").unlink()
-    assert checkpoints_in(copy.parent) == []
+    shutil.copytree(copy, copy.parents[1] / "run/checkpoints" / copy.name)
+    with pytest.raises(UserError, match=r"run.resume: every checkpoint in .* is damaged; give another run"):
+        find_checkpoint(make_recipe(run__resume="auto", run__output=str(copy.parents[1] / "run")), print)
     with pytest.raises(UserError, match=r"run.resume: .* holds no checkpoint"):
         newest("run.resume", str(copy))
 
@@ -276,11 +278,18 @@ def test_a_harmless_change_is_not(
     compare(make_recipe(**changes), saved[0][1], print)
 
 
-def test_another_number_of_processes_is_refused(saved: dict[int, Any], copy: Path) -> None:
+def test_another_number_of_processes_is_said(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "world_size": 2}))
-    with pytest.raises(UserError, match=r"run.resume: .* was written by 2 processes and this run has 1; start 2"):
-        load(saved[0][0], copy)
+    changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5}
+    said: list[str] = []
+    compare(make_recipe(**changes), copy, said.append)
+    assert said == [f"changed: the number of processes is 1 here and 2 in {copy}"]
+    with pytest.raises(UserError) as caught:
+        compare(make_recipe(**changes, optim__eight_bit=True), copy, said.append)
+    assert str(caught.value).startswith("optim.eight_bit: ")
 
 
 def test_which_checkpoint_is_asked_for(

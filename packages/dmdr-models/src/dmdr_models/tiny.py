@@ -4,6 +4,7 @@ path = dmdr_models.tiny.sit("somewhere")     # a folder that dmdr_models.load("s
 path = dmdr_models.tiny.sd3("elsewhere")     # and one that a stock StableDiffusion3Pipeline opens, too
 path = dmdr_models.tiny.sdxl("third")        # or a stock StableDiffusionXLPipeline
 path = dmdr_models.tiny.taesd("decoder")     # an AutoencoderTiny for the last, as `vae=`
+path = dmdr_models.tiny.classifier("judge")  # a transformers classifier, for the reward class-label and for evaluation
 """
 
 import json
@@ -204,6 +205,25 @@ def taesd(path: str | Path, *, latent_channels: int = 4, seed: int = 0) -> Path:
             latent_channels=latent_channels,
         )
     vae.save_pretrained(path)
+    return Path(path)
+
+
+def classifier(path: str | Path, *, labels: int = 10, seed: int = 5) -> Path:
+    """Write a transformers image classifier with its preprocessor to `path`, and return `path`.
+
+    It looks at 16 x 16 pixels. Its weights are so large that its opinion differs from picture to picture.
+    """
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "intermediate_size": 48}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": labels}
+    config = ViTConfig(**sizes, **layers)
+    with torch.random.fork_rng(devices=[]):
+        network: Any = ViTForImageClassification(config)
+    randomise(network, seed, std=0.3)
+    network.save_pretrained(path)
+    preprocessor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (Path(path) / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return Path(path)
 
 

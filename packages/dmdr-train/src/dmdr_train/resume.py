@@ -28,7 +28,7 @@ SILENT_KEYS = ("run.resume", "run.output")
 def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Path | None:
     """The checkpoint that `run.resume` asks for; None to start afresh.
 
-    `auto` takes the newest that is undamaged. What differs from its recipe is said, a line for each key.
+    `auto` takes the newest that is undamaged. What differs from its recipe is said, a line for each key; then its path.
 
     Raises:
         UserError: a given path holds no checkpoint, a damaged one, or one of a run that this recipe cannot go on with;
@@ -44,13 +44,13 @@ def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Pat
         verify("run.resume", path)
     if path is not None:
         compare(settings, path, say)
+        say(f"going on from {path}")
     return path
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    found = (path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
-    return sorted(path for path in found if path.name.removeprefix("step-").isdigit())
+    """The checkpoints in a folder, oldest first; they were whole when they got their names."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
 def newest(key: str, text: str) -> Path:
@@ -136,9 +136,15 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
     for key in changed:
         mark = "must not change" if key in refused else "changed"
         say(f"{mark}: {key} is {asked.get(key)} here and {saved.get(key)} in {path}")
-    for package, version in read_manifest("run.resume", path).get("versions", {}).items():
+    manifest = read_manifest("run.resume", path)
+    for package, version in manifest.get("versions", {}).items():
         if versions().get(package) != version:
             say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
+    world, wrote = int(os.environ.get("WORLD_SIZE", "1")), manifest["world_size"]
+    if world != wrote:
+        say(f"changed: the number of processes is {world} here and {wrote} in {path}")
+        if settings.optim.eight_bit:  # its blocks of numbers do not end where the shares of processes do
+            raise UserError("optim.eight_bit", f"true keeps the number of processes, {wrote} in {path}; start {wrote}")
     if refused:
         raise UserError(
             refused[0],

@@ -86,6 +86,7 @@ class Run:
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self.signals = signals or Signals()
+        self.saving: checkpoint.Saving | None = None
         self.pause = 0.0
         self._evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
@@ -112,7 +113,7 @@ class Run:
         """
         with locked(self.folder):
             if self.first:
-                checkpoint.remove_leftovers(self.folder / "checkpoints")
+                checkpoint.remove_leftovers(self.folder)
                 text = dump_recipe(self.settings)
                 write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
                 self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
@@ -131,6 +132,7 @@ class Run:
         tracking, steps = self.settings.tracking, self.settings.run.steps
         ends = {end: stage for stage, end in self.settings.stages.items()}
         seconds, since, in_a_row = 0.0, self.trainer.step, 0
+        self.show()  # what the run before may not have come to
         while self.trainer.step < steps:
             if self.trainer.step in ends:
                 self.end_stage(ends[self.trainer.step])
@@ -152,6 +154,8 @@ class Run:
             if in_a_row == self.settings.run.max_skipped:
                 self.save(needed=True)
                 raise StoppedError(NOT_FINITE, self.diagnosis(in_a_row))
+            if self.saving and not anywhere(not self.saving.written):
+                self.finish_saving()
             alarm = self.judge() if looked else None
             asked = self.asked_to_stop()
             if asked or alarm or _due(step, self.settings.run.checkpoint_every) or step == steps:
@@ -160,33 +164,54 @@ class Run:
                 self.stop(alarm)
             if asked:
                 self.leave()
-            if _due(step, tracking.samples.every):
-                self.sample_student(f"student-{step:08d}")
-            if tracking.evaluation and _due(step, tracking.evaluation.every) and step < steps:
-                self.evaluate_student(f"step-{step}", f"student at step {step}")
+            self.show()
 
     # -- checkpoints
 
     def save(self, needed: bool = False) -> None:
-        """Write a checkpoint, and remove those that the recipe does not keep.
+        """Write a checkpoint, in the background if the recipe says so.
 
         Args:
-            needed: the run ends with it.
+            needed: the run ends with it; it is written when this returns.
 
         Raises:
             StoppedError: it could not be written and was needed, or the recipe says to stop.
         """
-        run, started = self.settings.run, time.perf_counter()
+        self.finish_saving()
+        background = self.settings.run.save_in_background and not needed
+        with self.pausing(needed):
+            folder = self.folder / "checkpoints"
+            self.saving = checkpoint.Saving(folder, self.settings, self.trainer, self.average, background)
+        if not background:
+            self.finish_saving(needed)
+
+    def finish_saving(self, needed: bool = False) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and remove those that are not to be kept.
+
+        Raises:
+            StoppedError: as `save` does.
+        """
+        if self.saving is None:
+            return
+        run, saving, self.saving = self.settings.run, self.saving, None
+        with self.pausing(needed):
+            saving.finish()
+            if self.first:
+                folder = self.folder / "checkpoints"
+                checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
+
+    @contextmanager
+    def pausing(self, needed: bool) -> Iterator[None]:
+        """Count the time that training stands still, and do what the recipe says where a checkpoint is not saved."""
+        started = time.perf_counter()
         try:
-            checkpoint.save(self.folder / "checkpoints", self.settings, self.trainer, self.average)
+            yield
         except checkpoint.NotSavedError as error:
-            if needed or run.on_failed_save == "stop":
+            if needed or self.settings.run.on_failed_save == "stop":
                 raise StoppedError(NOT_SAVED, str(error)) from None
             self.say(f"warning: {error}; the run goes on")
-        else:
-            if self.first:
-                checkpoint.prune(self.folder / "checkpoints", run.keep_last, run.keep_every, self.best_step())
-        self.pause += time.perf_counter() - started
+        finally:
+            self.pause += time.perf_counter() - started
 
     def best_step(self) -> int | None:
         """The step that was evaluated best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""
@@ -292,6 +317,14 @@ class Run:
             if norm is not None:
                 values[f"grad_norm/{name}"] = float(norm)
         return values
+
+    def show(self) -> None:
+        """Draw and score the student where this step is one to do so."""
+        tracking, step = self.settings.tracking, self.trainer.step
+        if _due(step, tracking.samples.every):
+            self.sample_student(f"student-{step:08d}")
+        if tracking.evaluation and _due(step, tracking.evaluation.every) and step < self.settings.run.steps:
+            self.evaluate_student(f"step-{step}", f"student at step {step}")
 
     def end_stage(self, stage: str) -> None:
         """Keep what the student is now: a row of samples, and its scores."""
@@ -458,7 +491,7 @@ def say(text: str) -> None:
 
 
 def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    return min(step, every) > 0 and step % every == 0
 
 
 def _count(steps: int) -> str:
