@@ -118,15 +118,31 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def held(path: Path) -> bytes:
-    """What a file holds, but for what the clock says, and for the order in which scores were taken."""
-    found: Any
+    """What a file holds, but for what the clock says, the order of scores, and how a pickle was written."""
     if path.name == METRICS:
-        found = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(path.parent)]
-    elif path.name == "evaluation.json":
-        found = json.loads(path.read_bytes())
+        rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(path.parent)]
+        return json.dumps(rows).encode()
+    if path.name == "evaluation.json":
+        return json.dumps(json.loads(path.read_bytes()), sort_keys=True).encode()
+    if path.suffix == ".pt":
+        return b"".join(values(checkpoint.read_state(path)))
+    if path.name == MANIFEST:
+        manifest = json.loads(path.read_bytes())
+        manifest["files"] = sorted(manifest["files"])
+        return json.dumps(manifest).encode()
+    return path.read_bytes()
+
+
+def values(node: Any) -> Iterator[bytes]:
+    """Everything in what a pickle holds, in order."""
+    if isinstance(node, torch.Tensor):
+        yield f"{node.dtype} {tuple(node.shape)}".encode()
+        yield node.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(node, dict | list | tuple):
+        for part in itertools.chain.from_iterable(node.items()) if isinstance(node, dict) else node:
+            yield from values(part)
     else:
-        return path.read_bytes()
-    return json.dumps(found, sort_keys=True).encode()
+        yield repr(vars(node) if hasattr(node, "__dict__") else node).encode()
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:

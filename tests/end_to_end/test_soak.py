@@ -22,7 +22,7 @@ def test_a_few_faults_of_each_kind_change_nothing(tool: Any, capsys: pytest.Capt
     assert tool.main([*faults, "run.steps=8", "objectives.1.start=4"]) == 0
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 9 if "no disk was filled" in out else 10
+    assert len(rows) == (9 if "no disk was filled" in out else 10)
     assert all(row.endswith(" | yes |") for row in rows)
 
 

@@ -111,6 +111,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.sit(tmp_path_factory.mktemp("models") / "sit")
 
 
+PROMPTS = ("a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate")
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SD3 and prompts.txt; tests must not change it."""
+    from dmdr_models import tiny
+
+    return with_prompts(tiny.sd3(tmp_path_factory.mktemp("models") / "sd3"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SDXL and prompts.txt; tests must not change it."""
+    from dmdr_models import tiny
+
+    return with_prompts(tiny.sdxl(tmp_path_factory.mktemp("models") / "sdxl"))
+
+
+def with_prompts(folder: Path) -> Path:
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny image classifier of ten classes; tests must not change it."""
