@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from dmdr_train import checkpoint, signals, tracking
 from dmdr_train.errors import StoppedError, UserError
 from dmdr_train.lock import check_free, hold
 from dmdr_train.recipe import Recipe
-from dmdr_train.resume import checkpoints_in, find_checkpoint, verify
+from dmdr_train.resume import checkpoints_in, find_checkpoint, read_manifest, verify
 from dmdr_train.runner import Run
 from dmdr_train.session import build
 from dmdr_train.tracking import Rows, Tracker, read_metrics
@@ -145,10 +146,10 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     switch = [True]
     save_state = checkpoint._save_state
 
-    def failing(state: Any, path: str) -> None:
-        if switch[0] and full(path):
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    def failing(state: Any, path: Path) -> None:
+        if switch[0] and full(str(path)):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save_state(state, path)
 
     monkeypatch.setattr(checkpoint, "_save_state", failing)
@@ -198,6 +199,62 @@ def test_a_really_full_disk(make_run: Any, tmp_path: Path, size: str) -> None:
         assert os.listdir(run.folder / "checkpoints") == []
     finally:
         subprocess.run(["umount", str(tmp_path / "out/checkpoints")], check=True)
+
+
+# -- writing in the background
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(make_run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """It holds what was there when it began, is seen when it is whole, and the next one waits for it."""
+    changes = {"run__keep_last": 9, "optim__zero_stage": 2, "optim__ema": 0.5}
+    usual = make_run(**changes, run__checkpoint_every=1)
+    usual.carry_out()
+    slow, save_state = threading.Event(), checkpoint._save_state
+
+    def waiting(state: Any, path: Path) -> None:
+        assert slow.wait(60)
+        save_state(state, path)
+
+    monkeypatch.setattr(checkpoint, "_save_state", waiting)
+    output = str(tmp_path / "background")
+    run = make_run(**changes, run__checkpoint_every=2, run__save_in_background=True, run__output=output)
+    seen: list[list[str]] = []
+
+    def act() -> None:
+        seen.append(names(run))
+        slow.set()
+
+    during_step(run, 3, act)
+    run.carry_out()
+    assert seen == [[]]
+    assert names(run) == ["step-00000002", "step-00000004"]
+    for step in (2, 4):
+        files, others = (read_manifest("", r.folder / f"checkpoints/step-0000000{step}")["files"] for r in (run, usual))
+        assert files.keys() == others.keys()
+        for name in files:
+            assert files[name] == others[name] or not name.endswith(".safetensors"), name
+    resumed = make_run(**changes, run__output=output, run__resume=f"{output}/checkpoints/step-00000002")
+    resumed.carry_out()
+    for a, b in zip(trained(resumed), trained(usual), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_goes_wrong_in_the_background_is_said(make_run: Any, full_disk: Any, capsys: Any) -> None:
+    run = make_run(run__checkpoint_every=1, run__save_in_background=True)
+
+    def make_space() -> None:
+        if run.saving:  # of the third checkpoint, which is to fail
+            run.saving.writes.wait()
+        full_disk[0] = False
+
+    during_step(run, 3, make_space)
+    run.carry_out()
+    assert names(run) == ["step-00000004"]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(said) == 3
+    assert all(
+        "(No space left on device); the checkpoints before it are whole; the run goes on" in line for line in said
+    )
 
 
 # -- numbers that are not finite

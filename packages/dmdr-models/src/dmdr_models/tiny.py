@@ -215,8 +215,9 @@ def classifier(path: str | Path, *, labels: int = 10, seed: int = 5) -> Path:
     """
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    config = ViTConfig(image_size=16, patch_size=4, num_labels=labels, **sizes)
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "intermediate_size": 48}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": labels}
+    config = ViTConfig(**sizes, **layers)
     with torch.random.fork_rng(devices=[]):
         network: Any = ViTForImageClassification(config)
     randomise(network, seed, std=0.3)

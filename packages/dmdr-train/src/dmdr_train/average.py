@@ -1,12 +1,16 @@
 """Exponential moving average of the generator: what is sampled, evaluated and exported."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dmdr_train.engines import overwrite, shard
+from dmdr_train.reshard import window
 
 
 class Average:
@@ -34,6 +38,24 @@ class Average:
             yield
         finally:
             self._write(trained)
+
+    @property
+    def split(self) -> bool:
+        """Whether every process has a share of the parameters, rather than all of them."""
+        return any(hasattr(parameter, "ds_tensor") for parameter in self.parameters.values())
+
+    def load(self, files: Sequence[Path]) -> None:
+        """Restore the state from what any number of processes had of it.
+
+        Args:
+            files: safetensors of `state`, of every process where it was split, in the order of their ranks.
+        """
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+            for name, value in self.state.items():
+                parts = [file.get_tensor(name).flatten() for file in opened]
+                start = dist.get_rank() * value.numel() if self.split else 0
+                value.copy_(window(parts, start, value.numel()).view_as(value))
 
     @torch.no_grad()
     def _write(self, values: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
     checkpoints/step-00000150/
         generator/, guidance/     DeepSpeed's state of the two engines
-        average-rank0.safetensors the averaged weights, one file per process
+        average-rank0.safetensors the averaged weights; where ZeRO-3 splits them, one file per process
         generator.safetensors     the trained weights of the generator, whole, as they are
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
@@ -17,26 +17,29 @@ enough.
 import json
 import os
 import pickle
+import re
 import shutil
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dmdr_train.average import Average
 from dmdr_train.engines import anywhere, gathered
 from dmdr_train.errors import UserError, naming
-from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
+from dmdr_train.reshard import Cuts, reshard
 from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
+from dmdr_train.writes import Writes
 
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 ENGINES = ("generator", "guidance")
@@ -46,31 +49,92 @@ class NotSavedError(Exception):
     """A checkpoint that could not be written; the ones before it are as they were."""
 
 
-class Writes:
-    """Carries out the writes of this process until one fails, and remembers why it did.
+class Saving:
+    """A checkpoint on its way to the disk, beside the others; every process makes one and every process finishes it.
 
-    An exception on one process would leave the others waiting for it in the next collective operation.
+    Args:
+        background: copy everything into memory, on the CPU, and let a thread write it; training may go on meanwhile.
+
+    Raises:
+        NotSavedError: on every process, if the folder cannot be made.
     """
 
-    def __init__(self) -> None:
-        self.error: str | None = None
+    def __init__(self, folder: Path, settings: Recipe, trainer: Trainer, average: Average, background: bool = False):
+        self.step = trainer.step
+        self.final = folder / f"step-{self.step:08d}"
+        self.partial = folder / f".{self.final.name}.partial"
+        self.writes = Writes(background)
+        self.recipe = dump_recipe(settings)
+        self.manifest = {
+            "step": self.step,
+            "world_size": trainer.world,
+            "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
+            "versions": versions(),
+        }
+        if dist.get_rank() == 0:
+            self.writes.attempt(self._make_folders)
+        self._together()
+        self._write(trainer, average)
+        if background:
+            self.writes.start()
 
-    def __call__(self, write: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                write()
-            except (OSError, RuntimeError, SafetensorError) as error:
-                self.error = _reason(error)
+    def finish(self) -> Path:
+        """Wait until all is written, and rename the folder into place.
 
+        Raises:
+            NotSavedError: on every process, if one of them could not write; what it had written is removed.
+        """
+        if self.writes.background:
+            self.writes.wait()
+        self._together()
+        ours = {str(path.relative_to(self.partial)): found for path, found in self.writes.fingerprints.items()}
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, ours)
+        if dist.get_rank() == 0:
+            self.writes.attempt(lambda: self._complete(dict(ChainMap(*everyones))))
+        self._together()
+        return self.final
 
-def _reason(error: BaseException) -> str:
-    """What the operating system said, which torch wraps into an error of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__context__
-    return str(error)
+    @property
+    def written(self) -> bool:
+        """Whether this process need not wait to finish it."""
+        return self.writes.done
+
+    def _make_folders(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for name in ENGINES:
+            (self.partial / name).mkdir(parents=True)
+
+    def _write(self, trainer: Trainer, average: Average) -> None:
+        for name, engine in _engines(trainer).items():
+            engine.checkpoint_engine.save = lambda state_dict, path: self.writes(_save_state, state_dict, Path(path))
+            engine._copy_recovery_script = lambda *_: None
+            engine.save_checkpoint(str(self.partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
+        if average.state and (trainer.rank == 0 or average.split):
+            self.writes(save_file, average.state, self.partial / f"average-rank{trainer.rank}.safetensors")
+        save_weights(self.partial / GENERATOR, trainer.generator.module, self.writes)
+        save_weights(self.partial / FAKE_SCORE, trainer.guidance.module, self.writes)
+        with average.applied():
+            save_weights(self.partial / STUDENT, trainer.generator.module, self.writes)
+        if trainer.rank == 0:
+            self.writes(_save_text, self.recipe, self.partial / "recipe.yaml")
+
+    def _complete(self, files: dict[str, Any]) -> None:
+        """Write the manifest, and give the folder its name."""
+        manifest = {**self.manifest, "files": dict(sorted(files.items()))}
+        (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        if self.final.exists():
+            remove(self.final)
+        os.replace(self.partial, self.final)
+
+    def _together(self) -> None:
+        """Go on if every process could write."""
+        if not anywhere(self.writes.error is not None):
+            return
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        reason = self.writes.error or "another process could not write"
+        raise NotSavedError(f"{self.final} could not be written ({reason}); the checkpoints before it are whole")
 
 
 def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> Path:
@@ -79,65 +143,16 @@ def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> 
     Raises:
         NotSavedError: on every process, if one of them could not write; what it had written is removed.
     """
-    final = folder / f"step-{trainer.step:08d}"
-    partial = folder / f".{final.name}.partial"
-    write = Writes()
-    if trainer.rank == 0:
-        write(lambda: _empty(partial))
-    _together(write, final, partial)
-    for name, engine in _engines(trainer).items():
-        engine.checkpoint_engine.save = lambda state_dict, path: write(lambda: _save_state(state_dict, path))
-        engine._copy_recovery_script = lambda *_: None
-        engine.save_checkpoint(str(partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
-    if average.state:
-        write(lambda: save_file(average.state, partial / f"average-rank{trainer.rank}.safetensors"))
-    save_weights(partial / GENERATOR, trainer.generator.module, write)
-    save_weights(partial / FAKE_SCORE, trainer.guidance.module, write)
-    with average.applied():
-        save_weights(partial / STUDENT, trainer.generator.module, write)
-    _together(write, final, partial)
-    if trainer.rank == 0:
-        write(lambda: _finish(partial, final, settings, trainer))
-    _together(write, final, partial)
-    return final
+    return Saving(folder, settings, trainer, average).finish()
 
 
-def _empty(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ENGINES:
-        (partial / name).mkdir(parents=True)
-
-
-def _together(write: Writes, final: Path, partial: Path) -> None:
-    """Go on if every process could write."""
-    if not anywhere(write.error is not None):
-        return
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    reason = write.error or "another process could not write"
-    raise NotSavedError(f"{final} could not be written ({reason}); the checkpoints before it are whole")
-
-
-def _save_state(state: Any, path: str) -> None:
-    with open(path, "wb") as file:  # torch on its own does not say why it could not write
+def _save_state(state: Any, path: Path) -> None:
+    with path.open("wb") as file:  # torch on its own does not say why it could not write
         torch.save(state, file)
 
 
-def _finish(partial: Path, final: Path, settings: Recipe, trainer: Trainer) -> None:
-    """Write recipe and manifest, and give the folder its name."""
-    (partial / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
-    files = {str(p.relative_to(partial)): fingerprint(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-    manifest = {
-        "step": trainer.step,
-        "world_size": trainer.world,
-        "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
-        "versions": versions(),
-        "files": files,
-    }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    if final.exists():
-        remove(final)
-    os.replace(partial, final)
+def _save_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def remove(path: Path) -> None:
@@ -171,17 +186,13 @@ def prune(folder: Path, step: int, last: int, every: int, best: int | None) -> N
             remove(path)
 
 
-def save_weights(path: Path, network: nn.Module, write: Callable[[Callable[[], object]], None] | None = None) -> None:
+def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = lambda write, *a: write(*a)) -> None:
     """The trainable parameters of a network, whole and in float32; rank 0 writes."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with gathered(trained.values()):
         if dist.get_rank() == 0:
             whole = {name: p.detach().float().cpu().contiguous() for name, p in trained.items()}
-            (write or _call)(lambda: save_file(whole, path))
-
-
-def _call(write: Callable[[], object]) -> None:
-    write()
+            write(save_file, whole, path)
 
 
 def load_weights(key: str, path: Path, network: nn.Module) -> None:
@@ -221,40 +232,55 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
 
 
 def load(path: Path, trainer: Trainer, average: Average) -> None:
-    """Restore both engines, the average and the step.
+    """Restore both engines, the average and the step, whatever the number of processes that wrote them.
 
     Raises:
-        UserError: the number of processes or the model differs, or a file holds more than weights.
+        UserError: the model differs, or a file holds more than weights.
     """
     manifest = read_manifest("run.resume", path)
-    if manifest["world_size"] != trainer.world:
-        raise UserError(
-            "run.resume",
-            f"{path} was written by {manifest['world_size']} processes and this run has {trainer.world}; "
-            f"start {manifest['world_size']}",
-        )
     check_weights("run.resume", path / GENERATOR, trainer.generator.module)
     check_weights("run.resume", path / FAKE_SCORE, trainer.guidance.module)
     for name, engine in _engines(trainer).items():
         with torch.serialization.safe_globals(_deepspeed_types()):
-            engine.checkpoint_engine.load = _load_weights_only
-            engine.load_checkpoint(str(path), tag=name, load_module_strict=False)
-    if average.state:
-        saved = load_file(path / f"average-rank{trainer.rank}.safetensors")
-        for name, value in average.state.items():
-            value.copy_(saved[name])
+            _load_engine(engine, path, name, manifest["world_size"])
+    average.load(sorted(path.glob("average-rank*.safetensors"), key=_rank))
     for objective in trainer.objectives:
         objective.weight.own, objective.weight.other = manifest["weights"][objective.name]
     trainer.step = manifest["step"]
+
+
+def _load_engine(engine: Any, path: Path, name: str, written_by: int) -> None:
+    """Have DeepSpeed load what so many processes have written as if this number had."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model_states = sorted((path / name).glob("*_model_states.pt"), key=_rank)
+
+    def as_ours(file: str, map_location: Any = None) -> Any:
+        if not file.endswith("_optim_states.pt"):
+            return {**_load_weights_only(file), "dp_world_size": world}
+        files = sorted((path / name).glob("*_optim_states.pt"), key=_rank)
+        states = [_load_weights_only(str(one), "cpu", mmap=True)["optimizer_state_dict"] for one in files]
+        return {"optimizer_state_dict": reshard(states, Cuts.of(engine), rank, world)}
+
+    same = written_by == world
+    engine.checkpoint_engine.load = _load_weights_only if same else as_ours
+    if not same:
+        engine._get_all_ckpt_names = lambda *_: [str(model_states[0])]  # stage 3 would want one of every rank
+    engine.load_checkpoint(str(path), tag=name, load_module_strict=False)
+
+
+def _rank(file: Path) -> int:
+    """The rank in a file's name, by which names do not sort."""
+    found = re.search(r"rank_?(\d+)", file.name)
+    return int(found[1]) if found else 0
 
 
 def _engines(trainer: Trainer) -> dict[str, Any]:
     return {name: getattr(trainer, name) for name in ENGINES}
 
 
-def _load_weights_only(path: str, map_location: Any = None) -> Any:
+def _load_weights_only(path: str, map_location: Any = None, mmap: bool = False) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         # torch's own text advises weights_only=False.
         raise UserError(

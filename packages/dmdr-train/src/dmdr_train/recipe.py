@@ -235,6 +235,9 @@ class Run(Section):
     keep_best: Literal["frechet", "frechet_pixels", "precision", "recall", "accuracy"] | None = Field(
         default=None, description="also keep the best by this number of the evaluation"
     )
+    save_in_background: bool = Field(
+        default=False, description="go on training while a checkpoint is written from a copy in the CPU's memory"
+    )
     on_failed_save: Literal["continue", "stop"] = Field(
         default="continue", description="when a checkpoint cannot be written, such as on a full disk"
     )

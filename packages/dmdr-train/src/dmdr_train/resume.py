@@ -136,9 +136,15 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
     for key in changed:
         mark = "must not change" if key in refused else "changed"
         say(f"{mark}: {key} is {asked.get(key)} here and {saved.get(key)} in {path}")
-    for package, version in read_manifest("run.resume", path).get("versions", {}).items():
+    manifest = read_manifest("run.resume", path)
+    for package, version in manifest.get("versions", {}).items():
         if versions().get(package) != version:
             say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
+    world, wrote = int(os.environ.get("WORLD_SIZE", "1")), manifest["world_size"]
+    if world != wrote:
+        say(f"changed: the number of processes is {world} here and {wrote} in {path}")
+        if settings.optim.eight_bit:  # its blocks of numbers do not end where the shares of processes do
+            raise UserError("optim.eight_bit", f"true keeps the number of processes, {wrote} in {path}; start {wrote}")
     if refused:
         raise UserError(
             refused[0],

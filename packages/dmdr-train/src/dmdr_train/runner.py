@@ -78,6 +78,7 @@ class Run:
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self.signals = Signals()
+        self.saving: checkpoint.Saving | None = None
         self.pause = 0.0
         self._evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
@@ -146,6 +147,8 @@ class Run:
             if in_a_row == self.settings.run.max_skipped:
                 self.save(needed=True)
                 raise StoppedError(NOT_FINITE, self.diagnosis(in_a_row))
+            if self.saving and not anywhere(not self.saving.written):
+                self.finish_saving()
             alarm = self.judge() if looked else None
             asked = self.asked_to_stop()
             if asked or alarm or _due(step, self.settings.run.checkpoint_every) or step == steps:
@@ -159,26 +162,49 @@ class Run:
     # -- checkpoints
 
     def save(self, needed: bool = False) -> None:
-        """Write a checkpoint, and remove those that the recipe does not keep.
+        """Write a checkpoint, in the background if the recipe says so.
 
         Args:
-            needed: the run ends with it.
+            needed: the run ends with it; it is written when this returns.
 
         Raises:
             StoppedError: it could not be written and was needed, or the recipe says to stop.
         """
-        run, started = self.settings.run, time.perf_counter()
+        self.finish_saving()
+        background = self.settings.run.save_in_background and not needed
+        with self.pausing(needed):
+            folder = self.folder / "checkpoints"
+            self.saving = checkpoint.Saving(folder, self.settings, self.trainer, self.average, background)
+        if not background:
+            self.finish_saving(needed)
+
+    def finish_saving(self, needed: bool = False) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and remove those that are not to be kept.
+
+        Raises:
+            StoppedError: as `save` does.
+        """
+        if self.saving is None:
+            return
+        run, saving, self.saving = self.settings.run, self.saving, None
+        with self.pausing(needed):
+            saving.finish()
+            if self.first:
+                folder = self.folder / "checkpoints"
+                checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
+
+    @contextmanager
+    def pausing(self, needed: bool) -> Iterator[None]:
+        """Count the time that training stands still, and do what the recipe says where a checkpoint is not saved."""
+        started = time.perf_counter()
         try:
-            checkpoint.save(self.folder / "checkpoints", self.settings, self.trainer, self.average)
+            yield
         except checkpoint.NotSavedError as error:
-            if needed or run.on_failed_save == "stop":
+            if needed or self.settings.run.on_failed_save == "stop":
                 raise StoppedError(NOT_SAVED, str(error)) from None
             self.say(f"warning: {error}; the run goes on")
-        else:
-            if self.first:
-                folder, step = self.folder / "checkpoints", self.trainer.step
-                checkpoint.prune(folder, step, run.keep_last, run.keep_every, self.best_step())
-        self.pause += time.perf_counter() - started
+        finally:
+            self.pause += time.perf_counter() - started
 
     def best_step(self) -> int | None:
         """The step that was evaluated best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""

@@ -1,0 +1,102 @@
+"""What ZeRO has cut among the processes that wrote a checkpoint, cut anew for those that read it.
+
+ZeRO lays the trained parameters end to end, in float32 and with their moments, and gives every process a share: stages
+1 and 2 cut the whole row of parameters into shares, stage 3 every parameter by itself. `Cuts` says where.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Where the states of DeepSpeed's two optimizers, of stages 1 and 2 and of stage 3, hold weights and moments.
+WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
+MOMENTS = ("base_optimizer_state", "optimizer_state_dict")
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How an engine's trained parameters are cut.
+
+    Args:
+        pieces: numbers of elements of what is cut, in the order in which it is laid end to end.
+        flats: how many of the pieces each of DeepSpeed's flat tensors holds.
+        align: the shares of all processes together have a multiple of so many elements for each of them.
+    """
+
+    pieces: list[int]
+    flats: list[int]
+    align: int
+
+    @classmethod
+    def of(cls, engine: Any) -> "Cuts":
+        """Those of a DeepSpeed engine with ZeRO 1, 2 or 3."""
+        optimizer = engine.optimizer
+        if engine.zero_optimization_stage() == 3:
+            groups = optimizer.fp16_groups
+            return cls([p.ds_numel for group in groups for p in group], [len(group) for group in groups], 1)
+        sizes = [sum(p.numel() for p in group) for group in optimizer.bit16_groups]
+        return cls(sizes, [1] * len(sizes), optimizer.nccl_start_alignment_factor)
+
+    def shares(self, world: int) -> list[int]:
+        """Number of elements of each piece that one of `world` processes has, filled up with zeros."""
+        return [-(-size // (world * self.align)) * self.align for size in self.pieces]
+
+
+def window(tensors: Sequence[Tensor], start: int, length: int) -> Tensor:
+    """Elements `start` to `start + length` of flat tensors laid end to end; zeros where there are none."""
+    found = torch.zeros(length, dtype=tensors[0].dtype)
+    offset = 0
+    for tensor in tensors:
+        first, last = max(start, offset), min(start + length, offset + tensor.numel())
+        if first < last:
+            found[first - start : last - start] = tensor[first - offset : last - offset]
+        offset += tensor.numel()
+    return found
+
+
+def cut(flats: Sequence[Sequence[Tensor]], cuts: Cuts, rank: int, world: int) -> list[Tensor]:
+    """The flat tensors of process `rank` of `world`.
+
+    Args:
+        flats: those of every process that there was, each process's laid end to end as `cuts` says.
+    """
+    shares, offset, ours = cuts.shares(len(flats)), 0, []
+    for size, old, new in zip(cuts.pieces, shares, cuts.shares(world), strict=True):
+        piece = [window(row, offset, old) for row in flats]
+        ours.append(window([window(piece, 0, size)], rank * new, new))
+        offset += old
+    rest = iter(ours)
+    return [torch.cat(list(itertools.islice(rest, count))) for count in cuts.flats]
+
+
+def reshard(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int) -> dict[str, Any]:
+    """The state of DeepSpeed's optimizer that process `rank` of `world` would have saved.
+
+    Args:
+        states: those that were saved, in the order of their ranks.
+    """
+    ours = dict(states[0])
+    for key in WEIGHTS:
+        if key in ours:
+            ours[key] = cut([state[key] for state in states], cuts, rank, world)
+    for key in MOMENTS:
+        if key in ours:
+            ours[key] = _moments([state[key] for state in states], cuts, rank, world)
+    return ours
+
+
+def _moments(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int) -> dict[str, Any]:
+    """The same of torch's optimizer inside: what has an element for each parameter is cut; counters are equal."""
+    (group,) = states[0]["param_groups"]
+    first = states[0]["state"].get(0, {})
+    ours: dict[int, dict[str, Any]] = {i: {} for i in range(len(cuts.flats))}
+    for name, value in first.items():
+        rows = [[state["state"][i][name] for i in group["params"]] for state in states]
+        flats = [value.clone() for _ in ours] if value.dim() == 0 else cut(rows, cuts, rank, world)
+        for i, flat in enumerate(flats):
+            ours[i][name] = flat
+    return {"state": ours if first else {}, "param_groups": [{**group, "params": list(ours)}]}

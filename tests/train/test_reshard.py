@@ -1,0 +1,159 @@
+"""A run goes on with another number of processes: what ZeRO had cut for some is cut for others."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dmdr_train import checkpoint
+from dmdr_train.average import Average
+from dmdr_train.recipe import Recipe
+from dmdr_train.reshard import Cuts, cut, reshard, window
+from dmdr_train.session import build
+from safetensors.torch import load_file
+
+FILES = ("generator.safetensors", "student.safetensors", "fake_score.safetensors")
+LAYOUTS = {
+    "stage 3": Cuts([7, 1, 12, 5], [4], 1),
+    "stage 3 in sub-groups": Cuts([7, 1, 12, 5], [3, 1], 1),
+    "stages 1 and 2": Cuts([25], [1], 2),
+}
+
+
+def laid_out(whole: torch.Tensor, cuts: Cuts, rank: int, world: int) -> list[torch.Tensor]:
+    """What a process has of consecutive pieces: each is filled up with zeros to a multiple, and cut in equal parts."""
+    parts = []
+    for piece in whole.split(cuts.pieces):
+        padded = torch.cat([piece, torch.zeros(-len(piece) % (world * cuts.align))])
+        parts.append(padded.chunk(world)[rank] if len(padded) else padded)
+    first, flats = 0, []
+    for count in cuts.flats:
+        flats.append(torch.cat(parts[first : first + count]))
+        first += count
+    return flats
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (2, 3), (3, 2), (4, 4), (5, 8)])
+def test_every_process_gets_what_it_would_have_had(layout: str, old: int, new: int) -> None:
+    cuts = LAYOUTS[layout]
+    whole = torch.arange(1.0, 26.0)
+    before = [laid_out(whole, cuts, rank, old) for rank in range(old)]
+    for rank in range(new):
+        expected = laid_out(whole, cuts, rank, new)
+        found = cut(before, cuts, rank, new)
+        assert [len(flat) for flat in found] == [len(flat) for flat in expected]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_window_ends_in_zeros() -> None:
+    rows = [torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor([3.0, 4.0, 5.0])]
+    assert window(rows, 1, 3).tolist() == [2, 3, 4]
+    assert window(rows, 4, 3).tolist() == [5, 0, 0]
+    assert window(rows, 9, 2).tolist() == [0, 0]
+
+
+def test_counters_of_sub_groups_are_their_own() -> None:
+    """AdamW counts in place: two flat tensors that shared a counter would count double."""
+    moment = {"step": torch.tensor(4.0), "exp_avg": torch.arange(4.0)}
+    state = {"optimizer_state_dict": {"state": {0: moment}, "param_groups": [{"lr": 0.1, "params": [0]}]}}
+    found = reshard([state], Cuts([2, 2], [1, 1], 1), 0, 1)["optimizer_state_dict"]
+    assert found["param_groups"] == [{"lr": 0.1, "params": [0, 1]}]
+    assert [found["state"][i]["exp_avg"].tolist() for i in (0, 1)] == [[0, 1], [2, 3]]
+    found["state"][0]["step"] += 1
+    assert (found["state"][1]["step"], moment["step"]) == (4, 4)
+
+
+# -- two processes, one, two again
+
+WORKER = """
+import json, os, sys, torch
+from pathlib import Path
+from dmdr_train import checkpoint
+from dmdr_train.average import Average
+from dmdr_train.engines import start_processes
+from dmdr_train.recipe import Recipe
+from dmdr_train.session import build
+rank = 0 if os.fork() else 1  # both have imported all of this by now
+os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+start_processes(torch.device("cpu"))
+recipes = [Recipe.model_validate(recipe) for recipe in json.loads(Path("recipes.json").read_text())]
+for first, last in ((0, 2), (3, 4)):
+    for i, settings in enumerate(recipes):
+        trainer = build(settings, torch.device("cpu")).trainer
+        average = Average(trainer.generator.module, settings.optim.ema)
+        if first:
+            checkpoint.load(Path(f"{i}/step-{first:08d}"), trainer, average)
+        for _ in range(first, last):
+            trainer.train_step()
+            average.update()
+        checkpoint.save(Path(str(i)), settings, trainer, average)
+    if rank == 0:
+        print("saved", flush=True)
+    while not first and not Path("go-on").exists():
+        __import__("time").sleep(0.05)
+if rank == 0:
+    os.wait()
+"""
+CASES: list[dict[str, Any]] = [
+    {"optim__zero_stage": 0},
+    {"optim__zero_stage": 1, "model__generator_lora": {"rank": 3, "alpha": 3}},
+    {"optim__zero_stage": 2},
+    {"optim__zero_stage": 3},
+    {"optim__zero_stage": 2, "optim__precision": "bf16"},
+    {"optim__zero_stage": 3, "optim__precision": "bf16", "model__generator_lora": {"rank": 3, "alpha": 3}},
+]
+
+
+def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
+    """From the checkpoint at one step to that at another, on this process."""
+    trainer = build(settings, torch.device("cpu")).trainer
+    average = Average(trainer.generator.module, settings.optim.ema)
+    if first:
+        checkpoint.load(folder / f"step-{first:08d}", trainer, average)
+    for _ in range(first, last):
+        trainer.train_step()
+        average.update()
+    return checkpoint.save(folder, settings, trainer, average)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_two_processes_and_one_and_two_are_one(make_recipe: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    """Weights, averages and moments go through; batch and numbers are the same, and so is what comes out."""
+    basis = {
+        "model__path": str(model),
+        "optim__ema": 0.5,
+        "optim__generator": {"lr": 1e-2, "eps": 1e-3},
+        "optim__fake_score": {"lr": 1e-2, "eps": 1e-3},
+    }
+    recipes = [make_recipe(**basis, **case) for case in CASES]
+    (tmp_path / "recipes.json").write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
+    two = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        cwd=tmp_path,
+        env={**os.environ, "MASTER_PORT": str(29400 + os.getpid() % 300), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    whole = [steps(settings, 0, 4, tmp_path / "whole" / str(i)) for i, settings in enumerate(recipes)]
+    try:
+        assert two.stdout is not None
+        assert "saved\n" in iter(two.stdout.readline, "")
+        for i, settings in enumerate(recipes):
+            steps(settings, 2, 3, tmp_path / str(i))
+        (tmp_path / "go-on").touch()
+        assert two.wait(120) == 0
+    finally:
+        two.kill()
+    for i, (expected, case) in enumerate(zip(whole, CASES, strict=True)):
+        near = 2e-3 if "optim__precision" in case else 2e-6  # of learning rates of 1e-2; bf16 rounds the gradients
+        assert json.loads((tmp_path / f"{i}/step-00000004/manifest.json").read_text())["world_size"] == 2
+        for name in FILES:
+            saved, ours = load_file(expected / name), load_file(tmp_path / f"{i}/step-00000004" / name)
+            for key, value in saved.items():
+                assert torch.allclose(ours[key], value, rtol=0, atol=near), (case, name, key)
