@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +44,14 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
 import yaml
+from dmdr_train.checkpoint import deepspeed_types
 from dmdr_train.evaluation import read_scores
 from dmdr_train.lock import LOCK
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import load_recipe
-from dmdr_train.resume import checkpoints_in
+from dmdr_train.resume import MANIFEST, checkpoints_in
 from dmdr_train.signals import STOPPING
 from dmdr_train.tracking import METRICS, read_metrics
 from soak_faults import (
@@ -125,7 +127,8 @@ def held(path: Path) -> bytes:
     if path.name == "evaluation.json":
         return json.dumps(json.loads(path.read_bytes()), sort_keys=True).encode()
     if path.suffix == ".pt":
-        return b"".join(values(checkpoint.read_state(path)))
+        with torch.serialization.safe_globals(deepspeed_types()):
+            return b"".join(values(torch.load(path, weights_only=True)))
     if path.name == MANIFEST:
         manifest = json.loads(path.read_bytes())
         manifest["files"] = sorted(manifest["files"])

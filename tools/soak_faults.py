@@ -105,7 +105,7 @@ class KillWriting(Kill):
             seen.update(unfinished(attempt))
             return len(seen) == number
 
-        return attempt.wait(writing) and attempt.pause(self.draws.uniform(0, self.pace.write))
+        return attempt.wait(writing) and attempt.pause(self.draws.uniform(0, 0.7 * self.pace.write))
 
 
 class Signal(Fault):
