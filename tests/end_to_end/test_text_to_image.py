@@ -90,20 +90,6 @@ def test_two_processes_equal_one(
             assert row[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-6), (row["step"], key)
 
 
-def test_resumed_equals_uninterrupted(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
-    """From the middle of ReFL, whose weight follows its gradient, to the last bit."""
-    shutil.copytree(whole.folder / "out", whole.folder / "resumed")
-    shutil.rmtree(whole.folder / "resumed/checkpoints/step-00000006")
-    whole.run("run.output=resumed", "--resume").check()
-    assert read_rows(whole.folder / "resumed") == read_rows(whole.folder / "out")
-    first, second = (
-        load_file(whole.folder / name / "checkpoints/step-00000006/generator.safetensors")
-        for name in ("out", "resumed")
-    )
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
 def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:
     """From what was exported: by dmdr-generate, and by diffusers and PEFT alone at the times of the training."""
     import numpy as np

@@ -112,6 +112,45 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SD3; tests must not change it."""
+    from dmdr_models import tiny
+
+    return tiny.sd3(tmp_path_factory.mktemp("models") / "sd3")
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny SDXL; tests must not change it."""
+    from dmdr_models import tiny
+
+    return tiny.sdxl(tmp_path_factory.mktemp("models") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of five prompts, and a cache for what is made of it that is not the user's own."""
+    import datasets
+
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("a cat\na dog in a hat\ntwo red cubes\na lighthouse at night\nan orange on a blue plate\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", path.parent / "datasets")
+        yield path
+
+
+@pytest.fixture(scope="session")
+def sdxl_pairs(make_recipe: RecipeMaker, sdxl: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pairs of the tiny SDXL; tests must not change them."""
+    from dmdr_train.make_pairs import make_pairs
+
+    data = {"model__family": "sdxl", "model__path": str(sdxl), "data__prompts": str(prompts), "guidance__cfg": 7.0}
+    folder = tmp_path_factory.mktemp("pairs") / "sdxl"
+    make_pairs(make_recipe(**data), folder, 8, steps=2, batch_size=4, dtype="fp32", shard_size=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny image classifier of ten classes; tests must not change it."""
     from dmdr_models import tiny
@@ -123,11 +162,15 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_process() -> Iterator[None]:
     """DeepSpeed's process group, of this process alone; the environment is left as it was found."""
     import torch.distributed as dist
+    from deepspeed import DeepSpeedEngine
     from dmdr_train.engines import start_processes
 
     before = dict(os.environ)
     start_processes(torch.device("cpu"))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # ZeRO-3 would look through the whole step for the next use of every layer, for longer than a tiny step takes.
+        patch.setattr(DeepSpeedEngine, "zero_max_reuse_distance", lambda engine: 0)
+        yield
     dist.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import dmdr_models
 import pytest
 import torch
@@ -18,30 +17,14 @@ from dmdr_train.draws import Draws, named_generator
 from dmdr_train.errors import UserError
 from dmdr_train.pairs import Pairs, check_pairs
 from dmdr_train.recipe import Recipe
-from dmdr_train.resume import find_checkpoint
-from dmdr_train.runner import Run
 from dmdr_train.session import Session, build
 from dmdr_train.shards import MANIFEST
-from dmdr_train.tracking import read_metrics
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 CPU = torch.device("cpu")
 COUNT, STEPS, GUIDANCE = 13, 3, 8.0
-PROMPTS = ["a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate"]
-
-
-@pytest.fixture(scope="module")
-def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny SD3, prompts, and a cache of datasets that is not the user's own."""
-    from dmdr_models import tiny
-
-    folder = tiny.sd3(tmp_path_factory.mktemp("models") / "sd3")
-    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-        yield folder
 
 
 def write(settings: Recipe, folder: Path, count: int = COUNT, **options: Any) -> Path:
@@ -103,12 +86,14 @@ def test_the_manifest_tells_what_is_there(pairs: Path, capsys: pytest.CaptureFix
     assert [entry["pairs"] for entry in manifest["shards"].values()] == [5, 5, 3]
 
 
-def test_texts_are_drawn_each_once_in_an_epoch(sd3: Path, make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_texts_are_drawn_each_once_in_an_epoch(
+    sd3: Path, prompts: Path, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
     model = {"family": "sd3", "path": str(sd3), "max_tokens": 8}
-    settings = make_recipe(model=model, data={"prompts": str(sd3 / "prompts.txt")}, guidance={"cfg": 3.0})
+    settings = make_recipe(model=model, data={"prompts": str(prompts)}, guidance={"cfg": 3.0})
     folder = write(settings, tmp_path / "pairs", count=10, steps=2, guidance=None)
     found = Pairs(folder, (16, 4, 4), batch_size=4)
-    assert sorted(found.prompts[:5]) == sorted(found.prompts[5:]) == sorted(PROMPTS)
+    assert sorted(found.prompts[:5]) == sorted(found.prompts[5:]) == sorted(prompts.read_text().splitlines())
     assert json.loads((folder / MANIFEST).read_text())["guidance"] == 3.0  # the recipe's
     family = dmdr_models.load("sd3", sd3, max_tokens=8)
     start = found.draw(Draws(7, ("generator", 0), range(3)))
@@ -295,27 +280,6 @@ def test_the_split_of_a_batch_does_not_change_the_run(settings: Callable[..., Re
     split, _ = trained(settings(optim__batch_size=8, optim__accumulation=8), 4)
     for row, expected in zip(split, whole, strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-7)
-
-
-def test_resumed_equals_uninterrupted(settings: Callable[..., Recipe], tmp_path: Path) -> None:
-    """From within regression into the cold start, to the last bit; both stages are drawn from."""
-    whole = settings(run__output=str(tmp_path / "whole"), run__checkpoint_every=2, run__keep_last=5)
-    Run(whole, build(whole, CPU), None).carry_out()
-    shutil.copytree(tmp_path / "whole", tmp_path / "again")
-    for later in (4, 5):
-        shutil.rmtree(tmp_path / f"again/checkpoints/step-{later:08d}")
-    again = settings(run={**whole.run.model_dump(), "output": str(tmp_path / "again"), "resume": "auto"})
-    Run(again, build(again, CPU), find_checkpoint(again)).carry_out()
-    first, second = (
-        [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(tmp_path / name)]
-        for name in ("whole", "again")
-    )
-    assert first == second
-    for file in ("generator.safetensors", "fake_score.safetensors"):
-        states = [load_file(tmp_path / name / "checkpoints/step-00000005" / file) for name in ("whole", "again")]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    names = {path.stem for path in (tmp_path / "whole/samples").iterdir()}
-    assert names == {"teacher-50", "teacher-1", "student-regression", "student-cold_start"}
 
 
 def test_a_dry_run_reaches_every_stage(settings: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from dmdr_train import cli, preflight
 from dmdr_train.errors import UserError
-from dmdr_train.make_pairs import make_pairs
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import load_recipe
 from dmdr_train.session import Session, build
@@ -20,24 +19,14 @@ pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny SDXL and a prompt; tests must not change it."""
-    from dmdr_models import tiny
-
-    folder = tiny.sdxl(tmp_path_factory.mktemp("models") / "sdxl")
-    (folder / "prompts.txt").write_text("a cat\na dog in a hat\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings(make_recipe: Callable[..., Recipe], sdxl: Path) -> Callable[..., Recipe]:
+@pytest.fixture
+def settings(make_recipe: Callable[..., Recipe], sdxl: Path, prompts: Path, sdxl_pairs: Path) -> Callable[..., Recipe]:
     """A step of regression, then two of distribution matching."""
 
     def settings(**changes: Any) -> Recipe:
         basis: dict[str, Any] = {
             "model": {"family": "sdxl", "path": str(sdxl), "fake_score_lora": {"rank": 2, "alpha": 2}},
-            "data": {"prompts": str(sdxl / "prompts.txt"), "pairs": str(sdxl / "pairs")},
+            "data": {"prompts": str(prompts), "pairs": str(sdxl_pairs)},
             "objectives": [{"kind": "regression", "stop": 1}, {"kind": "distribution_matching", "start": 1}],
             "guidance": {"ratio": 2, "cfg": 7.0, "cfg_jitter": 0.5},
             "optim__generator": {"lr": 1e-4, "eps": 1e-3},
@@ -45,7 +34,6 @@ def settings(make_recipe: Callable[..., Recipe], sdxl: Path) -> Callable[..., Re
         }
         return make_recipe(**{**basis, **changes})
 
-    make_pairs(settings(), sdxl / "pairs", 6, steps=2, batch_size=3, dtype="fp32", shard_size=4)
     return settings
 
 

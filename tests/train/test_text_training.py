@@ -15,22 +15,11 @@ from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
-PROMPTS = ["a cat", "a dog in a hat", "two red cubes", "a lighthouse at night", "an orange on a blue plate"]
-
-
-@pytest.fixture(scope="module")
-def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny SD3; tests must not change it."""
-    from dmdr_models import tiny
-
-    return tiny.sd3(tmp_path_factory.mktemp("models") / "sd3")
 
 
 @pytest.fixture
-def settings(make_recipe: Callable[..., Recipe], sd3: Path, tmp_path: Path) -> Callable[..., Recipe]:
+def settings(make_recipe: Callable[..., Recipe], sd3: Path, prompts: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """Two adapters, four steps, both dynamics."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
 
     def settings(**changes: Any) -> Recipe:
         basis: dict[str, Any] = {
@@ -113,7 +102,11 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: d
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.optim.precision]
     family = dmdr_models.load("sd3", sd3, max_tokens=8, dtype=precision)
     teacher = family.load_network()
-    x, t, condition = torch.randn(2, *family.latent_shape), torch.tensor([0.2, 0.9]), family.condition(PROMPTS[:2])
+    x, t, condition = (
+        torch.randn(2, *family.latent_shape),
+        torch.tensor([0.2, 0.9]),
+        family.condition(["a cat", "a dog"]),
+    )
     with torch.no_grad():
         expected = family.predict(teacher, x, t, condition)
         assert torch.equal(family.predict(session.trainer.guidance, x, t, condition, lora_scale=0.0), expected)

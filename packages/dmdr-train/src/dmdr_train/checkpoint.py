@@ -241,7 +241,7 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
     check_weights("run.resume", path / GENERATOR, trainer.generator.module)
     check_weights("run.resume", path / FAKE_SCORE, trainer.guidance.module)
     for name, engine in _engines(trainer).items():
-        with torch.serialization.safe_globals(_deepspeed_types()):
+        with torch.serialization.safe_globals(deepspeed_types()):
             _load_engine(engine, path, name, manifest["world_size"])
     average.load(sorted(path.glob("average-rank*.safetensors"), key=_rank))
     for objective in trainer.objectives:
@@ -288,7 +288,7 @@ def _load_weights_only(path: str, map_location: Any = None, mmap: bool = False) 
         ) from None
 
 
-def _deepspeed_types() -> list[Any]:
+def deepspeed_types() -> list[Any]:
     """The classes that DeepSpeed itself puts into its files; nothing else is unpickled."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -1,0 +1,95 @@
+"""A short run of tools/soak.py, and that it would see what it looks for; long ones are for maintainers."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    """The module, which its fork server finds as this process does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+        import soak
+
+        yield soak
+
+
+def test_a_few_faults_of_each_kind_change_nothing(tool: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    faults = ["--kills", "4", "--signals", "1", "--damages", "1", "--full-disks", "1"]
+    assert tool.main([*faults, "run.steps=8", "objectives.1.start=4"]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == (9 if "no disk was filled" in out else 10)
+    assert all(row.endswith(" | yes |") for row in rows)
+
+
+def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
+    """Whatever differs, but for the clock, the order of scores, and checkpoints before the last."""
+
+    def write(run: str, **changes: Any) -> dict[str, str]:
+        files = {
+            "metrics.jsonl": '{"step": 1, "loss": 0.5, "train_seconds": 7}\n',
+            "evaluation.json": '{"real": 1, "joint": 2}',
+            "samples/a.png": "picture",
+            "checkpoints/step-00000001/generator.safetensors": "early",
+            "checkpoints/step-00000002/generator.safetensors": "late",
+            **changes,
+        }
+        shutil.rmtree(tmp_path / run, ignore_errors=True)
+        for name, text in files.items():
+            (tmp_path / run / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / run / name).write_text(text)
+        return tool.contents(tmp_path / run)
+
+    expected = write("one")
+
+    def differing(name: str, text: str) -> list[str]:
+        return tool.differences(expected, write("two", **{name: text}))
+
+    assert differing("metrics.jsonl", '{"step": 1, "loss": 0.5, "train_seconds": 8}\n') == []
+    assert differing("evaluation.json", '{"joint": 2, "real": 1}') == []
+    assert differing("checkpoints/step-00000001/generator.safetensors", "other") == []
+    assert differing("run.lock", "process 1") == []
+    for name, text in {
+        "metrics.jsonl": '{"step": 1, "loss": 0.50001, "train_seconds": 7}\n',
+        "evaluation.json": '{"real": 1, "joint": 3}',
+        "samples/a.png": "pictura",
+        "samples/b.png": "one more",
+        "checkpoints/step-00000002/generator.safetensors": "latter",
+    }.items():
+        assert differing(name, text) == [name]
+
+
+class Attempt:
+    """Stands in for one that is over."""
+
+    def __init__(self, run: Path, text: str):
+        self.run, self.log = run, run / "log"
+        self.log.write_text(text)
+
+
+def test_a_wrong_start_is_a_complaint(tool: Any, tmp_path: Path) -> None:
+    newest, damaged = tmp_path / "out/checkpoints/step-00000002", Path("out/checkpoints/step-00000004/recipe.yaml")
+    named = f"warning: run.resume: {damaged} is damaged; falling back to the checkpoint before\n"
+    resumed = "going on from out/checkpoints/step-00000002\n"
+
+    def found(text: str, newest: list[Path], damaged: Path | None = None) -> int:
+        return len(tool.complaints(Attempt(tmp_path, text), newest, damaged))
+
+    assert found("", []) == found(resumed, [newest]) == found(named + resumed, [newest], damaged) == 0
+    assert found("", [newest]) == found(resumed, []) == found(resumed, [newest], damaged) == 1
+    assert found(resumed, [newest.with_name("step-00000003")]) == 1
+
+
+def test_a_complaint_is_in_the_table_and_in_the_exit_code(tool: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    soak = tool.Soak(tmp_path, None, None)
+    soak.events = [tool.Event("kill -9", f"run-{n}", "between checkpoints", [-9], n > 1) for n in (1, 2, 3)]
+    monkeypatch.setattr(tool, "soaked", lambda options, folder: soak)
+    for said, equal, code in (([], "yes", 0), (["generator.safetensors differs"], "no", 1)):
+        soak.complaints = {"run-1": [], "run-2": said, "run-3": []}
+        cells = f"3 | between checkpoints: 3 | a checkpoint: 2, the start: 1 | -9: 3 | {equal}"
+        assert soak.table().splitlines()[2:] == [f"| kill -9 | {cells} |"]
+        assert tool.main([]) == code

@@ -1,0 +1,357 @@
+"""Kill runs, signal them, damage their checkpoints and fill their disk, and see whether they end as an undisturbed one.
+
+    python tools/soak.py                                               # a SiT, one process
+    python tools/soak.py --family sd3                                  # or sdxl: two adapters, distribution matching
+    python tools/soak.py --processes 2 optim.zero_stage=2              # two processes, of which one is hit, or both
+    python tools/soak.py --start torchrun --processes 2 --kills 5      # by a launcher; also deepspeed, and python alone
+    python tools/soak.py --output /shared/soak                         # on another file system
+
+Tiny models with random weights are made, and a run on them is left alone. Then runs of the same recipe are hit by one
+fault after the other and each time started again with run.resume=auto, until they are done; new ones are begun until
+the faults are used up. All that each leaves is compared with the undisturbed run's bit for bit: the last checkpoint,
+with the state of the optimizers, metrics but for the clock, samples, scores, report and exported student.
+
+A fault waits for a random step of the run and a random part of its time, or for a checkpoint's write; --seed gives the
+steps, the machine the moments, which are others in every soak. Where one fell is read from what it left: a process died
+inside the write of a checkpoint if that lies there under its hidden name.
+
+A process of --start fork is one of its own that does what run.py does, forked from a server that has a single thread
+and has imported torch and DeepSpeed. It is spared the seconds of the imports, and nothing else: kill -9 ends it like
+any other. The disk is filled on a small file system of its own, which only root can mount; elsewhere this is left out.
+
+The exit code is 1 if anything differs, or a run did not end or go on as it should.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import yaml
+from dmdr_train.checkpoint import deepspeed_types
+from dmdr_train.evaluation import read_scores
+from dmdr_train.lock import LOCK
+from dmdr_train.recipe import Recipe
+from dmdr_train.recipe_file import load_recipe
+from dmdr_train.resume import MANIFEST, checkpoints_in
+from dmdr_train.signals import STOPPING
+from dmdr_train.tracking import METRICS, read_metrics
+from soak_faults import (
+    DAMAGES,
+    Damage,
+    Fault,
+    FullDisk,
+    Kill,
+    KillWriting,
+    Pace,
+    Signal,
+    can_mount,
+    small_disk,
+    undamaged,
+    unfinished,
+)
+from soak_starts import IMPORTS, OUT, SERVER, Attempt, Forked, Launched
+
+FULL = "the disk full"
+RECIPE: dict[str, Any] = {
+    "model": {"fake_score_lora": {"rank": 2, "alpha": 2}},
+    "objectives": [{"kind": "distribution_matching"}],
+    "guidance": {"ratio": 2, "cfg": 1.5},
+    "optim": {
+        "batch_size": 4,
+        "generator": {"lr": 1e-3, "eps": 1e-4, "schedule": "cosine"},
+        "fake_score": {"lr": 1e-3, "eps": 1e-4},
+        "ema": 0.9,
+    },
+    "run": {"output": OUT, "steps": 12, "device": "cpu", "checkpoint_every": 2, "keep_last": 3, "timeout": 30},
+    "tracking": {"log_every": 1, "tensorboard": False, "samples": {"count": 2, "every": 4}},
+}
+
+
+def write_recipe(family: str, folder: Path) -> None:
+    """Write tiny models, and recipe.yaml, which trains them: a SiT in two stages, with evaluations."""
+    from dmdr_models import tiny
+
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["model"] |= {"family": family, "path": str(getattr(tiny, family)(folder / family))}
+    if family == "sit":
+        classifier = str(tiny.classifier(folder / "classifier"))
+        reward = {"name": "class-label", "checkpoint": classifier}
+        recipe["objectives"].append({"kind": "refl", "weight": "auto", "ratio": 0.3, "start": 6, "reward": reward})
+        evaluation = {"classifier": classifier, "reference": "shapes", "pictures": 100, "teacher_steps": [1]}
+        recipe["tracking"]["evaluation"] = {**evaluation, "every": 4}
+    else:
+        (folder / "prompts.txt").write_text("a cat\na dog in a hat\ntwo red cubes\n", encoding="utf-8")
+        recipe["data"] = {"prompts": str(folder / "prompts.txt")}
+        recipe["model"]["generator_lora"] = {"rank": 2, "alpha": 2}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+# -- what two runs are to have in common
+
+
+def contents(run: Path) -> dict[str, str]:
+    """The sha256 of what every file of a run holds that a repetition should have, by name.
+
+    Of the checkpoints the last alone, since an interrupted run keeps others.
+    """
+    last = checkpoints_in(run / "checkpoints")[-1]
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != LOCK]
+    files = [path for path in files if last in path.parents or last.parent not in path.parents]
+    return {str(path.relative_to(run)): hashlib.sha256(held(path)).hexdigest() for path in files}
+
+
+def held(path: Path) -> bytes:
+    """What a file holds, but for what the clock says, the order of scores, and how a pickle was written."""
+    if path.name == METRICS:
+        rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(path.parent)]
+        return json.dumps(rows).encode()
+    if path.name == "evaluation.json":
+        return json.dumps(json.loads(path.read_bytes()), sort_keys=True).encode()
+    if path.suffix == ".pt":
+        with torch.serialization.safe_globals(deepspeed_types()):
+            return b"".join(values(torch.load(path, weights_only=True)))
+    if path.name == MANIFEST:
+        manifest = json.loads(path.read_bytes())
+        manifest["files"] = sorted(manifest["files"])
+        return json.dumps(manifest).encode()
+    return path.read_bytes()
+
+
+def values(node: Any) -> Iterator[bytes]:
+    """Everything in what a pickle holds, in order."""
+    if isinstance(node, torch.Tensor):
+        yield f"{node.dtype} {tuple(node.shape)}".encode()
+        yield node.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(node, dict | list | tuple):
+        for part in itertools.chain.from_iterable(node.items()) if isinstance(node, dict) else node:
+            yield from values(part)
+    else:
+        yield repr(vars(node) if hasattr(node, "__dict__") else node).encode()
+
+
+def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """The files that only one of two runs has, or that are not the same."""
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+# -- the soak
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fault that has happened: to which run, where, and what followed."""
+
+    fault: str
+    run: str
+    where: str
+    codes: list[int | None]
+    goes_on: bool
+
+
+class Soak:
+    """Runs that are hit until no faults are left.
+
+    Args:
+        folder: a new one, for the runs and their logs.
+        settings: their recipe.
+        start: starts one: `start(run, log)`.
+    """
+
+    def __init__(self, folder: Path, settings: Recipe, start: Callable[[Path, Path], Attempt]):
+        self.folder, self.settings, self.start = folder, settings, start
+        self.events: list[Event] = []
+        self.complaints: dict[str, list[str]] = {}
+        self.expected: dict[str, str] = {}
+        (folder / "logs").mkdir()
+
+    def undisturbed(self) -> Pace:
+        """Make the run that the others are to equal."""
+        run, clock = self.settings.run, [time.monotonic()]
+        attempt = self.attempt("undisturbed", 0)
+        for until in (attempt.begun, lambda: attempt.logged() == run.steps, lambda: False):
+            attempt.wait(until)
+            clock.append(time.monotonic())
+        check_ended(attempt, attempt.codes())
+        start, steps, rest = (after - before for before, after in itertools.pairwise(clock))
+        self.expected = contents(attempt.out)
+        pauses = [row["checkpoint_seconds"] for row in read_metrics(attempt.out)]
+        write = statistics.median(filter(None, pauses))
+        return Pace(start, steps / run.steps, rest, write, run.steps, run.checkpoint_every)
+
+    def outlive(self, faults: list[Fault], place: Callable[[Path], AbstractContextManager[None]] = nullcontext) -> None:
+        """Use up the faults, from the last, by as many runs as that takes; `place` makes room for their checkpoints."""
+        while faults:
+            name = f"run-{len(self.complaints) + 1}"
+            self.complaints[name] = []
+            with place(self.folder / name / OUT / "checkpoints"):
+                self.one_run(name, faults)
+                found = contents(self.folder / name / OUT)
+            self.complaints[name] += [f"{file} differs" for file in differences(self.expected, found)]
+
+    def one_run(self, name: str, faults: list[Fault]) -> None:
+        """Start a run until it is done. A fault that meets it is taken from the list."""
+        damaged: Path | None = None
+        for number in itertools.count():
+            attempt = self.attempt(name, number)
+            before = undamaged(attempt)
+            fault = faults[-1] if faults else None
+            step = int(before[-1].name.removeprefix("step-")) if before else 0
+            struck = fault is not None and fault.moment(attempt, step)
+            if fault and struck:
+                fault.strike(attempt)
+            codes = attempt.end()
+            if attempt.begun():
+                self.complaints[name] += complaints(attempt, before[-1:], damaged)
+                damaged = None
+            if not fault or not struck or set(codes) == {0}:
+                return check_ended(attempt, codes)
+            if isinstance(attempt, Forked) and fault.code is not None and set(codes) != {fault.code}:
+                self.complaints[name].append(f"{attempt.log} ended with {codes} after {fault.name}")
+            left = fault.left(attempt, where(attempt, self.settings))
+            if left:
+                faults.pop()
+                damaged = left.damaged or damaged
+                self.events.append(Event(fault.name, name, left.told, codes, bool(undamaged(attempt))))
+                print(f"{attempt.log.stem}: {fault.name}: {left.told}, {codes}", file=sys.stderr, flush=True)
+
+    def attempt(self, name: str, number: int) -> Attempt:
+        (self.folder / name).mkdir(exist_ok=True)
+        return self.start(self.folder / name, self.folder / "logs" / f"{name}-{number:02d}.log")
+
+    def table(self) -> str:
+        """A row for each kind of fault."""
+        lines = ["| fault | times | where it fell | went on from | exit codes | equal |", "|---|---:|---|---|---|---|"]
+        for fault in sorted({event.fault for event in self.events}):
+            events = [event for event in self.events if event.fault == fault]
+            cells = [
+                str(len(events)),
+                counted(event.where for event in events),
+                counted("a checkpoint" if event.goes_on else "the start" for event in events),
+                counted(str(code) for event in events for code in event.codes),
+                "no" if any(self.complaints[event.run] for event in events) else "yes",
+            ]
+            lines.append(f"| {fault} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def counted(words: Iterable[str]) -> str:
+    return ", ".join(f"{word}: {count}" for word, count in Counter(words).most_common())
+
+
+def check_ended(attempt: Attempt, codes: list[int | None]) -> None:
+    """Give up where a run has ended other than well, and nothing was done to it."""
+    if set(codes) != {0}:
+        sys.exit(f"{attempt.log} ended with {codes} by itself:\n{attempt.log.read_text()[-2000:]}")
+
+
+def complaints(attempt: Attempt, newest: list[Path], damaged: Path | None) -> list[str]:
+    """What is wrong with how an attempt began, if it did not go on from `newest` or did not name what was damaged."""
+    text, found = attempt.log.read_text(), []
+    wanted = [str(path.relative_to(attempt.run)) for path in newest]
+    if re.findall("^going on from (.*)$", text, re.M) != wanted:
+        found.append(f"{attempt.log} does not go on from {wanted or 'the start'}")
+    if damaged and not re.search(rf"{re.escape(str(damaged))} is (damaged|missing); falling back", text):
+        found.append(f"{attempt.log} does not name {damaged}")
+    return found
+
+
+def where(attempt: Attempt, settings: Recipe) -> str:
+    """Where a run was when it died, by what it left."""
+    found = checkpoints_in(attempt.out / "checkpoints")
+    step = int(found[-1].name.removeprefix("step-")) if found else 0
+    evaluation = settings.tracking.evaluation
+    due = {stage for stage, end in settings.stages.items() if end == step} if evaluation else set()
+    if evaluation and evaluation.every and step % evaluation.every == 0:
+        due.add(f"step-{step}")
+    if not attempt.begun():
+        return "before it had begun"
+    if unfinished(attempt):
+        return "inside a checkpoint's write"
+    if unfinished(attempt, "removed"):
+        return "inside a checkpoint's removal"
+    if not found:
+        return "before the first checkpoint"
+    if step == settings.run.steps:
+        return "after the last checkpoint"
+    if due - read_scores(attempt.out).keys() and read_metrics(attempt.out)[-1]["step"] == step:
+        return "in an evaluation"
+    return "between checkpoints"
+
+
+# -- the command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=["sit", "sd3", "sdxl"], default="sit")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--start", choices=["fork", "python", "torchrun", "deepspeed"], default="fork")
+    parser.add_argument("--kills", type=int, default=25, help="half of them aimed at checkpoints' writes (default: 25)")
+    parser.add_argument("--signals", type=int, default=3, help="of each signal (default: 3)")
+    parser.add_argument("--damages", type=int, default=2, help="of each kind (default: 2)")
+    parser.add_argument("--full-disks", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--output", type=Path, help="a new folder in which the runs and their logs are kept")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = soaked(options, (options.output or Path(folder) / "soak").absolute())
+    runs, restarts = len(soak.complaints), len(soak.events)
+    print(f"{soak.table()}\n\n{runs} runs with {restarts} restarts; {len(soak.expected)} files of each compared")
+    if options.full_disks and FULL not in {event.fault for event in soak.events}:
+        print("no disk was filled, since none can be mounted here")
+    for name, lines in soak.complaints.items():
+        for line in lines:
+            print(f"{name}: {line}")
+    return int(any(soak.complaints.values()))
+
+
+def soaked(options: argparse.Namespace, folder: Path) -> Soak:
+    """Carry out what the command line asks for, in a new folder."""
+    (folder / "models").mkdir(parents=True)
+    SERVER.set_forkserver_preload([*IMPORTS, f"dmdr_models.{options.family}.family"])
+    making = SERVER.Process(target=write_recipe, args=(options.family, folder / "models"))
+    making.start()
+    making.join()  # and the server has imported all
+    recipe = str(folder / "models/recipe.yaml")
+    asked = ["--config", recipe, "run.resume=auto", *options.overrides]
+
+    def start(run: Path, log: Path) -> Attempt:
+        if options.start == "fork":
+            return Forked(run, log, asked, options.processes)
+        return Launched(run, log, asked, options.processes, options.start)
+
+    soak = Soak(folder, load_recipe(recipe, options.overrides), start)
+    pace, draws = soak.undisturbed(), random.Random(options.seed)
+    kills = (Kill("kill -9", pace, draws), KillWriting("kill -9, aimed at a write", pace, draws))
+    faults: list[Fault] = [kills[number % 2] for number in range(options.kills)]
+    faults += [Signal(number.name, pace, draws) for number in STOPPING for _ in range(options.signals)]
+    faults += [Damage(name, pace, draws) for name in DAMAGES for _ in range(options.damages)]
+    draws.shuffle(faults)
+    soak.outlive(faults)
+    if options.full_disks and can_mount(folder / "disk"):
+        soak.outlive([FullDisk(FULL, pace, draws)] * options.full_disks, small_disk)
+    return soak
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""What happens to the runs of soak.py: each fault waits for its moment, strikes, and may leave something behind."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dmdr_train.errors import NOT_SAVED, STOPPED, UserError
+from dmdr_train.resume import checkpoints_in, verify
+from soak_starts import Attempt
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the parts of the undisturbed run took, in seconds, and how many there are.
+
+    Args:
+        start: from its start until it had begun.
+        step: a step, with what comes between steps.
+        rest: from the last step to the end.
+        write: a checkpoint.
+        steps, every: `run.steps` and `run.checkpoint_every`.
+    """
+
+    start: float
+    step: float
+    rest: float
+    write: float
+    steps: int
+    every: int
+
+
+class Left(NamedTuple):
+    """What a fault leaves: how it is to be told, and a file, relative to the run's folder, that it has damaged."""
+
+    told: str
+    damaged: Path | None = None
+
+
+class Fault:
+    """Something that happens to a run.
+
+    Args:
+        name: its row in the table.
+        draws: where its randomness comes from.
+    """
+
+    code: int | None = None
+    """What all processes end with, where that is certain."""
+
+    def __init__(self, name: str, pace: Pace, draws: random.Random):
+        self.name, self.pace, self.draws = name, pace, draws
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        """Wait for it, in an attempt that goes on from `step`; whether the run was not over before.
+
+        Here: at any of the steps, once the run has begun.
+        """
+        return self.reached(attempt, self.draws.randrange(step, max(step + 1, self.pace.steps)))
+
+    def reached(self, attempt: Attempt, step: int) -> bool:
+        """Wait until a step is over and a little longer, at most until the next one is."""
+        length = self.pace.rest if step == self.pace.steps else self.pace.step
+        there = attempt.wait(lambda: attempt.begun() and attempt.logged() >= step)
+        return there and attempt.pause(self.draws.uniform(0, length))
+
+    def strike(self, attempt: Attempt) -> None:
+        raise NotImplementedError
+
+    def left(self, attempt: Attempt, where: str) -> Left | None:
+        """What is there when the run is over, and was at `where`; None if the fault could not do its worst."""
+        return Left(where)
+
+
+class Kill(Fault):
+    """At any step, in the start before them, or in what comes after them; of several processes one, or all."""
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        chosen = self.draws.randint(step - 1, self.pace.steps)
+        if chosen >= step:
+            return self.reached(attempt, chosen)
+        return attempt.wait(lambda: bool(attempt.pids())) and attempt.pause(self.draws.uniform(0, self.pace.start))
+
+    def strike(self, attempt: Attempt) -> None:
+        pids = attempt.pids()
+        attempt.send(signal.SIGKILL, self.draws.choice([pids, *([pid] for pid in pids)]))
+
+
+class KillWriting(Kill):
+    """While one of the next checkpoints is written, or just after."""
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        seen: set[Path] = set()
+        left = (self.pace.steps - step) // self.pace.every
+        number = self.draws.randint(1, min(3, left)) if left else 1
+
+        def writing() -> bool:
+            seen.update(unfinished(attempt))
+            return len(seen) == number
+
+        return attempt.wait(writing) and attempt.pause(self.draws.uniform(0, 0.7 * self.pace.write))
+
+
+class Signal(Fault):
+    """One process gets the signal that the fault is named after."""
+
+    code = STOPPED
+
+    def strike(self, attempt: Attempt) -> None:
+        attempt.send(signal.Signals[self.name], [self.draws.choice(attempt.pids())])
+
+    def left(self, attempt: Attempt, where: str) -> Left:
+        return Left("it saved and ended")
+
+
+def changed(content: bytes, draws: random.Random, others: list[bytes]) -> bytes:
+    at = draws.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ 1 << draws.randrange(8)]) + content[at + 1 :]
+
+
+def cut(content: bytes, draws: random.Random, others: list[bytes]) -> bytes:
+    return content[: draws.randrange(len(content))]
+
+
+def swapped(content: bytes, draws: random.Random, others: list[bytes]) -> bytes:
+    return draws.choice(others)
+
+
+DAMAGES = {
+    "a bit of a checkpoint's file changed": changed,
+    "a checkpoint's file cut short": cut,
+    "a checkpoint's file swapped for another": swapped,
+    "a checkpoint's file gone": None,
+}
+
+
+class Damage(Kill):
+    """The run is killed, and a file of the newest of its checkpoints suffers what the fault is named after."""
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        return self.reached(attempt, self.draws.randint(max(step, 2 * self.pace.every), self.pace.steps))
+
+    def left(self, attempt: Attempt, where: str) -> Left | None:
+        found = undamaged(attempt)
+        if len(found) < 2:
+            return None
+        files = {path: path.read_bytes() for path in sorted(found[-1].rglob("*")) if path.is_file()}
+        path = self.draws.choice(list(files))
+        damage = DAMAGES[self.name]
+        if damage:
+            others = [other for other in files.values() if other != files[path]]
+            path.write_bytes(damage(files[path], self.draws, others))
+        else:
+            path.unlink()
+        return Left(str(path.relative_to(found[-1])), path.relative_to(attempt.run))
+
+
+class FullDisk(Fault):
+    """From some moment on no checkpoint can be written. The run trains on to its end, which it cannot save."""
+
+    code = NOT_SAVED
+
+    def strike(self, attempt: Attempt) -> None:
+        folder = attempt.out / "checkpoints"
+        sizes = [path.stat().st_size for kept in undamaged(attempt)[-1:] for path in kept.rglob("*")]
+        spare = self.draws.randrange(sum(sizes) or 1 << 16)  # so that a write ends anywhere
+        with (folder / "filling").open("wb") as file:
+            while not attempt.over():
+                more = shutil.disk_usage(folder).free - spare
+                with suppress(OSError):  # the run was quicker
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), max(1, more))
+                time.sleep(0.001)
+
+    def left(self, attempt: Attempt, where: str) -> Left:
+        (attempt.out / "checkpoints/filling").unlink()
+        return Left("it trained on to an end that it could not save")
+
+
+def unfinished(attempt: Attempt, ending: str = "partial") -> list[Path]:
+    """Checkpoints that this attempt has begun to write, or to remove."""
+    return [path for path in attempt.out.glob(f"checkpoints/.step-*.{ending}") if attempt.younger(path)]
+
+
+def undamaged(attempt: Attempt) -> list[Path]:
+    """The checkpoints that the run could go on from, oldest first."""
+    found = []
+    for path in checkpoints_in(attempt.out / "checkpoints"):
+        with suppress(UserError, OSError):  # damaged, or just being removed
+            verify("", path)
+            found.append(path)
+    return found
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A small file system in the place of a folder, which is made."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def can_mount(folder: Path) -> bool:
+    """Whether there can be such a file system here; `folder` is a new one."""
+    with suppress(subprocess.CalledProcessError, OSError), small_disk(folder):
+        return True
+    return False
