@@ -17,17 +17,17 @@ SHORT = (
     "guidance.ratio=1",
     "guidance.dynamics=null",
     "optim.batch_size=8",
-    "optim.generator.lr=0.001",
+    "optim.generator.lr=0.002",
     "optim.generator.schedule=constant",
     "optim.ema=null",
-    "run.steps=24",
+    "run.steps=12",
     "run.checkpoint_every=0",
     "run.device=cpu",
     "tracking.tensorboard=false",
     "tracking.evaluation=null",
     "tracking.samples.count=2",
     "tracking.samples.every=0",
-    "watch={every: 4, prompts: 8, pictures: 2}",
+    "watch={every: 2, prompts: 4, pictures: 2}",
 )
 
 

@@ -74,8 +74,8 @@ def test_resumed_equals_uninterrupted_with_zero_2(workshop: Any, read_rows: Rows
 
 
 SPLITS = {
-    "deepspeed, 2 processes x 2 x 1": ({"launcher": "deepspeed", "processes": 2}, 2, 0),
-    "torchrun, 2 processes x 1 x 2, ZeRO 2": ({"launcher": "torchrun", "processes": 2}, 1, 2),
+    "2 processes x 2 x 1": ({"processes": 2}, 2, 0),
+    "2 processes x 1 x 2, ZeRO 2, by torchrun": ({"processes": 2, "launcher": "torchrun"}, 1, 2),
     "one process, 4 x 1": ({}, 4, 0),
     "one process, 1 x 4": ({}, 1, 0),
 }
