@@ -89,7 +89,7 @@ def test_what_was_due_at_the_last_checkpoint_is_made_up_for(make_run: Any) -> No
     changes = {"tracking__samples": {"count": 2, "every": 2}, "run__steps": 3}
     run = make_run(**changes)
     during_step(run, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError), run.signals:
         run.carry_out()
     assert not (run.folder / "samples").exists()
     make_run(**changes, run__resume="auto").carry_out()
