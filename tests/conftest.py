@@ -1,12 +1,33 @@
-"""What holds for all tests."""
+"""What holds for all tests: one thread; programs run in processes that need not import torch again."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
+import forking
 import pytest
 
 # Before torch is imported: on tensors as small as the tests', a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What launchers and earlier tests leave behind would make a plain process part of a group.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
+IMPORTED = (
+    "dmdr_models.sd3.family",
+    "dmdr_models.sdxl.family",
+    "dmdr_models.sit.family",
+    "dmdr_rewards.score_command",
+    "dmdr_train.runner",
+    "matplotlib.pyplot",
+    "open_clip",
+    "torch.utils.tensorboard",
+    "torchmetrics.image",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +38,67 @@ def torchs_own_linear() -> Iterator[None]:
     own = F.linear
     yield
     F.linear = own
+
+
+@dataclass
+class Outcome:
+    """What a program did, in one process or several."""
+
+    codes: list[int]
+    stdout: str
+    stderr: str
+
+    @property
+    def code(self) -> int:
+        """Of the only process, or of the first in order that failed."""
+        return next(filter(None, self.codes), 0)
+
+    def check(self) -> "Outcome":
+        assert self.code == 0, self.stderr[-4000:]
+        return self
+
+    @property
+    def errors(self) -> list[str]:
+        """Our own lines of complaint; launchers and libraries may log around them."""
+        return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+def launch(launcher: str, processes: int) -> list[str]:
+    """The part of a command that comes before run.py."""
+    folder, port = Path(sys.executable).parent, 29600 + os.getpid() % 300
+    return {
+        "python": [sys.executable],
+        "torchrun": [f"{folder}/torchrun", "--standalone", "--nproc_per_node", f"{processes}"],
+        "deepspeed": [f"{folder}/deepspeed", "--num_accelerators", f"{processes}", "--master_port", f"{port}"],
+    }[launcher]
+
+
+@pytest.fixture(scope="session")
+def plain_environment() -> dict[str, str]:
+    """Of a process that no launcher has started, on the CPU, without a network."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    return {**kept, "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def python(plain_environment: dict[str, str]) -> Callable[..., Outcome]:
+    """`python PROGRAM` in a folder: in forked processes, or as people start it, where a launcher is named."""
+    with mock.patch.dict(os.environ, plain_environment, clear=True):
+        forking.preload(IMPORTED)
+
+    def python(
+        *program: str, folder: Path, processes: int = 1, launcher: str | None = None, **variables: str
+    ) -> Outcome:
+        if launcher is not None:
+            command = [*launch(launcher, processes), *program]
+            done = subprocess.run(
+                command, cwd=folder, env=plain_environment | variables, capture_output=True, text=True, timeout=600
+            )
+            return Outcome([done.returncode], done.stdout, done.stderr)
+        with tempfile.TemporaryDirectory() as made:
+            logs = Path(made, "stdout"), Path(made, "stderr")
+            ranks = forking.group(processes) if processes > 1 else [{}]
+            running = [forking.start(program, folder, plain_environment | variables | rank, *logs) for rank in ranks]
+            return Outcome(forking.wait(running, timeout=600), *(log.read_text() for log in logs))
+
+    return python

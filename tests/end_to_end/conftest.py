@@ -1,12 +1,9 @@
 """The real commands, in processes of their own, on models that a test makes."""
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +12,6 @@ import torch
 import yaml
 
 RUN = Path(__file__).parents[2] / "packages/dmdr-train/run.py"
-# What launchers and earlier tests leave behind would make a plain process part of a group.
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
-
-
-@dataclass
-class Outcome:
-    """What a command did."""
-
-    code: int
-    stdout: str
-    stderr: str
-    cpu_seconds: float
-
-    def check(self) -> "Outcome":
-        assert self.code == 0, self.stderr[-4000:]
-        return self
-
-    @property
-    def errors(self) -> list[str]:
-        """Our own lines of complaint; launchers and libraries may log around them."""
-        return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
-
-
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-PLAIN = (sys.executable,)
-BIN = Path(sys.executable).parent
-
-
-def deepspeed(processes: int) -> tuple[str, ...]:
-    port = 29600 + os.getpid() % 300
-    return (str(BIN / "deepspeed"), "--num_accelerators", str(processes), "--master_port", str(port))
-
-
-def torchrun(processes: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-
-
-def execute(command: tuple[str, ...], folder: Path) -> Outcome:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Outcome(done.returncode, done.stdout, done.stderr, cpu)
 
 
 @dataclass
@@ -69,21 +19,22 @@ class Workshop:
     """A folder with tiny models, recipes that use them, and run.py."""
 
     folder: Path
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any]
+    python: Callable[..., Any]
 
-    def run(self, *arguments: str, launcher: tuple[str, ...] = PLAIN, config: str | None = None) -> Outcome:
+    def run(self, *arguments: str, config: str = "recipe.yaml", **started: Any) -> Any:
         """run.py --config RECIPE arguments; the workshop's own recipe unless another is named."""
         self.write()
-        return execute((*launcher, str(RUN), "--config", config or "recipe.yaml", *arguments), self.folder)
+        return self.execute(str(RUN), "--config", config, *arguments, **started)
 
     def write(self) -> None:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
 
-    def execute(self, *command: str) -> Outcome:
-        return execute(command, self.folder)
+    def execute(self, *program: str, **started: Any) -> Any:
+        return self.python(*program, folder=self.folder, **started)
 
-    def dmdr_train(self, *arguments: str) -> Outcome:
-        return self.execute(sys.executable, "-m", "dmdr_train", *arguments)
+    def dmdr_train(self, *arguments: str) -> Any:
+        return self.execute("-m", "dmdr_train", *arguments)
 
     def snapshot(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file."""
@@ -162,47 +113,45 @@ def write_texts() -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def make_workshop() -> Callable[..., Workshop]:
-    return Workshop
-
-
-@pytest.fixture
-def workshop(models: Path, tmp_path: Path) -> Workshop:
-    return open_workshop(models, tmp_path)
-
-
-def open_workshop(models: Path, folder: Path) -> Workshop:
-    for model in models.iterdir():
-        (folder / model.name).symlink_to(model)
-    return Workshop(folder, json.loads(json.dumps(RECIPE)))
+def make_workshop(python: Callable[..., Any]) -> Callable[..., Workshop]:
+    return partial(Workshop, python=python)
 
 
 @pytest.fixture(scope="session")
-def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Outcome]:
+def open_workshop(models: Path, make_workshop: Callable[..., Workshop]) -> Callable[[Path], Workshop]:
+    def open_workshop(folder: Path) -> Workshop:
+        """With the tiny models, and a recipe of its own."""
+        folder.mkdir(exist_ok=True)
+        for model in models.iterdir():
+            (folder / model.name).symlink_to(model)
+        return make_workshop(folder, json.loads(json.dumps(RECIPE)))
+
+    return open_workshop
+
+
+@pytest.fixture
+def workshop(open_workshop: Callable[[Path], Workshop], tmp_path: Path) -> Workshop:
+    return open_workshop(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    open_workshop: Callable[[Path], Workshop], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workshop, Any]:
     """A run by plain python, from start to end, with an evaluation; tests must not change it."""
-    workshop = open_workshop(models, tmp_path_factory.mktemp("finished"))
+    workshop = open_workshop(tmp_path_factory.mktemp("finished"))
     workshop.recipe["tracking"]["evaluation"] = {
         "classifier": "classifier",
         "reference": "shapes",
         "pictures": 100,
         "teacher_steps": [3, 1],
     }
-    return workshop, workshop.run().check()
+    return workshop, workshop.run(launcher="python").check()
 
 
 @pytest.fixture(scope="session")
 def read_rows() -> Callable[[Path], list[dict[str, float]]]:
     return rows
-
-
-@pytest.fixture(scope="session")
-def plain_environment() -> dict[str, str]:
-    return environment()
-
-
-@pytest.fixture(scope="session")
-def launchers() -> dict[str, Callable[[int], tuple[str, ...]]]:
-    return {"deepspeed": deepspeed, "torchrun": torchrun}
 
 
 def write_dinov2(folder: Path, width: int = 64, depth: int = 4, patch: int = 4, grid: int = 4) -> None:

@@ -1,15 +1,15 @@
 """A short version of the demo: one step of the student beats one step of the teacher by far, and a reward lifts the
 accuracy that another classifier measures, beyond what training on without it does."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dmdr_train.evaluation import Scores, read_scores
 
 ROOT = Path(__file__).parents[2]
+COMMAND = "deepspeed --num_accelerators 2 packages/dmdr-train/run.py --config demo"
 SHORT = (
     "guidance.dynamics.steps=40",
     "objectives.1.start=40",
@@ -22,28 +22,34 @@ SHORT = (
 )
 
 
-def train(folder: Path, *overrides: str) -> dict[str, Scores]:
-    command = [sys.executable, str(ROOT / "packages/dmdr-train/run.py"), "--config", "demo", f"run.output={folder}"]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*command, *SHORT, *overrides], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return read_scores(folder)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
 @pytest.fixture(scope="module")
-def rewarded(folder: Path) -> dict[str, Scores]:
-    return train(folder / "rewarded")
+def train(python: Callable[..., Any], folder: Path) -> Callable[..., dict[str, Scores]]:
+    def train(name: str, *overrides: str, **started: Any) -> dict[str, Scores]:
+        program = ("packages/dmdr-train/run.py", "--config", "demo", f"run.output={folder / name}")
+        python(*program, *SHORT, *overrides, folder=ROOT, **started).check()
+        return read_scores(folder / name)
+
+    return train
 
 
 @pytest.fixture(scope="module")
-def control(folder: Path) -> Scores:
+def rewarded(train: Callable[..., dict[str, Scores]]) -> dict[str, Scores]:
+    """By the README's command."""
+    assert f"    DS_ACCELERATOR=cpu {COMMAND}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    return train("rewarded", launcher="deepspeed", processes=2)
+
+
+@pytest.fixture(scope="module")
+def control(train: Callable[..., dict[str, Scores]]) -> Scores:
     """As long without the reward."""
-    return train(folder / "control", "objectives=[{kind: distribution_matching}]")["cold_start"]
+    return train("control", "objectives=[{kind: distribution_matching}]", "tracking.evaluation.teacher_steps=[]")[
+        "cold_start"
+    ]
 
 
 def test_one_step_of_the_student_beats_one_step_of_the_teacher(rewarded: dict[str, Scores], control: Scores) -> None:

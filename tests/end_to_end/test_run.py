@@ -3,9 +3,8 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def test_the_student_is_a_model_of_its_own(finished: Any) -> None:
 def test_the_student_generates(finished: Any, tmp_path: Path) -> None:
     workshop, _ = finished
     command = ["-m", "dmdr_models.generate", "--model", "out/student", "--classes", "0,7", "--per-class", "3"]
-    workshop.execute("python", *command, "-o", str(tmp_path / "grid.png")).check()
+    workshop.execute(*command, "-o", str(tmp_path / "grid.png")).check()
     with Image.open(tmp_path / "grid.png") as image:
         assert image.width > image.height >= 64
     sampling = json.loads((workshop.folder / "out/student/dmdr.json").read_text())
@@ -162,7 +161,7 @@ def test_the_built_in_recipes_of_sit_xl(workshop: Any, read_rows: Rows) -> None:
 def test_a_run_can_be_made_longer_and_is_scored_again(finished: Any, tmp_path: Path) -> None:
     workshop, _ = finished
     shutil.copytree(workshop.folder, tmp_path / "longer", symlinks=True)
-    longer = type(workshop)(tmp_path / "longer", workshop.recipe)
+    longer = replace(workshop, folder=tmp_path / "longer")
     before = json.loads((longer.folder / "out/evaluation.json").read_text())
     longer.run("--resume", "run.steps=6").check()
     after = json.loads((longer.folder / "out/evaluation.json").read_text())
@@ -171,24 +170,17 @@ def test_a_run_can_be_made_longer_and_is_scored_again(finished: Any, tmp_path: P
 
 
 def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
-    folder = finished[0].folder
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        program = "from dmdr_train.cli import main; main()"
-        return subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True)
-
-    exported = command("export", "out", "-o", str(tmp_path / "student"))
-    assert exported.returncode == 0, exported.stderr[-2000:]
+    workshop, folder = finished[0], finished[0].folder
+    workshop.dmdr_train("export", "out", "-o", str(tmp_path / "student")).check()
     name = "transformer/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(tmp_path / "student" / name), load_file(folder / "out/student" / name)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
-    evaluated = command("evaluate", "out")
-    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    evaluated = workshop.dmdr_train("evaluate", "out").check()
     accuracy = json.loads((folder / "out/evaluation.json").read_text())["joint"]["accuracy"]
     assert f"{accuracy:.3f}" in evaluated.stdout
 
-    missing = command("report", "nowhere")
-    assert missing.returncode == 2
+    missing = workshop.dmdr_train("report", "nowhere")
+    assert missing.code == 2
     assert missing.stderr.startswith("error: run: nowhere holds no recipe.yaml")

@@ -12,19 +12,18 @@ WEIGHTS = ("generator", "student", "fake_score")
 
 
 SPLITS = {
-    "deepspeed, 2 processes x 2 x 1": ("deepspeed", 2, 0),
-    "torchrun, 2 processes x 1 x 2, ZeRO 2": ("torchrun", 1, 2),
-    "one process, 4 x 1": (None, 4, 0),
-    "one process, 1 x 4": (None, 1, 0),
+    "2 processes x 2 x 1": ({"processes": 2}, 2, 0),
+    "2 processes x 1 x 2, ZeRO 2, by torchrun": ({"processes": 2, "launcher": "torchrun"}, 1, 2),
+    "one process, 4 x 1": ({}, 4, 0),
+    "one process, 1 x 4": ({}, 1, 0),
 }
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_batch_may_be_split(finished: Any, workshop: Any, read_rows: Rows, launchers: Any, split: str) -> None:
+def test_a_batch_may_be_split(finished: Any, workshop: Any, read_rows: Rows, split: str) -> None:
     """To rounding the same as one process with 2 x 2."""
     whole, _ = finished
-    launcher, accumulation, stage = SPLITS[split]
-    started = {} if launcher is None else {"launcher": launchers[launcher](2)}
+    started, accumulation, stage = SPLITS[split]
     settings = (f"optim.accumulation={accumulation}", f"optim.zero_stage={stage}")
     workshop.run(*settings, "tracking.samples.every=0", **started).check()
     expected, found = read_rows(whole.folder / "out"), read_rows(workshop.folder / "out")

@@ -1,6 +1,5 @@
 """The whole way on a tiny SDXL: pairs, regression, cold start, ReFL, export, one step with stock diffusers."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,12 +65,10 @@ def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dic
     assert names == {"teacher-50", "teacher-1", "student-regression", "student-cold_start", "student-joint"}
 
 
-def test_two_processes_equal_one(
-    whole: Any, launchers: Any, read_rows: Callable[[Path], list[dict[str, float]]]
-) -> None:
+def test_two_processes_equal_one(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
     """At ZeRO 2; `tests/train/test_sdxl_training.py` has the other stages, and bf16."""
     changes = ["run.output=two", "optim.zero_stage=2", "optim.accumulation=1"]
-    whole.run(*changes, launcher=launchers["torchrun"](2)).check()
+    whole.run(*changes, processes=2).check()
     for row, expected in zip(read_rows(whole.folder / "two"), read_rows(whole.folder / "out"), strict=True):
         for key in (key for key in expected if key.startswith(("loss/", "reward/"))):
             assert row[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-6), (row["step"], key)
@@ -85,7 +82,7 @@ def test_stock_diffusers_draws_what_dmdr_generate_draws(whole: Any) -> None:
     whole.dmdr_train("export", "out", "-o", "unet.bin").check()
     arguments = ["--family", "sdxl", "--model", "sdxl", "--unet", "unet.bin", "a photo of a cat", "-o", "cat.png"]
     arguments += ["--steps", "1", "--size", "32", "--seed", "0"]
-    whole.execute(sys.executable, "-m", "dmdr_models.generate", *arguments).check()
+    whole.execute("-m", "dmdr_models.generate", *arguments).check()
 
     unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(whole.folder / "sdxl/unet"))
     unet.load_state_dict(torch.load(whole.folder / "unet.bin", weights_only=True))

@@ -1,7 +1,6 @@
 """The whole way on a tiny SD3: encode, cold start, ReFL, SRPO, export, generate; with the commands that users type."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,13 +77,11 @@ def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dic
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_two_processes_equal_one(
-    whole: Any, launchers: Any, read_rows: Callable[[Path], list[dict[str, float]]], stage: int
-) -> None:
+def test_two_processes_equal_one(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]], stage: int) -> None:
     """With the text encoders at work; ZeRO-3 on two networks, the others on one."""
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
-    whole.run(*changes, launcher=launchers["torchrun"](2)).check()
+    whole.run(*changes, processes=2).check()
     for row, expected in zip(read_rows(whole.folder / name), read_rows(whole.folder / "out"), strict=True):
         for key in (key for key in expected if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))):
             assert row[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-6), (row["step"], key)
@@ -97,7 +94,7 @@ def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:
 
     student = whole.folder / "out/student"
     arguments = ("--model", "sd3", "--adapter", "out/student", "a fox", "-o", "fox.png", "--seed", "3")
-    whole.execute(sys.executable, "-m", "dmdr_models.generate", *arguments).check()
+    whole.execute("-m", "dmdr_models.generate", *arguments).check()
     pipe: Any = StableDiffusion3Pipeline.from_pretrained(whole.folder / "sd3")
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(student)

@@ -33,12 +33,11 @@ def student(model, tmp_path) -> Path:
     return folder
 
 
-def test_as_a_program(model, tmp_path):
-    """Through the interpreter once; the other tests call `main` in this process."""
-    command = [sys.executable, "-m", "dmdr_models.generate", "--family", "sit", "--model", str(model)]
-    command += ["--classes", "1,2", "--per-class", "2", "-o", "grid.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "grid.png\n"), done.stderr
+def test_as_a_program(model, tmp_path, python):
+    """In a process of its own once; the other tests call `main` in this one."""
+    command = ["-m", "dmdr_models.generate", "--family", "sit", "--model", str(model)]
+    done = python(*command, "--classes", "1,2", "--per-class", "2", "-o", "grid.png", folder=tmp_path)
+    assert (done.code, done.stdout) == (0, "grid.png\n"), done.stderr
     generate("--family", "sit", "--model", model, "--classes", "1,2", "--per-class", 2, "-o", tmp_path / "again.png")
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dmdr_rewards
 import numpy as np
@@ -71,13 +72,12 @@ def test_the_probe_picture_does_not_change() -> None:
     assert picture.sum(axis=(0, 1)).tolist() == [6266880, 6242560, 6348754]
 
 
-def test_a_warning_is_a_line(vit_folder: Path, tmp_path: Path) -> None:
+def test_a_warning_is_a_line(vit_folder: Path, tmp_path: Path, python: Any) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(vit_folder / name)
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
-    command = [sys.executable, "-m", "dmdr_rewards.cli", "black.png", "--prompt=3", "--reward=class-label=."]
-    command += ["-o", "scores.csv", "--workers=0"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    command = ["-m", "dmdr_rewards.cli", "black.png", "--prompt=3", "--reward=class-label=."]
+    done = python(*command, "-o", "scores.csv", "--workers=0", folder=tmp_path, launcher="python").check()
     [line] = done.stderr.splitlines()
     assert line.startswith("warning: ")
     assert line.endswith("preprocessor_config.json is missing: pictures enter this classifier in [0, 1], as they are")

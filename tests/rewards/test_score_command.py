@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dmdr_rewards
+import forking
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -269,26 +269,27 @@ def test_overwrite_scores_anew(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert rows[0]["redness"] == rows[0]["total"]
 
 
+@pytest.mark.usefixtures("python")
 def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, shop: Path) -> None:
     slow = ("--reward", "class-label=classifier", "--reward", "redness", "--option", "redness.pause=0.15")
-    command = [sys.executable, "-m", "dmdr_rewards.cli", "pictures", *QUICK, "--batch-size", "1", *slow, "-o"]
-    environment = {**os.environ, "PYTHONPATH": f"{shop}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    journal = Path("killed.parquet.partial.jsonl")
-    with subprocess.Popen([*command, "killed.parquet"], env=environment, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    command = ["-m", "dmdr_rewards.cli", "pictures", *QUICK, "--batch-size", "1", *slow, "-o"]
+    journal, log = Path("killed.parquet.partial.jsonl"), home / "log"
+    process = forking.start([*command, "killed.parquet"], home, {**os.environ, "PYTHONPATH": str(shop)}, log, log)
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
+        assert process.is_alive(), log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert forking.wait([process]) == [-signal.SIGKILL]
     kept = journal.read_bytes().count(b"\n")
     assert 3 <= kept < 11
     assert not Path("killed.parquet").exists()
     with journal.open("ab") as file:
         file.write(b'[{"file_name": "torn')
 
-    main([*command[3:], "killed.parquet"])
-    main([*command[3:], "whole.parquet"])
+    main([*command[2:], "killed.parquet"])
+    main([*command[2:], "whole.parquet"])
     assert Path("killed.parquet").read_bytes() == Path("whole.parquet").read_bytes()
     assert not journal.exists()
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -168,7 +167,7 @@ def holding(folder: Path, text: str) -> list[str]:
     return [str(path) for path in found if text in str(path) or text.encode() in path.read_bytes()]
 
 
-def test_a_run_and_its_export_hold_no_secret(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_run_and_its_export_hold_no_secret(models: Callable[[str], Path], python: Any, tmp_path: Path) -> None:
     """With the keys of every tracker and hub in the environment, and a tracker that writes down what it is told."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/wandb.py").write_text(WANDB)
@@ -176,21 +175,14 @@ def test_a_run_and_its_export_hold_no_secret(models: Callable[[str], Path], tmp_
     for name in ("sit", "classifier"):
         (work / name).symlink_to(models(name))
     (work / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    environment |= dict.fromkeys(VARIABLES, CANARY) | {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = f"{tmp_path / 'lib'}{os.pathsep}{environment.get('PYTHONPATH', '')}"
-    program = "import sys; from dmdr_train.cli import main; [main(each.split()) for each in sys.argv[1:]]"
-    commands = ["run --config recipe.yaml", "export out -o exported", "report out"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *commands], cwd=work, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    variables = dict.fromkeys(VARIABLES, CANARY) | {"PYTHONPATH": str(tmp_path / "lib")}
+    for command in ("run --config recipe.yaml", "export out -o exported", "report out"):
+        done = python("-m", "dmdr_train", *command.split(), folder=work, **variables).check()
+        assert CANARY not in done.stdout + done.stderr
     assert "project" in json.loads((work / "out/wandb.json").read_text())["project"]
     assert (work / "exported/README.md").is_file()
     assert holding(work, "project"), "the search must find what is there"
     assert holding(work, CANARY) == []
-    assert CANARY not in done.stdout + done.stderr
 
 
 class Tattler(BaseHTTPRequestHandler):

@@ -1,7 +1,6 @@
 """The cache of embeddings: the numbers of encoding on the spot, whole or not there, and never another model's."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -30,7 +29,6 @@ from torch import Tensor
 
 TEXTS = [f"a picture of {i} things" for i in range(23)]
 MADE = {"format": 1, "family": "stub", "max_tokens": 5, "text_encoders": "abc", "dtype": "fp32"}
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
 
 
 class Encoder:
@@ -269,7 +267,7 @@ ENCODE = ["encode", "--config", "recipe.yaml"]
 
 
 def test_the_command(
-    models: Path, in_folder: Path, recipe_of: Callable[..., dict[str, Any]], capfd: pytest.CaptureFixture[str]
+    models: Path, in_folder: Path, recipe_of: Callable[..., dict[str, Any]], python: Any, capfd: Any
 ) -> None:
     import dmdr_models
 
@@ -289,9 +287,7 @@ def test_the_command(
     assert_equal(dict(family.null_condition(2)), cache(["", ""]))
     check_embeddings(Recipe.model_validate(recipe_of(data__embeddings="alone")))
 
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launcher, "-m", "dmdr_train", *arguments, "together"], env=environment, check=True, timeout=300)
+    python("-m", "dmdr_train", *arguments, "together", folder=in_folder, processes=2).check()
     assert content(in_folder / "together") == content(in_folder / "alone")
 
 
