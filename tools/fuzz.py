@@ -209,9 +209,10 @@ def embeddings() -> Target:
 
 def checkpoint() -> Target:
     """The manifest and the recipe of a checkpoint that a run is to go on from."""
+    from dmdr_rewards.untrusted import from_json
+    from dmdr_train import resume
     from dmdr_train.files import fingerprint
     from dmdr_train.recipe_file import dump_recipe, load_recipe
-    from dmdr_train.resume import find_checkpoint, read_manifest
 
     settings = load_recipe("demo-t2i")
     tree = settings.model_dump(mode="json")
@@ -225,20 +226,27 @@ def checkpoint() -> Target:
         path.mkdir()
         (path / "generator.safetensors").write_bytes(b"weights")
         (path / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
-        made_of = {name: fingerprint(path / name) for name in manifest["files"]}
-        (path / "manifest.json").write_bytes(as_json({**manifest, "files": made_of}))
         name, content = example
-        (path / name).write_bytes(content.replace(b"FILES", as_json(made_of)))
         if name == "recipe.yaml":  # by somebody who signs what he changes
-            made_of[name] = fingerprint(path / name)
-            (path / "manifest.json").write_bytes(as_json({**manifest, "files": made_of}))
+            (path / name).write_bytes(content)
+        made_of = {name: fingerprint(path / name) for name in manifest["files"]}
+        (path / "manifest.json").write_bytes(as_json(resume.signed({**manifest, "files": made_of})))
+        if name == "manifest.json":
+            (path / name).write_bytes(sign_again(content, made_of) if b"FILES" in content else content)
         run = {"resume": str(path), "output": str(folder / "run")}
-        found = find_checkpoint(settings.model_copy(update={"run": settings.run.model_copy(update=run)}), len)
+        found = resume.find_checkpoint(settings.model_copy(update={"run": settings.run.model_copy(update=run)}), len)
         assert found == path
-        assert isinstance(read_manifest("run.resume", path)["step"], int)
+        assert isinstance(resume.read_manifest("run.resume", path)["step"], int)
 
-    signed = texts({**manifest, "files": "FILES"}, as_json).map(lambda text: text.replace(b'"FILES"', b"FILES"))
-    manifests = st.tuples(st.just("manifest.json"), signed | texts(manifest, as_json))
+    def sign_again(content: bytes, made_of: dict[str, Any]) -> bytes:
+        content = content.replace(b'"FILES"', as_json(made_of))
+        try:
+            found = from_json(content)
+        except ValueError:
+            return content
+        return as_json(resume.signed(found)) if isinstance(found, dict) else content
+
+    manifests = st.tuples(st.just("manifest.json"), texts({**manifest, "files": "FILES"}, as_json))
     return manifests | st.tuples(st.just("recipe.yaml"), texts(tree, as_yaml)), read
 
 

@@ -1,4 +1,4 @@
-"""Kill runs, signal them, damage their checkpoints and fill their disk, and see whether they end as an undisturbed one.
+"""Kill runs, stop them, damage their checkpoints, fill their disks, and see whether they end as an undisturbed one.
 
     python tools/soak.py                                               # a SiT, one process
     python tools/soak.py --family sd3                                  # or sdxl: two adapters, distribution matching
@@ -17,7 +17,7 @@ inside the write of a checkpoint if that lies there under its hidden name.
 
 A process of --start fork is one of its own that does what run.py does, forked from a server that has a single thread
 and has imported torch and DeepSpeed. It is spared the seconds of the imports, and nothing else: kill -9 ends it like
-any other. The disk is filled on a small file system of its own, which only root can mount; elsewhere this is left out.
+any other. Disks are filled on small file systems of their own, which only root can mount; elsewhere this is left out.
 
 The exit code is 1 if anything differs, or a run did not end or go on as it should.
 """
@@ -59,12 +59,15 @@ from soak_faults import (
     Damage,
     Fault,
     FullDisk,
+    FullLogs,
+    Hang,
     Kill,
     KillWriting,
     Pace,
+    SecondRun,
     Signal,
     can_mount,
-    small_disk,
+    small_disks,
     undamaged,
     unfinished,
 )
@@ -81,7 +84,7 @@ RECIPE: dict[str, Any] = {
         "fake_score": {"lr": 1e-3, "eps": 1e-4},
         "ema": 0.9,
     },
-    "run": {"output": OUT, "steps": 12, "device": "cpu", "checkpoint_every": 2, "keep_last": 3, "timeout": 30},
+    "run": {"output": OUT, "steps": 12, "device": "cpu", "checkpoint_every": 2, "keep_last": 3, "timeout": 15},
     "tracking": {"log_every": 1, "tensorboard": False, "samples": {"count": 2, "every": 4}},
 }
 
@@ -198,11 +201,11 @@ class Soak:
         return Pace(start, steps / run.steps, rest, write, run.steps, run.checkpoint_every)
 
     def outlive(self, faults: list[Fault], place: Callable[[Path], AbstractContextManager[None]] = nullcontext) -> None:
-        """Use up the faults, from the last, by as many runs as that takes; `place` makes room for their checkpoints."""
+        """Use up the faults, from the last, by as many runs as that takes; `place` makes room for what they leave."""
         while faults:
             name = f"run-{len(self.complaints) + 1}"
             self.complaints[name] = []
-            with place(self.folder / name / OUT / "checkpoints"):
+            with place(self.folder / name / OUT):
                 self.one_run(name, faults)
                 found = contents(self.folder / name / OUT)
             self.complaints[name] += [f"{file} differs" for file in differences(self.expected, found)]
@@ -222,16 +225,19 @@ class Soak:
             if attempt.begun():
                 self.complaints[name] += complaints(attempt, before[-1:], damaged)
                 damaged = None
-            if not fault or not struck or set(codes) == {0}:
+            done = set(codes) == {0}
+            if not fault or not struck or (done and fault.code != 0):
                 return check_ended(attempt, codes)
-            if isinstance(attempt, Forked) and fault.code is not None and set(codes) != {fault.code}:
-                self.complaints[name].append(f"{attempt.log} ended with {codes} after {fault.name}")
+            if isinstance(attempt, Forked) and (wrong := fault.wrong(attempt, codes)):  # a launcher has its own codes
+                self.complaints[name].append(f"{attempt.log} {wrong} after {fault.name}")
             left = fault.left(attempt, where(attempt, self.settings))
             if left:
                 faults.pop()
                 damaged = left.damaged or damaged
                 self.events.append(Event(fault.name, name, left.told, codes, bool(undamaged(attempt))))
                 print(f"{attempt.log.stem}: {fault.name}: {left.told}, {codes}", file=sys.stderr, flush=True)
+            if done:
+                return None
 
     def attempt(self, name: str, number: int) -> Attempt:
         (self.folder / name).mkdir(exist_ok=True)
@@ -308,7 +314,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=25, help="half of them aimed at checkpoints' writes (default: 25)")
     parser.add_argument("--signals", type=int, default=3, help="of each signal (default: 3)")
     parser.add_argument("--damages", type=int, default=2, help="of each kind (default: 2)")
-    parser.add_argument("--full-disks", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--hangs", type=int, default=2, help="of one of several processes (default: 2)")
+    parser.add_argument("--second-runs", type=int, default=2, help="in the same folder (default: 2)")
+    parser.add_argument("--full-disks", type=int, default=3, help="of checkpoints, and of logs (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--output", type=Path, help="a new folder in which the runs and their logs are kept")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
@@ -346,10 +354,14 @@ def soaked(options: argparse.Namespace, folder: Path) -> Soak:
     faults: list[Fault] = [kills[number % 2] for number in range(options.kills)]
     faults += [Signal(number.name, pace, draws) for number in STOPPING for _ in range(options.signals)]
     faults += [Damage(name, pace, draws) for name in DAMAGES for _ in range(options.damages)]
+    faults += [SecondRun("a second run in the folder", pace, draws, start) for _ in range(options.second_runs)]
+    if options.processes > 1 and options.start == "fork":
+        faults += [Hang("one process stands still", pace, draws) for _ in range(options.hangs)]
     draws.shuffle(faults)
     soak.outlive(faults)
     if options.full_disks and can_mount(folder / "disk"):
-        soak.outlive([FullDisk(FULL, pace, draws)] * options.full_disks, small_disk)
+        full = FullDisk(FULL, pace, draws), FullLogs("the log's disk full", pace, draws)
+        soak.outlive([fault for fault in full for _ in range(options.full_disks)], small_disks)
     return soak
 
 

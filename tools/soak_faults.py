@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dmdr_train.errors import NOT_SAVED, STOPPED, UserError
+from dmdr_train.errors import EXIT_CODE, LOST, NOT_SAVED, STOPPED, UserError
 from dmdr_train.resume import checkpoints_in, verify
 from soak_starts import Attempt
 
@@ -53,7 +53,7 @@ class Fault:
     """
 
     code: int | None = None
-    """What all processes end with, where that is certain."""
+    """What all processes end with, where that is certain; 0 if the run is to take no notice."""
 
     def __init__(self, name: str, pace: Pace, draws: random.Random):
         self.name, self.pace, self.draws = name, pace, draws
@@ -74,6 +74,10 @@ class Fault:
     def strike(self, attempt: Attempt) -> None:
         raise NotImplementedError
 
+    def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
+        """What is wrong with how the processes ended; empty if nothing is."""
+        return f"ended with {codes}" if self.code is not None and set(codes) != {self.code} else ""
+
     def left(self, attempt: Attempt, where: str) -> Left | None:
         """What is there when the run is over, and was at `where`; None if the fault could not do its worst."""
         return Left(where)
@@ -90,7 +94,29 @@ class Kill(Fault):
 
     def strike(self, attempt: Attempt) -> None:
         pids = attempt.pids()
-        attempt.send(signal.SIGKILL, self.draws.choice([pids, *([pid] for pid in pids)]))
+        self.hit = self.draws.choice([pids, *([pid] for pid in pids)])
+        attempt.send(signal.SIGKILL, self.hit)
+
+    def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
+        """Those that are left end in good order, and name the one that is not."""
+        left = {code for code in codes if code != -signal.SIGKILL}
+        if not left <= {0, LOST}:
+            return f"ended with {codes}"
+        named = not attempt.begun() or f"(process {self.hit[0]} on" in attempt.log.read_text()
+        return "" if named or LOST not in left else f"does not name process {self.hit[0]}"
+
+
+class Hang(Kill):
+    """One of several processes stands still, and does not even end."""
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        return self.reached(attempt, self.draws.randrange(step, max(step + 1, self.pace.steps)))
+
+    def strike(self, attempt: Attempt) -> None:
+        self.hit = [self.draws.choice(attempt.pids())]
+        attempt.send(signal.SIGSTOP, self.hit)
+        attempt.wait(lambda: sum(code is None for code in attempt.codes()) == 1)
+        attempt.send(signal.SIGKILL, self.hit)
 
 
 class KillWriting(Kill):
@@ -166,21 +192,69 @@ class FullDisk(Fault):
     """From some moment on no checkpoint can be written. The run trains on to its end, which it cannot save."""
 
     code = NOT_SAVED
+    filled = "checkpoints"
 
     def strike(self, attempt: Attempt) -> None:
-        folder = attempt.out / "checkpoints"
+        folder = attempt.out / self.filled
         sizes = [path.stat().st_size for kept in undamaged(attempt)[-1:] for path in kept.rglob("*")]
         spare = self.draws.randrange(sum(sizes) or 1 << 16)  # so that a write ends anywhere
+        self.fill(folder, spare, attempt.over)
+
+    def fill(self, folder: Path, spare: int, until: Callable[[], bool]) -> None:
+        """Leave so many bytes of a folder's file system, and those that are freed meanwhile, to nobody."""
         with (folder / "filling").open("wb") as file:
-            while not attempt.over():
+            while not until():
                 more = shutil.disk_usage(folder).free - spare
                 with suppress(OSError):  # the run was quicker
                     os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), max(1, more))
                 time.sleep(0.001)
+        (folder / "filling").unlink()
 
     def left(self, attempt: Attempt, where: str) -> Left:
-        (attempt.out / "checkpoints/filling").unlink()
         return Left("it trained on to an end that it could not save")
+
+
+class FullLogs(FullDisk):
+    """Until the run says so, nothing can be written but checkpoints."""
+
+    code = 0
+    filled = "."
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        return self.reached(attempt, self.draws.randint(step, max(step, self.pace.steps // 2)))
+
+    def strike(self, attempt: Attempt) -> None:
+        self.fill(attempt.out, 0, lambda: attempt.over() or self.said(attempt))
+
+    def said(self, attempt: Attempt) -> bool:
+        return "metrics.jsonl cannot be written; its rows are kept" in attempt.log.read_text()
+
+    def left(self, attempt: Attempt, where: str) -> Left | None:
+        return Left("it trained on and wrote all of it later") if self.said(attempt) else None
+
+
+class SecondRun(Fault):
+    """Somebody starts the same run a second time."""
+
+    code = 0
+
+    def __init__(self, name: str, pace: Pace, draws: random.Random, start: Callable[[Path, Path], Attempt]):
+        super().__init__(name, pace, draws)
+        self.start = start
+
+    def moment(self, attempt: Attempt, step: int) -> bool:
+        return self.reached(attempt, step)
+
+    def strike(self, attempt: Attempt) -> None:
+        self.second = self.start(attempt.run, attempt.log.with_suffix(".second.log"))
+        self.codes = self.second.end()
+
+    def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
+        refused = set(self.codes) == {EXIT_CODE} and "is in use by process" in self.second.log.read_text()
+        return super().wrong(attempt, codes) or ("" if refused else f"did not keep a second run out: {self.codes}")
+
+    def left(self, attempt: Attempt, where: str) -> Left:
+        return Left("the second was refused")
 
 
 def unfinished(attempt: Attempt, ending: str = "partial") -> list[Path]:
@@ -199,8 +273,14 @@ def undamaged(attempt: Attempt) -> list[Path]:
 
 
 @contextmanager
+def small_disks(out: Path) -> Iterator[None]:
+    """A small file system in the place of a run's folder, which is made, and another for its checkpoints."""
+    with small_disk(out), small_disk(out / "checkpoints"):
+        yield
+
+
+@contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A small file system in the place of a folder, which is made."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     subprocess.run(mount, check=True, stderr=subprocess.DEVNULL)
@@ -211,7 +291,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def can_mount(folder: Path) -> bool:
-    """Whether there can be such a file system here; `folder` is a new one."""
+    """Whether there can be such file systems here; `folder` is a new one."""
     with suppress(subprocess.CalledProcessError, OSError), small_disk(folder):
         return True
     return False

@@ -18,12 +18,28 @@ def tool() -> Any:
 
 
 def test_a_few_faults_of_each_kind_change_nothing(tool: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    faults = ["--kills", "4", "--signals", "1", "--damages", "1", "--full-disks", "1"]
+    faults = ["--kills", "4", "--signals", "1", "--damages", "1", "--second-runs", "1", "--full-disks", "1"]
     assert tool.main([*faults, "run.steps=8", "objectives.1.start=4"]) == 0
     out = capsys.readouterr().out
-    rows = [line for line in out.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == (9 if "no disk was filled" in out else 10)
+    rows = table(out)
+    assert len(rows) == (10 if "no disk was filled" in out else 12)
     assert all(row.endswith(" | yes |") for row in rows)
+
+
+def test_one_of_two_processes_dies_or_stands_still(tool: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other one names it and ends, and the run goes on."""
+    none = ["--signals", "0", "--damages", "0", "--second-runs", "0", "--full-disks", "0"]
+    short = ["run.steps=8", "objectives.1.start=4", "run.timeout=6", "optim.zero_stage=2"]
+    assert tool.main(["--processes", "2", "--kills", "2", "--hangs", "1", *none, *short]) == 0
+    assert [row.split(" | ")[0] for row in table(capsys.readouterr().out)] == [
+        "| kill -9",
+        "| kill -9, aimed at a write",
+        "| one process stands still",
+    ]
+
+
+def table(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("| ")][1:]
 
 
 def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:

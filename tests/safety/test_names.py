@@ -15,7 +15,7 @@ from dmdr_train.embeddings import EmbeddingCache, cache_folder
 from dmdr_train.encode import plan
 from dmdr_train.errors import UserError
 from dmdr_train.files import fingerprint
-from dmdr_train.resume import verify
+from dmdr_train.resume import signed, verify
 from PIL import Image
 
 OUTSIDE = ["../secret.png", "a/../../secret.png", "/etc/secret.png", "a/../..", "x\0.png"]
@@ -99,7 +99,7 @@ def test_a_checkpoint_names_its_own_files_alone(name: str, tmp_path: Path) -> No
     (tmp_path / "outside").write_bytes(b"")
     (folder := tmp_path / "step-00000001").mkdir()
     manifest = {"step": 1, "world_size": 1, "weights": {}, "files": {name: fingerprint(tmp_path / "outside")}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(signed(manifest)))
     with pytest.raises(UserError, match=r"^run\.resume: .* leads out of .*step-00000001"):
         verify("run.resume", folder)
 

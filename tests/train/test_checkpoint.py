@@ -15,7 +15,7 @@ from dmdr_train.errors import UserError
 from dmdr_train.files import fingerprint
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
-from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, verify
+from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, signed, verify
 from dmdr_train.session import build
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
@@ -53,11 +53,11 @@ def copy(saved: dict[int, Any], tmp_path: Path) -> Path:
     return shutil.copytree(saved[0][1], tmp_path / "step-00000003")
 
 
-def sign_again(path: Path) -> None:
-    """Make the manifest agree with the files, as an attacker would."""
-    manifest = json.loads((path / "manifest.json").read_text())
+def sign_again(path: Path, **changes: Any) -> None:
+    """Make the manifest agree with the files and with these changes of it, as an attacker would."""
+    manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
     manifest["files"] = {name: fingerprint(path / name) for name in manifest["files"]}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(signed(manifest)))
 
 
 def load(settings: Recipe, path: Path) -> tuple[Trainer, Average]:
@@ -74,6 +74,23 @@ def test_the_newest_are_kept_whole(saved: dict[int, Any]) -> None:
         on_disk = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
         assert files == on_disk - {"manifest.json"}
         assert {"generator.safetensors", "student.safetensors", "fake_score.safetensors", "recipe.yaml"} < files
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(
+    saved: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a machine that loses its power then leaves is whole, or not there."""
+    settings, _, trainer, average = saved[0]
+    settled: list[str] = []
+    names: list[set[str]] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (settled.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(set(settled)), replace(old, new)))
+    path = checkpoint.save(tmp_path, settings, trainer, average)
+    (before,) = names
+    partial = path.with_name(f".{path.name}.partial")
+    assert before == {str(partial / found.relative_to(path)) for found in (path, *path.rglob("*"))}
+    assert settled[-1] == str(tmp_path)
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -122,8 +139,14 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     assert str(caught.value) == f"run.init_from: {copy / name} is missing; give another checkpoint"
 
 
-def test_a_damaged_manifest_is_named(copy: Path) -> None:
-    (copy / "manifest.json").write_text('{"step": 3, "fi')
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:18], lambda text: text.replace('"step": 3', '"step": 7'), lambda text: "{}"]
+)
+def test_a_damaged_manifest_is_named(copy: Path, damage: Callable[[str], str]) -> None:
+    """Also where it reads as one."""
+    intact = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(damage(intact))
+    assert damage(intact) != intact
     with pytest.raises(UserError, match=r"run.resume: .*manifest.json is damaged; give another checkpoint"):
         verify("run.resume", copy)
 
@@ -177,7 +200,7 @@ def test_what_differs_is_said(make_recipe: Callable[..., Recipe], saved: dict[in
     """A line for every key, whether it may change or not, and for packages."""
     manifest = json.loads((copy / "manifest.json").read_text())
     assert manifest["versions"] == versions()
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "versions": {"torch": "1.0"}}))
+    sign_again(copy, versions={"torch": "1.0"})
     basis = {"model__path": saved[0][0].model.path, "optim__ema": 0.5}
     said: list[str] = []
     changes = {"run__steps": 20, "run__output": "elsewhere", "guidance__ratio": 5, "optim__clip": 2.0}
@@ -281,8 +304,7 @@ def test_a_harmless_change_is_not(
 def test_another_number_of_processes_is_said(
     make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "world_size": 2}))
+    sign_again(copy, world_size=2)
     changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5}
     said: list[str] = []
     compare(make_recipe(**changes), copy, said.append)

@@ -23,6 +23,7 @@ from dmdr_train.resume import checkpoints_in, find_checkpoint, read_manifest, ve
 from dmdr_train.runner import Run
 from dmdr_train.session import build
 from dmdr_train.tracking import Rows, Tracker, read_metrics
+from dmdr_train.writes import Unhurried
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
@@ -199,6 +200,65 @@ def test_a_really_full_disk(make_run: Any, tmp_path: Path, size: str) -> None:
         assert os.listdir(run.folder / "checkpoints") == []
     finally:
         subprocess.run(["umount", str(tmp_path / "out/checkpoints")], check=True)
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+
+def test_what_training_can_do_without_is_written_later() -> None:
+    said: list[str] = []
+    made: list[str] = []
+    full = [True]
+    write = Unhurried(said.append)
+
+    def row(text: str) -> Callable[[], object]:
+        return lambda: no_space() if full[0] else made.append(text)
+
+    write("a.png", row("a"))
+    write("b.json", row("old"))
+    write("b.json", row("new"))
+    assert made == []
+    assert said == [
+        f"warning: {name} could not be written (No space left on device); it is kept until it can"
+        for name in ("a.png", "b.json")
+    ]
+    with pytest.raises(OSError, match="No space left"):
+        write.finish()
+    full[0] = False
+    write.again()
+    write.finish()
+    assert made == ["a", "new"]
+
+
+def test_samples_wait_for_space_and_the_report_is_written_when_it_can(make_run: Any, monkeypatch: Any) -> None:
+    run = make_run(run__steps=2, tracking__samples={"count": 2, "every": 1})
+    del run.finish
+    monkeypatch.setattr("dmdr_train.pictures.save_png", no_space)
+    monkeypatch.setattr("dmdr_train.runner.save_png", no_space)
+    with pytest.raises(
+        StoppedError, match=r"the report in .* could not be written \(No space left on device\)"
+    ) as caught:
+        run.carry_out()
+    assert caught.value.code == 74
+    assert names(run) == ["step-00000002"]
+    assert [row["step"] for row in read_metrics(run.folder)] == [1, 2]
+    monkeypatch.undo()
+    again = make_run(run__steps=2, tracking__samples={"count": 2, "every": 1}, run__resume="auto")
+    del again.finish
+    again.carry_out()
+    assert (run.folder / "summary.md").stat().st_size > 0
+    assert (run.folder / "samples/student-00000002.png").stat().st_size > 0
+
+
+def test_a_run_does_not_begin_where_nothing_can_be_written(make_run: Any, monkeypatch: Any) -> None:
+    run = make_run()
+    monkeypatch.setattr("dmdr_train.runner.write_whole", no_space)
+    with pytest.raises(UserError) as caught:
+        run.carry_out()
+    assert str(caught.value) == (
+        f"run.output: {run.folder} cannot be written to (No space left on device); make space, or give another folder"
+    )
 
 
 # -- writing in the background

@@ -7,8 +7,8 @@
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
         recipe.yaml
-        manifest.json             step, world size, what automatic weights follow, versions of packages, and size and
-                                  sha256 of every file; written last
+        manifest.json             step, world size, what automatic weights follow, versions of packages, size and sha256
+                                  of every file, the recipe's among them, and the sha256 of all this; written last
 
 A run has neither random state nor a place in its data to save (see `dmdr_train.draws` and `.prompts`): its step is
 enough.
@@ -33,10 +33,11 @@ from torch import nn
 from dmdr_train.average import Average
 from dmdr_train.engines import anywhere, gathered
 from dmdr_train.errors import UserError, naming
+from dmdr_train.files import settle, settle_names
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.reshard import Cuts, reshard
-from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest
+from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest, signed
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
 from dmdr_train.writes import Writes
@@ -121,11 +122,15 @@ class Saving:
 
     def _complete(self, files: dict[str, Any]) -> None:
         """Write the manifest, and give the folder its name."""
-        manifest = {**self.manifest, "files": dict(sorted(files.items()))}
+        manifest = signed({**self.manifest, "files": dict(sorted(files.items()))})
         (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        settle(self.partial / MANIFEST)
+        for folder in (*(self.partial / name for name in ENGINES), self.partial):
+            settle_names(folder)
         if self.final.exists():
             remove(self.final)
         os.replace(self.partial, self.final)
+        settle_names(self.final.parent)
 
     def _together(self) -> None:
         """Go on if every process could write."""

@@ -199,10 +199,10 @@ def anywhere(flag: bool) -> bool:
 
 
 def agreed(decide: Callable[[], Decision]) -> Decision:
-    """What rank 0 decides, on every process; every process must ask.
+    """What rank 0 decides, or does, on every process; every process must ask.
 
     Raises:
-        UserError: rank 0's, everywhere.
+        UserError, StoppedError: rank 0's, everywhere.
     """
     if dist.get_world_size() == 1:
         return decide()
@@ -210,7 +210,7 @@ def agreed(decide: Callable[[], Decision]) -> Decision:
     if dist.get_rank() == 0:
         try:
             said[0] = decide()
-        except UserError as error:
+        except (UserError, StoppedError) as error:
             said[1] = error
     dist.broadcast_object_list(said, device=_communicating())
     if said[1] is not None:

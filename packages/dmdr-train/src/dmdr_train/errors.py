@@ -42,9 +42,12 @@ class StoppedError(Exception):
     """
 
     def __init__(self, code: int, text: str, speaker: int = 0):
-        super().__init__(text)
+        super().__init__(code, text, speaker)  # so that it can be pickled
         self.code = code
         self.speaker = speaker
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 @contextmanager

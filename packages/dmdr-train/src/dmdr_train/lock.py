@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,9 +31,10 @@ def hold(folder: Path) -> IO[str]:
     """
     file = (folder / LOCK).open("a+")
     _lock(file, fcntl.LOCK_EX, folder)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    with suppress(OSError):  # on a full disk it is held all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
     return file
 
 

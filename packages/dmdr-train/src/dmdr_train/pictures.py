@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from dmdr_core import randn
 from dmdr_models.family import Family
+from dmdr_models.images import grid, save_png
 from dmdr_models.sampling import sample
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -70,11 +71,12 @@ def labelled_rows(rows: dict[str, Image.Image]) -> Image.Image:
     return page
 
 
-def save_row(family: Family, images: Tensor, folder: Path, name: str) -> Image.Image:
-    """Save a row of samples as folder/name.png, small pictures enlarged."""
-    from dmdr_models.images import grid, save_png
+def sample_row(images: Tensor) -> Image.Image:
+    """Pictures beside each other, small ones enlarged."""
+    return grid(images, columns=len(images), scale=max(1, 96 // images.shape[-1]))
 
-    image = grid(images, columns=len(images), scale=max(1, 96 // images.shape[-1]))
+
+def save_row(row: Image.Image, folder: Path, name: str) -> None:
+    """Save a row of samples as folder/name.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_png(image, folder / f"{name}.png")
-    return image
+    save_png(row, folder / f"{name}.png")

@@ -317,7 +317,7 @@ AnyRule = Annotated[RewardHacking | Limit, Field(discriminator="kind")]
 
 DEFAULT_RULES: list[AnyRule] = [
     RewardHacking(kind="reward_hacking"),
-    Limit(kind="limit", metric="diversity", below=0.5, relative_to="teacher"),
+    Limit(kind="limit", metric="diversity", below=0.6, relative_to="teacher"),
     Limit(kind="limit", metric="saturation", above=1.5, relative_to="teacher"),
     Limit(kind="limit", metric="contrast", above=1.5, relative_to="teacher"),
     Limit(kind="limit", metric="drift/mean", above=1.0),

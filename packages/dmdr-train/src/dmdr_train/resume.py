@@ -1,5 +1,7 @@
 """Which checkpoint a run goes on from: whole, undamaged, and of a recipe that it may go on with."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -80,15 +82,21 @@ def newest_whole(found: list[Path], say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the sha256 of all that it says."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    return {**said, "sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
+
+
 def read_manifest(key: str, path: Path) -> dict[str, Any]:
     """manifest.json of a checkpoint.
 
     Raises:
-        UserError: it is no such thing.
+        UserError: it is no such thing, or has changed since it was written.
     """
     try:
         manifest = from_json((path / MANIFEST).read_bytes())
-        if _is_manifest(manifest):
+        if _is_manifest(manifest) and manifest == signed(manifest):
             return manifest
     except (ValueError, OSError):
         pass

@@ -12,17 +12,18 @@ from typing import IO, Any
 import torch.distributed as dist
 from dmdr_models.images import save_png
 from PIL import Image
+from safetensors import SafetensorError
 
 from dmdr_train import checkpoint, report, rules
 from dmdr_train.average import Average
 from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, start_processes
-from dmdr_train.errors import EARLY_WARNING, NOT_FINITE, NOT_SAVED, STOPPED, StoppedError, naming
+from dmdr_train.errors import EARLY_WARNING, NOT_FINITE, NOT_SAVED, STOPPED, StoppedError, UserError, naming
 from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.export import export_student, sampling_settings
 from dmdr_train.files import write_whole
 from dmdr_train.lock import hold
 from dmdr_train.peers import Peers
-from dmdr_train.pictures import draw_samples, labelled_rows, save_row
+from dmdr_train.pictures import draw_samples, labelled_rows, sample_row, save_row
 from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
@@ -33,6 +34,7 @@ from dmdr_train.signals import Signals
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
 from dmdr_train.watch import Look, Watch, compared, pooled_pixels
+from dmdr_train.writes import Unhurried, reason_of
 
 
 def run(settings: Recipe) -> None:
@@ -86,6 +88,7 @@ class Run:
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self.signals = signals or Signals()
+        self.unhurried = Unhurried(self.say)
         self.saving: checkpoint.Saving | None = None
         self.pause = 0.0
         self._evaluator: Evaluator | None = None
@@ -112,12 +115,7 @@ class Run:
             StoppedError: the run ends early, in good order; see docs/reliability.md.
         """
         with locked(self.folder):
-            if self.first:
-                checkpoint.remove_leftovers(self.folder)
-                text = dump_recipe(self.settings)
-                write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-                self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
-            dist.barrier()
+            agreed(self.open_folder)
             try:
                 if self.trainer.step == 0:
                     self.sample_teacher()
@@ -126,6 +124,21 @@ class Run:
             finally:
                 if self.tracker:
                     self.tracker.close()
+
+    def open_folder(self) -> None:
+        """Clear away what an earlier process left half done, and begin to write.
+
+        Raises:
+            UserError: that cannot be, such as on a full disk.
+        """
+        checkpoint.remove_leftovers(self.folder)
+        text = dump_recipe(self.settings)
+        try:
+            write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+            self.tracker = Tracker(self.folder, self.settings, self.trainer.step)
+        except OSError as error:
+            reason = f"{self.folder} cannot be written to ({reason_of(error)})"
+            raise UserError("run.output", f"{reason}; make space, or give another folder") from None
 
     def train(self) -> None:
         """Step until `run.steps`; log, save, sample and evaluate on the way."""
@@ -300,9 +313,7 @@ class Run:
         Raises:
             StoppedError: always.
         """
-        if self.first:
-            self.write_report()
-        dist.barrier()
+        self.report()
         newest = checkpoints_in(self.folder / "checkpoints")[-1]
         raise StoppedError(EARLY_WARNING, f"{line}; saved in {newest}")
 
@@ -342,9 +353,7 @@ class Run:
         self.end_stage(list(self.settings.stages)[-1])
         if self.settings.tracking.evaluation:
             self.evaluate_references()
-        if self.first:
-            self.write_report()
-        dist.barrier()
+        self.report()
 
     # -- evaluation
 
@@ -393,7 +402,7 @@ class Run:
         self.scores[key] = measure()
         if self.tracker:
             values = self.scores[key]
-            save_scores(self.folder, self.scores)
+            self.unhurried("evaluation.json", partial(save_scores, self.folder, self.scores))
             self.say(
                 f"{values.name}: FD {values.frechet:.2f}, recall {values.recall:.3f}, accuracy {values.accuracy:.3f}"
             )
@@ -431,12 +440,32 @@ class Run:
             family, network, samples, self.session.device, steps, method, guidance, shift, self._batch()
         )
         if self.tracker:
-            row = save_row(family, images, self.folder / "samples", name)
+            row = sample_row(images)
+            self.unhurried(f"samples/{name}.png", partial(save_row, row, self.folder / "samples", name))
             self.tracker.picture(self.trainer.step, name, row)
 
     def _batch(self) -> int:
         """Pictures at once: as many as a step of training makes."""
         return self.settings.optim.batch_size // self.trainer.world // self.settings.optim.accumulation
+
+    def report(self) -> None:
+        """Have the first process write the report; the others wait for it.
+
+        Raises:
+            StoppedError: on all of them, if it could not.
+        """
+
+        def write() -> None:
+            try:
+                self.unhurried.finish()
+                self.write_report()
+            except (OSError, SafetensorError) as error:
+                reason = f"the report in {self.folder} could not be written ({reason_of(error)})"
+                newest = checkpoints_in(self.folder / "checkpoints")[-1]
+                again = "make space, and start again with run.resume=auto to write the report"
+                raise StoppedError(NOT_SAVED, f"{reason}; all is saved in {newest}; {again}") from None
+
+        agreed(write)
 
     def write_report(self) -> None:
         """The table, the rows of samples below each other, the curves, and how to generate."""
@@ -470,13 +499,14 @@ def locked(folder: Path) -> Iterator[None]:
     """The run's folder, made and held by rank 0 for as long as this is open.
 
     Raises:
-        UserError: on every process, if another run holds it.
+        UserError: on every process, if another run holds it, or it cannot be made.
     """
     held: list[IO[str]] = []
 
     def take() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.append(hold(folder))
+        with naming("run.output"):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.append(hold(folder))
 
     agreed(take)
     try:

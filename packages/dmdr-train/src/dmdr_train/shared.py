@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from dmdr_train.engines import agreed
-from dmdr_train.errors import UserError
+from dmdr_train.errors import UserError, naming
 from dmdr_train.peers import Peers
 from dmdr_train.preflight import nearest
 
@@ -16,14 +16,15 @@ def check_shared(folder: Path, peers: Peers) -> None:
     """Leave a file where the run's folder is, or will be, and have every process look for it.
 
     Raises:
-        UserError: on every process, if one of them does not see it.
+        UserError: on every process, if one of them does not see it, or it cannot be left.
     """
     if peers.world == 1:
         return
     left: list[Any] = []
 
     def leave() -> str:
-        left.append(tempfile.NamedTemporaryFile(dir=nearest(folder), prefix=".shared-"))  # noqa: SIM115
+        with naming("run.output"):
+            left.append(tempfile.NamedTemporaryFile(dir=nearest(folder), prefix=".shared-"))  # noqa: SIM115
         return Path(left[0].name).name
 
     name = agreed(leave)

@@ -1,4 +1,4 @@
-"""The files that this process writes of a checkpoint: at once, or copies of them in the background."""
+"""Writes that may fail: the files of a checkpoint, at once or in the background; others, when there is space again."""
 
 import copy
 import threading
@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils._pytree import tree_map
 
-from dmdr_train.files import fingerprint
+from dmdr_train.files import fingerprint, settle
 
 
 class Writes:
@@ -46,7 +46,7 @@ class Writes:
             try:
                 act()
             except (OSError, RuntimeError, SafetensorError) as error:
-                self.error = _reason(error)
+                self.error = reason_of(error)
 
     def start(self) -> None:
         """Begin to write what is waiting."""
@@ -66,14 +66,56 @@ class Writes:
 
     def _write(self, write: Callable[[Any, Path], object], data: Any, path: Path) -> None:
         self.attempt(lambda: write(data, path))
+        self.attempt(lambda: settle(path))
         self.attempt(lambda: self.fingerprints.__setitem__(path, fingerprint(path)))
+
+
+class Unhurried:
+    """Carries out writes that training can do without, those that fail again together with the next one.
+
+    Args:
+        say: takes a warning, a line for each name whose write fails.
+    """
+
+    def __init__(self, say: Callable[[str], object]):
+        self.say = say
+        self.waiting: dict[str, Callable[[], object]] = {}
+        self.said: set[str] = set()
+
+    def __call__(self, name: str, write: Callable[[], object]) -> None:
+        """Have `write()` make the file `name`, now or later; an earlier write of that name is forgotten."""
+        self.waiting[name] = write
+        self.again()
+
+    def again(self) -> None:
+        """Try what is waiting."""
+        for name, write in list(self.waiting.items()):
+            try:
+                write()
+            except OSError as error:
+                if name not in self.said:
+                    self.say(f"warning: {name} could not be written ({reason_of(error)}); it is kept until it can")
+                self.said.add(name)
+            else:
+                del self.waiting[name]
+                self.said.discard(name)
+
+    def finish(self) -> None:
+        """Make what is waiting, for the last time.
+
+        Raises:
+            OSError: the first that fails.
+        """
+        for write in self.waiting.values():
+            write()
+        self.waiting = {}
 
 
 def _copied(leaf: Any) -> Any:
     return leaf.detach().to("cpu", copy=True) if isinstance(leaf, torch.Tensor) else copy.deepcopy(leaf)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What the operating system said, which torch wraps into an error of its own."""
     cause: BaseException | None = error
     while cause is not None:
