@@ -135,6 +135,7 @@ def held(path: Path) -> bytes:
     if path.name == MANIFEST:
         manifest = json.loads(path.read_bytes())
         manifest["files"] = sorted(manifest["files"])
+        del manifest["sha256"]
         return json.dumps(manifest).encode()
     return path.read_bytes()
 

@@ -45,7 +45,7 @@ def make_run(make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path) ->
         settings = make_recipe(**{**basis, **changes})
         resume_from = find_checkpoint(settings, lambda text: None)
         run: Any = Run(settings, build(settings, CPU), resume_from)
-        run.sample_teacher = run.finish = lambda: None
+        run.results.begin = run.finish = lambda: None
         return run
 
     return make
@@ -78,7 +78,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_run: Any, n
     with pytest.raises(StoppedError) as caught, run.signals:
         run.carry_out()
     assert caught.value.code == 75
-    assert str(caught.value).startswith(f"by {number.name}, saved in {run.folder}/checkpoints/step-00000002; start")
+    assert str(caught.value).startswith(f"by {number.name}; saved in {run.folder}/checkpoints/step-00000002; start")
     assert names(run) == ["step-00000002"]
     verify("run.resume", run.folder / "checkpoints/step-00000002")
     assert [row["step"] for row in read_metrics(run.folder)] == [1, 2]
@@ -235,7 +235,7 @@ def test_samples_wait_for_space_and_the_report_is_written_when_it_can(make_run: 
     run = make_run(run__steps=2, tracking__samples={"count": 2, "every": 1})
     del run.finish
     monkeypatch.setattr("dmdr_train.pictures.save_png", no_space)
-    monkeypatch.setattr("dmdr_train.runner.save_png", no_space)
+    monkeypatch.setattr("dmdr_train.results.save_png", no_space)
     with pytest.raises(
         StoppedError, match=r"the report in .* could not be written \(No space left on device\)"
     ) as caught:
@@ -379,7 +379,7 @@ def test_the_run_stops_when_it_does_not_end(make_run: Any) -> None:
     prompts = ", ".join(map(repr, run.trainer.drawn))
     assert str(caught.value) == (
         f"2 steps in a row were skipped, since a loss or gradient was not finite: distribution_matching for {prompts}; "
-        f"the state is saved in {run.folder}/checkpoints/step-00000004"
+        f"saved in {run.folder}/checkpoints/step-00000004"
     )
     rows = read_metrics(run.folder)
     assert [row["skipped/generator"] for row in rows] == [1, 1, 2, 3]
@@ -410,7 +410,8 @@ def test_the_best_step(name: str | None, best: int | None) -> None:
     """The scores of a stage's end are no step's."""
     numbers = {"step-2": (9.0, 0.1), "step-4": (3.0, 0.2), "step-6": (5.0, 0.3), "cold_start": (0.0, 1.0)}
     scores = {key: SimpleNamespace(frechet=distance, accuracy=share) for key, (distance, share) in numbers.items()}
-    run: Any = SimpleNamespace(settings=SimpleNamespace(run=SimpleNamespace(keep_best=name)), scores=scores)
+    settings, results = SimpleNamespace(run=SimpleNamespace(keep_best=name)), SimpleNamespace(scores=scores)
+    run: Any = SimpleNamespace(settings=settings, results=results)
     assert Run.best_step(run) == best
 
 

@@ -8,8 +8,9 @@
 | 69 | another process of the run ended or was not heard of for `run.timeout`; start again from the last checkpoint |
 | 74 | a checkpoint could not be written, and the run was to stop for it, or ended with it |
 | 75 | stopped by a signal, with its state saved; start again to go on |
+| 76 | a reward failed, such as an endpoint that does not answer; the state is saved |
 
-From 65 on they are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL.
+From 65 on they are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL.
 """
 
 import os
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
-EARLY_WARNING, NOT_FINITE, LOST, NOT_SAVED, STOPPED = 4, 65, 69, 74, 75
+EARLY_WARNING, NOT_FINITE, LOST, NOT_SAVED, STOPPED, UNANSWERED = 4, 65, 69, 74, 75, 76
 
 
 class UserError(ValueError):

@@ -131,12 +131,22 @@ class Regression:
         return denoising_loss(sample.x0, sample.target), {}
 
 
+UNSCORED = (OSError, ValueError)
+"""What a reward raises for pictures that it cannot score, an endpoint among them that does not answer."""
+
+
 class RewardTerm(ABC):
     """mean relu(margin − r), with r a differentiable score of the decoded pictures.
+
+    Pictures that the reward leaves without a score, and says so by its `skipped`, are left out of the mean; without any
+    score the term is 0. Where the reward fails, `failure` says why, and the loss is NaN, so that no process makes this
+    update.
 
     Args:
         reward: the model that scores.
     """
+
+    failure = ""
 
     def __init__(self, settings: recipe.RewardObjective, reward: Any, name: str):
         self.name = name
@@ -149,11 +159,20 @@ class RewardTerm(ABC):
         """r of pictures `[B, 3, H, W]` in [0, 1], `[B]`."""
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
-        score = self.score(sample.pictures, sample.prompts, sample.draws)
-        return hinge(score, self.margin).mean(), {
-            f"reward/{self.reward.info.name}": score.detach().mean().item(),
-            f"past_margin/{self.name}": (score > self.margin).float().mean().item(),
-        }
+        skipped = getattr(self.scorer, "skipped", None)
+        try:
+            score = self.score(sample.pictures, sample.prompts, sample.draws)
+        except UNSCORED as error:
+            self.failure = f"{self.scorer.info.name} of the objective {self.name}: {error}"
+            score = sample.pictures.flatten(1).sum(dim=1) * float("nan")
+        values = {}
+        if skipped is not None:
+            scored = ~score.isnan() if self.scorer.skipped > skipped else torch.ones_like(score, dtype=torch.bool)
+            values[f"unscored/{self.name}"] = 1 - scored.float().mean().item()
+            score = score[scored]
+        values[f"reward/{self.reward.info.name}"] = score.detach().mean().item()
+        values[f"past_margin/{self.name}"] = (score > self.margin).float().mean().item()
+        return hinge(score, self.margin).sum() / max(1, len(score)), values
 
 
 class ReFL(RewardTerm):

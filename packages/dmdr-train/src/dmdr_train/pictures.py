@@ -19,14 +19,14 @@ from dmdr_train.prompt_files import evaluation_prompts
 @torch.no_grad()
 def draw_samples(
     family: Family,
-    network: Any,
     settings: recipe.Samples,
     device: torch.device,
+    batch: int,
+    network: Any,
     steps: int,
     method: str,
     guidance: float = 1.0,
     shift: float = 1.0,
-    batch: int = 8,
 ) -> Tensor:
     """A row of `settings.count` pictures; noise and prompts are the same at every call.
 

@@ -11,6 +11,7 @@ What `rules` judges, and where it comes from:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from dmdr_train import recipe
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.engines import gather_rows
-from dmdr_train.objectives import RewardTerm
+from dmdr_train.objectives import UNSCORED, RewardTerm
 from dmdr_train.pictures import sample_prompts
 from dmdr_train.rules import PREFIX
 from dmdr_train.session import Session, make_reward
@@ -78,10 +79,14 @@ def drift(latents: Look, teacher: Look) -> dict[str, float]:
 class Watch:
     """Looks at networks. Every process draws its share of the pictures, and all know all that was measured.
 
+    A reward that fails gives NaN, and `failure` says why.
+
     Args:
         features: of pictures, `[B, 3, H, W]` to `[B, D]`, for the diversity.
         batch: pictures that are drawn at once.
     """
+
+    failure = ""
 
     def __init__(self, settings: recipe.Recipe, session: Session, features: Callable[[Tensor], Tensor], batch: int):
         self.settings = settings.watch
@@ -135,8 +140,8 @@ class Watch:
         """Rows of each kind, one per picture."""
         images, prompts = self.family.decode(latents), [self.prompts[i] for i in index]
         draws = Draws(self.settings.seed, ("watch", 0), index)
-        scores = {f"trained/{term.name}": term.score(images, prompts, draws) for term in self.trained}
-        scores |= {f"held_out/{name}": reward.score(images, prompts) for name, reward in self.held_out.items()}
+        asked = {f"trained/{term.name}": partial(term.score, images, prompts, draws) for term in self.trained}
+        asked |= {f"held_out/{name}": partial(reward.score, images, prompts) for name, reward in self.held_out.items()}
         channels = latents.double().flatten(2)
         return {
             "mean": channels.mean(dim=2),
@@ -144,8 +149,15 @@ class Watch:
             "features": self.features(images).float(),
             "saturation": saturation(images),
             "contrast": contrast(images),
-            **scores,
+            **{name: self._scored(name, score, images) for name, score in asked.items()},
         }
+
+    def _scored(self, name: str, score: Callable[[], Tensor], images: Tensor) -> Tensor:
+        try:
+            return score()
+        except UNSCORED as error:
+            self.failure = f"{name} of watch: {error}"
+            return torch.full((len(images),), float("nan"), device=images.device)
 
 
 def compared(student: Look, teacher: Look) -> dict[str, float]:
