@@ -93,6 +93,67 @@ def test_pictures_are_decoded_once_for_all_rewards() -> None:
     assert len(decoded) == 1
 
 
+# -- rewards that fail
+
+
+class Moody(Reader):
+    """Gives no score to the second picture, or no number, or nothing at all."""
+
+    def __init__(self, mood: str) -> None:
+        super().__init__()
+        self.mood, self.skipped = mood, 0
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if self.mood == "down":
+            raise ConnectionError("nobody answers")
+        self.skipped += {"skip": 1, "skip all": len(images)}.get(self.mood, 0)
+        factor = float("nan") if "skip" in self.mood else float(self.mood)
+        factors = torch.tensor([factor if self.mood == "skip all" else 1.0, *[factor] * (len(images) - 1)])
+        return super().score(images, prompts) * factors
+
+
+def moody(mood: str, made: Sample | None = None) -> tuple[ReFL, Tensor, dict[str, float], Tensor]:
+    """The objective, its loss, what it logs, and the gradient at x0."""
+    made = made or sample()
+    term = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=2.0), Moody(mood))
+    loss, values = term(made)
+    (slope,) = torch.autograd.grad(loss, made.x0)
+    return term, loss.detach(), dict(values), slope
+
+
+def test_a_picture_without_a_score_is_left_out() -> None:
+    first = replace(sample(), x0=sample().x0[:1].detach().requires_grad_(), prompts=["a cat"])
+    _, alone, _, slope_alone = moody("1", first)
+    term, loss, values, slope = moody("skip")
+    assert loss == alone
+    assert torch.equal(slope[:1], slope_alone)
+    assert not slope[1].any()
+    assert (values["unscored/refl"], term.failure) == (0.5, "")
+    _, loss, values, slope = moody("skip all")
+    assert loss == 0
+    assert not slope.any()
+    assert values["unscored/refl"] == 1.0
+
+
+@pytest.mark.parametrize("mood", ["nan", "inf", "-inf"])
+def test_a_score_that_is_no_number_is_seen_in_the_loss(mood: str) -> None:
+    term, loss, values, _ = moody(mood)
+    assert loss.isnan()
+    assert (values["unscored/refl"], term.failure) == (0.0, "")
+
+
+def test_a_reward_that_fails_says_why_and_spoils_the_update() -> None:
+    term, loss, _, _ = moody("down")
+    assert loss.isnan()
+    assert term.failure == "toy of the objective refl: nobody answers"
+
+
+def test_pictures_that_are_no_numbers_are_not_the_rewards_fault() -> None:
+    term, loss, _, _ = moody("1", replace(sample(), x0=torch.full((2, 1, 2, 2), float("nan")).requires_grad_()))
+    assert loss.isnan()
+    assert term.failure == ""
+
+
 # -- what rewards see
 
 

@@ -20,6 +20,7 @@ class RewardInfo:
     preprocess    how pictures get there, in words
     num_classes   number of class labels; None for text
     checkpoint    what `create` takes as checkpoint, in words; "none" for a reward without weights
+    endpoint      whether it asks a model elsewhere, whose name the checkpoint is; nothing is read from disk
     """
 
     name: str
@@ -33,6 +34,7 @@ class RewardInfo:
     preprocess: str
     num_classes: int | None = None
     checkpoint: str = "none"
+    endpoint: bool = False
 
 
 _CLIP_PIXELS = "shorter side to 224, bicubic, antialias; centre crop 224x224; CLIP's mean and std"
@@ -150,6 +152,7 @@ _VQASCORE = RewardInfo(
     image_size=None,
     preprocess="none here: pictures are sent as they are",
     checkpoint="the model's name at the endpoint url=",
+    endpoint=True,
 )
 
 _VLM_JUDGE = replace(

@@ -159,20 +159,32 @@ class RewardTerm(ABC):
         """r of pictures `[B, 3, H, W]` in [0, 1], `[B]`."""
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
-        skipped = getattr(self.scorer, "skipped", None)
-        try:
-            score = self.score(sample.pictures, sample.prompts, sample.draws)
-        except UNSCORED as error:
-            self.failure = f"{self.scorer.info.name} of the objective {self.name}: {error}"
-            score = sample.pictures.flatten(1).sum(dim=1) * float("nan")
-        values = {}
-        if skipped is not None:
-            scored = ~score.isnan() if self.scorer.skipped > skipped else torch.ones_like(score, dtype=torch.bool)
+        before, pictures = getattr(self.scorer, "skipped", None), sample.pictures.view_as(sample.pictures)
+        score, values = self.ask(pictures, sample), {}
+        if before is not None:
+            scored = ~score.isnan() if self.scorer.skipped > before else torch.ones_like(score, dtype=torch.bool)
+            if pictures.requires_grad:  # nothing may come back through a score that is none
+                pictures.register_hook(lambda slope: slope.masked_fill(~scored.reshape(-1, 1, 1, 1), 0.0))
             values[f"unscored/{self.name}"] = 1 - scored.float().mean().item()
             score = score[scored]
         values[f"reward/{self.reward.info.name}"] = score.detach().mean().item()
         values[f"past_margin/{self.name}"] = (score > self.margin).float().mean().item()
-        return hinge(score, self.margin).sum() / max(1, len(score)), values
+        return self.loss(score), values
+
+    def loss(self, score: Tensor) -> Tensor:
+        """mean relu(margin − r) over `[n]` scores; 0 of none, and NaN where one is no number."""
+        if len(score) == 0:
+            return score.sum()
+        return hinge(score, self.margin).mean() if bool(score.isfinite().all()) else score.sum() * float("nan")
+
+    def ask(self, pictures: Tensor, sample: Sample) -> Tensor:
+        """r, `[B]`; NaN where the pictures are no numbers, or the reward fails."""
+        if bool(pictures.isfinite().all()):
+            try:
+                return self.score(pictures, sample.prompts, sample.draws)
+            except UNSCORED as error:
+                self.failure = f"{self.scorer.info.name} of the objective {self.name}: {error}"
+        return pictures.flatten(1).sum(dim=1) * float("nan")
 
 
 class ReFL(RewardTerm):

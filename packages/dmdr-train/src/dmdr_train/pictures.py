@@ -72,8 +72,8 @@ def labelled_rows(rows: dict[str, Image.Image]) -> Image.Image:
 
 
 def sample_row(images: Tensor) -> Image.Image:
-    """Pictures beside each other, small ones enlarged."""
-    return grid(images, columns=len(images), scale=max(1, 96 // images.shape[-1]))
+    """Pictures beside each other, small ones enlarged; what is no number is black."""
+    return grid(images.nan_to_num(0.0), columns=len(images), scale=max(1, 96 // images.shape[-1]))
 
 
 def save_row(row: Image.Image, folder: Path, name: str) -> None:

@@ -156,12 +156,12 @@ def check_reward(key: str, reward: Reward, found: Description | None) -> "Reward
     """The reward is there and reads what the model is conditioned on."""
     import dmdr_rewards  # torch comes with it no earlier than with `create`
 
-    if reward.checkpoint is not None and not os.path.exists(reward.checkpoint):
-        raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     try:
         info = dmdr_rewards.describe(reward.name)
     except ValueError as error:
         raise UserError(f"{key}.name", str(error)) from None
+    if reward.checkpoint is not None and not info.endpoint and not os.path.exists(reward.checkpoint):
+        raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
     if reward.checkpoint is None and info.checkpoint != "none":
         raise UserError(f"{key}.checkpoint", f"is null and {reward.name} needs its weights; give {info.checkpoint}")
     if found is not None and info.prompt != "none" and (info.prompt == "text") != (found.num_classes is None):

@@ -188,7 +188,7 @@ def make_reward(key: str, reward: recipe.Reward, settings: recipe.Recipe, family
     import dmdr_rewards
 
     options = dict(reward.options)
-    if "rewards" in settings.memory.gradient_checkpointing:
+    if "rewards" in settings.memory.gradient_checkpointing and dmdr_rewards.describe(reward.name).differentiable:
         options["gradient_checkpointing"] = True
     if reward.checkpoint is not None:
         options["checkpoint"] = reward.checkpoint

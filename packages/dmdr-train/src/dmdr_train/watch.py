@@ -153,11 +153,12 @@ class Watch:
         }
 
     def _scored(self, name: str, score: Callable[[], Tensor], images: Tensor) -> Tensor:
-        try:
-            return score()
-        except UNSCORED as error:
-            self.failure = f"{name} of watch: {error}"
-            return torch.full((len(images),), float("nan"), device=images.device)
+        if bool(images.isfinite().all()):
+            try:
+                return score()
+            except UNSCORED as error:
+                self.failure = f"{name} of watch: {error}"
+        return torch.full((len(images),), float("nan"), device=images.device)
 
 
 def compared(student: Look, teacher: Look) -> dict[str, float]:
