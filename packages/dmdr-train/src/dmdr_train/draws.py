@@ -6,9 +6,11 @@ step is enough to resume it exactly.
 """
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -17,6 +19,14 @@ def named_generator(seed: int, *name: str | int) -> torch.Generator:
     key = "/".join(str(part) for part in (seed, *name)).encode()
     state = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(state)
+
+
+def seed_others(seed: int, *name: str | int) -> None:
+    """Seed the generators of Python, NumPy and torch that belong to nobody, for code of others that draws from them."""
+    state = named_generator(seed, "others", *name).initial_seed()
+    random.seed(state)
+    np.random.seed(state % 2**32)
+    torch.manual_seed(state)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class DistributionMatching:
                 self.family, self.network, x_t, t, sample.condition, self.cfg(sample.draws), lora_scale=scale
             )
             x0_fake, x0_real = process.to_x0(x_t, fake, t), process.to_x0(x_t, real, t)
-        return dmd_loss(sample.x0, x0_real, x0_fake), {"teacher_scale": scale}
+        silenced = (x0_real.isnan() | x0_fake.isnan()).flatten(1).any(dim=1).float().mean().item()
+        return dmd_loss(sample.x0, x0_real, x0_fake), {"teacher_scale": scale, f"silenced/{self.name}": silenced}
 
     def fake_score_loss(self, sample: Sample) -> Tensor:
         """What the fake score learns from: denoising of the generator's own samples, mean (F(x_τ) − target)²."""

@@ -16,7 +16,7 @@ from dmdr_models.family import Family
 from torch import Tensor
 
 from dmdr_train import recipe
-from dmdr_train.draws import Draws
+from dmdr_train.draws import Draws, seed_others
 from dmdr_train.objectives import DistributionMatching, Objective, Regression, Sample
 from dmdr_train.pairs import Pairs
 from dmdr_train.prompts import Prompts, Start
@@ -88,6 +88,7 @@ class Trainer:
         """
         logs: dict[str, float] = {}
         self.trouble = []
+        seed_others(self.settings.run.seed, self.step, self.rank)  # nothing here draws from them; a reward might
         if self.at_work(DistributionMatching):
             for i in range(self.settings.guidance.ratio):
                 logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
