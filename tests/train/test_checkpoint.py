@@ -13,6 +13,7 @@ from dmdr_train import checkpoint
 from dmdr_train.average import Average
 from dmdr_train.errors import UserError
 from dmdr_train.files import fingerprint
+from dmdr_train.inputs import fingerprints
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, signed, verify
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
 
 
-def made(settings: Recipe) -> tuple[Trainer, Average]:
+def made_of(settings: Recipe) -> tuple[Trainer, Average]:
     trainer = build(settings, CPU).trainer
     return trainer, Average(trainer.generator.module, settings.optim.ema)
 
@@ -36,7 +37,7 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
     runs = {}
     for stage in (0, 2):
         settings = make_recipe(model__path=str(model), optim__zero_stage=stage, optim__ema=0.5)
-        trainer, average = made(settings)
+        trainer, average = made_of(settings)
         folder = tmp_path_factory.mktemp("checkpoints")
         for _ in range(3):
             trainer.train_step()
@@ -61,7 +62,7 @@ def sign_again(path: Path, **changes: Any) -> None:
 
 
 def load(settings: Recipe, path: Path) -> tuple[Trainer, Average]:
-    trainer, average = made(settings)
+    trainer, average = made_of(settings)
     checkpoint.load(path, trainer, average)
     return trainer, average
 
@@ -299,6 +300,42 @@ def test_a_harmless_change_is_not(
 ) -> None:
     changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
     compare(make_recipe(**changes), saved[0][1], print)
+
+
+def test_inputs_may_move_and_not_change(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], model: Path, classifier: Path, tmp_path: Path
+) -> None:
+    """A teacher and a reward are known by what they hold, wherever they lie."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        shutil.copytree(model, place / "sit")
+        shutil.copytree(classifier, place / "reward")
+
+    def settings(place: Path) -> Recipe:
+        reward = {"name": "class-label", "checkpoint": str(place / "reward")}
+        objectives = [{"kind": "distribution_matching"}, {"kind": "refl", "reward": reward}]
+        return make_recipe(model__path=str(place / "sit"), objectives=objectives)
+
+    made = settings(here)
+    trainer, average = made_of(made)
+    path = checkpoint.Saving(tmp_path / "checkpoints", made, trainer, average, fingerprints(made)).finish()
+    said: list[str] = []
+    compare(settings(there), path, said.append)
+    assert said == [
+        f"moved: model.path is {there}/sit here and {here}/sit in {path}",
+        f"moved: objectives.1.reward.checkpoint is {there}/reward here and {here}/reward in {path}",
+    ]
+    weights = bytearray((here / "reward/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (here / "reward/model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError) as caught:
+        compare(made, path, said.append)
+    assert str(caught.value).startswith(f"objectives.1.reward.checkpoint: is {here}/reward here and {here}/reward in ")
+    assert f"{path}, with other contents; set it back, or start a new run" in str(caught.value)
+    assert said[2:] == [
+        f"must not change: objectives.1.reward.checkpoint is {here}/reward here and {here}/reward in {path}, "
+        "with other contents"
+    ]
 
 
 def test_another_number_of_processes_is_said(

@@ -405,13 +405,20 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert left(10, 1, 6, 4) == [4, 6, 10]  # the run fell back behind those after it
 
 
-@pytest.mark.parametrize(("name", "best"), [("frechet", 4), ("accuracy", 6), (None, None)])
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [("frechet", 4), ("accuracy", 6), ("held_out/a", 3), ("diversity", 5), ("trained/unmeasured", None), (None, None)],
+)
 def test_the_best_step(name: str | None, best: int | None) -> None:
-    """The scores of a stage's end are no step's."""
+    """The scores of a stage's end are no step's; what is no number is not the best."""
     numbers = {"step-2": (9.0, 0.1), "step-4": (3.0, 0.2), "step-6": (5.0, 0.3), "cold_start": (0.0, 1.0)}
     scores = {key: SimpleNamespace(frechet=distance, accuracy=share) for key, (distance, share) in numbers.items()}
+    looks = {1: (1.0, 0.1), 3: (2.0, 0.2), 5: (float("nan"), 0.3)}
+    history = [
+        {"step": s, "watch/held_out/a": a, "watch/diversity": d, "loss/refl": 9.0} for s, (a, d) in looks.items()
+    ]
     settings, results = SimpleNamespace(run=SimpleNamespace(keep_best=name)), SimpleNamespace(scores=scores)
-    run: Any = SimpleNamespace(settings=settings, results=results)
+    run: Any = SimpleNamespace(settings=settings, results=results, history=history)
     assert Run.best_step(run) == best
 
 

@@ -124,3 +124,29 @@ def test_the_rules_in_force(make_recipe: Callable[..., recipe.Recipe]) -> None:
 def test_a_watch_that_cannot_be(make_recipe: Callable[..., recipe.Recipe], watch: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         make_recipe(objectives=BOTH, watch=watch)
+
+
+LOOKS = {"every": 20, "rewards": [{"name": "pickscore", "checkpoint": "b"}]}
+
+
+@pytest.mark.parametrize("name", ["held_out/pickscore", "trained/refl", "diversity"])
+def test_the_best_may_be_what_is_watched(make_recipe: Callable[..., recipe.Recipe], name: str) -> None:
+    made = make_recipe(objectives=BOTH, watch=LOOKS, run__checkpoint_every=10, run__keep_best=name)
+    assert made.run.keep_best == name
+
+
+@pytest.mark.parametrize(
+    ("name", "every", "said"),
+    [
+        ("held_out/pikscore", 10, "run.keep_best: 'held_out/pikscore' is not measured here; did you mean held_out/pic"),
+        ("held_out/pickscore", 15, "needs watch.every to be a multiple of run.checkpoint_every; set both, or use null"),
+        ("held_out/pickscore", 0, "needs watch.every to be a multiple of run.checkpoint_every; set both, or use null"),
+        ("accuracy", 10, "run.keep_best: accuracy needs tracking.evaluation.every to be a multiple of run.checkpoint"),
+        ("saturation", 10, "run.keep_best: 'saturation' is not measured here; valid are frechet, "),
+    ],
+)
+def test_a_best_that_cannot_be_known(
+    make_recipe: Callable[..., recipe.Recipe], name: str, every: int, said: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make_recipe(objectives=BOTH, watch=LOOKS, run__checkpoint_every=every, run__keep_best=name)

@@ -218,6 +218,24 @@ def network_fingerprint(family: str, path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def content_fingerprint(path: str | Path) -> str:
+    """Names what a file holds, or a folder's files that are not hidden, by names, sizes and a sample of the bytes.
+
+    What is not there stands for itself, such as a hub name.
+    """
+    place, digest = Path(path), hashlib.sha256()
+    if place.is_file():
+        digest.update(_sample(place))
+    elif place.is_dir():
+        names = {str(file.relative_to(place)): file for file in place.rglob("[!.]*") if file.is_file()}
+        for name in sorted(name for name in names if "/." not in f"/{name}"):
+            digest.update(name.encode(errors="surrogateescape"))
+            digest.update(_sample(names[name]))
+    else:
+        digest.update(str(path).encode())
+    return digest.hexdigest()
+
+
 def _sample(file: Path, pieces: int = 64, length: int = 1 << 16) -> bytes:
     """A small file's bytes; of a large one its size and evenly spread pieces, the header's first."""
     size = file.stat().st_size

@@ -7,8 +7,9 @@
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
         recipe.yaml
-        manifest.json             step, world size, what automatic weights follow, versions of packages, size and sha256
-                                  of every file, the recipe's among them, and the sha256 of all this; written last
+        manifest.json             step, world size, what automatic weights follow, versions of packages, fingerprints of
+                                  the inputs, size and sha256 of every file, the recipe's among them, and the sha256 of
+                                  all this; written last
 
 A run has neither random state nor a place in its data to save (see `dmdr_train.draws` and `.prompts`): its step is
 enough.
@@ -20,7 +21,7 @@ import pickle
 import re
 import shutil
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,22 @@ class Saving:
     """A checkpoint on its way to the disk, beside the others; every process makes one and every process finishes it.
 
     Args:
+        inputs: `dmdr_train.inputs.fingerprints` of the run, as it began.
         background: copy everything into memory, on the CPU, and let a thread write it; training may go on meanwhile.
 
     Raises:
         NotSavedError: on every process, if the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, settings: Recipe, trainer: Trainer, average: Average, background: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Recipe,
+        trainer: Trainer,
+        average: Average,
+        inputs: Mapping[str, str] | None = None,
+        background: bool = False,
+    ):
         self.step = trainer.step
         self.final = folder / f"step-{self.step:08d}"
         self.partial = folder / f".{self.final.name}.partial"
@@ -71,6 +81,7 @@ class Saving:
             "world_size": trainer.world,
             "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
             "versions": versions(),
+            "inputs": dict(inputs or {}),
         }
         if dist.get_rank() == 0:
             self.writes.attempt(self._make_folders)

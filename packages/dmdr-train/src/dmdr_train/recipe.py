@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 from dmdr_rewards.secrets import ADVICE, secret_in
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")
+"""The numbers of an evaluation; of the first two, lower is better."""
+
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -232,8 +235,10 @@ class Run(Section):
     checkpoint_every: Natural = Field(default=0, description="steps; 0: only at the end")
     keep_last: Positive = 2
     keep_every: Natural = Field(default=0, description="also keep the checkpoints of every so many steps; 0: none")
-    keep_best: Literal["frechet", "frechet_pixels", "precision", "recall", "accuracy"] | None = Field(
-        default=None, description="also keep the best by this number of the evaluation"
+    keep_best: str | None = Field(
+        default=None,
+        description="also keep the best by this: frechet, frechet_pixels, precision, recall or accuracy of the "
+        "evaluation; or by what watch measures: diversity, held_out/REWARD, trained/OBJECTIVE",
     )
     save_in_background: bool = Field(
         default=False, description="go on training while a checkpoint is written from a copy in the CPU's memory"
@@ -452,15 +457,21 @@ class Recipe(Section):
                 f"run.keep_every: {run.keep_every} must be a multiple of run.checkpoint_every {run.checkpoint_every}; "
                 f"change one of them"
             )
-        if run.keep_best is not None and (
-            evaluation is None
-            or not evaluation.every
-            or not run.checkpoint_every
-            or evaluation.every % run.checkpoint_every
-        ):
+        if run.keep_best is None:
+            return
+        watched = [n for n in self.watched if n.startswith(("diversity", "held_out/", "trained/"))]
+        if run.keep_best in EVALUATED:
+            key, every = "tracking.evaluation.every", evaluation.every if evaluation else 0
+        elif run.keep_best in watched:
+            key, every = "watch.every", self.watch.every
+        else:
+            near = difflib.get_close_matches(run.keep_best, [*EVALUATED, *watched], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"valid are {', '.join([*EVALUATED, *watched])}"
+            raise ValueError(f"run.keep_best: {run.keep_best!r} is not measured here; {hint}")
+        if not every or not run.checkpoint_every or every % run.checkpoint_every:
             raise ValueError(
-                f"run.keep_best: {run.keep_best} needs tracking.evaluation.every to be a multiple of "
-                f"run.checkpoint_every; set both, or use null"
+                f"run.keep_best: {run.keep_best} needs {key} to be a multiple of run.checkpoint_every; "
+                f"set both, or use null"
             )
 
     def _check_watch(self) -> None:

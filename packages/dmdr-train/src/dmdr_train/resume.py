@@ -11,6 +11,7 @@ from dmdr_rewards.untrusted import from_json, inside
 
 from dmdr_train.errors import UserError, naming
 from dmdr_train.files import fingerprint
+from dmdr_train.inputs import fingerprints
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import from_yaml
 from dmdr_train.versions import versions
@@ -109,7 +110,7 @@ def _is_manifest(found: Any) -> bool:
         return False
     pairs = [pair if isinstance(pair, list) else [] for pair in found["weights"].values()]
     numbers = all(len(pair) == 2 and all(isinstance(each, float | int) for each in pair) for pair in pairs)
-    return numbers and isinstance(found.get("versions", {}), dict)
+    return numbers and all(isinstance(found.get(name, {}), dict) for name in ("versions", "inputs"))
 
 
 def verify(key: str, path: Path) -> None:
@@ -140,11 +141,16 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
     asked = _flat(settings.model_dump(mode="json"))
     changed = [key for key in sorted(saved.keys() | asked.keys()) if saved.get(key) != asked.get(key)]
     changed = [key for key in changed if key not in SILENT_KEYS]
-    refused = [key for key in changed if not _free(key)]
-    for key in changed:
-        mark = "must not change" if key in refused else "changed"
-        say(f"{mark}: {key} is {asked.get(key)} here and {saved.get(key)} in {path}")
     manifest = read_manifest("run.resume", path)
+    with naming("model.path"):
+        inputs, here = manifest.get("inputs", {}), fingerprints(settings)
+    replaced = [key for key in here.keys() & inputs.keys() if here[key] != inputs[key]]
+    moved = here.keys() & inputs.keys() - set(replaced)
+    refused = sorted({*replaced, *(key for key in changed if not _free(key) and key not in moved)})
+    for key in sorted({*changed, *replaced}):
+        mark = "must not change" if key in refused else "moved" if key in moved else "changed"
+        content = ", with other contents" if key in replaced else ""
+        say(f"{mark}: {key} is {asked.get(key)} here and {saved.get(key)} in {path}{content}")
     for package, version in manifest.get("versions", {}).items():
         if versions().get(package) != version:
             say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
@@ -154,9 +160,10 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
         if settings.optim.eight_bit:  # its blocks of numbers do not end where the shares of processes do
             raise UserError("optim.eight_bit", f"true keeps the number of processes, {wrote} in {path}; start {wrote}")
     if refused:
+        content = ", with other contents" if refused[0] in replaced else ""
         raise UserError(
             refused[0],
-            f"is {asked.get(refused[0])} here and {saved.get(refused[0])} in {path}; "
+            f"is {asked.get(refused[0])} here and {saved.get(refused[0])} in {path}{content}; "
             f"set it back, or start a new run with another run.output",
         )
 

@@ -1,6 +1,7 @@
 """A run from start to end: train, log, sample, checkpoint, evaluate, report."""
 
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ from dmdr_train.errors import (
     naming,
 )
 from dmdr_train.files import write_whole
+from dmdr_train.inputs import fingerprints
 from dmdr_train.lock import hold
 from dmdr_train.objectives import RewardTerm
 from dmdr_train.peers import Peers
 from dmdr_train.preflight import RUN_FILE
-from dmdr_train.recipe import Recipe
+from dmdr_train.recipe import EVALUATED, Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.results import Results, due
 from dmdr_train.resume import checkpoints_in, find_checkpoint
@@ -86,6 +88,7 @@ class Run:
         self.session = session
         self.trainer = session.trainer
         self.folder = Path(settings.run.output)
+        self.inputs = fingerprints(settings)
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
             checkpoint.load(resume_from, self.trainer, self.average)
@@ -273,7 +276,7 @@ class Run:
         background = self.settings.run.save_in_background and not needed
         with self.pausing(needed):
             folder = self.folder / "checkpoints"
-            self.saving = checkpoint.Saving(folder, self.settings, self.trainer, self.average, background)
+            self.saving = checkpoint.Saving(folder, self.settings, self.trainer, self.average, self.inputs, background)
         if not background:
             self.finish_saving(needed)
 
@@ -306,14 +309,17 @@ class Run:
             self.pause += time.perf_counter() - started
 
     def best_step(self) -> int | None:
-        """The step that was evaluated best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""
+        """The step that is best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""
         name = self.settings.run.keep_best
         if name is None:
             return None
-        found = {key: getattr(scores, name) for key, scores in self.results.scores.items() if key.startswith("step-")}
+        if name in EVALUATED:
+            scores = {key: row for key, row in self.results.scores.items() if key.startswith("step-")}
+            found = {int(key.removeprefix("step-")): getattr(row, name) for key, row in scores.items()}
+        else:
+            found = {int(row["step"]): row[name] for row in rules.evaluations(self.history) if name in row}
         sign = -1 if name.startswith("frechet") else 1
-        best = max(found, key=lambda key: sign * found[key], default=None)
-        return None if best is None else int(best.removeprefix("step-"))
+        return max((step for step in found if not math.isnan(found[step])), key=lambda s: sign * found[s], default=None)
 
     # -- what is logged
 
