@@ -63,7 +63,12 @@ class Outcome:
         return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
-def launch(launcher: str, processes: int) -> list[str]:
+@pytest.fixture(scope="session")
+def launch() -> Callable[[str, int], list[str]]:
+    return command
+
+
+def command(launcher: str, processes: int) -> list[str]:
     """The part of a command that comes before run.py."""
     folder, port = Path(sys.executable).parent, 29600 + os.getpid() % 300
     return {
@@ -90,9 +95,9 @@ def python(plain_environment: dict[str, str]) -> Callable[..., Outcome]:
         *program: str, folder: Path, processes: int = 1, launcher: str | None = None, **variables: str
     ) -> Outcome:
         if launcher is not None:
-            command = [*launch(launcher, processes), *program]
+            started = [*command(launcher, processes), *program]
             done = subprocess.run(
-                command, cwd=folder, env=plain_environment | variables, capture_output=True, text=True, timeout=600
+                started, cwd=folder, env=plain_environment | variables, capture_output=True, text=True, timeout=600
             )
             return Outcome([done.returncode], done.stdout, done.stderr)
         with tempfile.TemporaryDirectory() as made:

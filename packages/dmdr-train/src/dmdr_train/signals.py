@@ -1,8 +1,11 @@
 """The signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1, which Slurm sends before it preempts.
 
-The first asks: the run finishes its step, writes a checkpoint and exits. A second one ends the process at once.
+The first asks: the run finishes its step, writes a checkpoint and exits. A second one ends the process at once. The end
+of a launcher asks, too: who kills `deepspeed` or `torchrun` may have reached no other process, and would leave a run
+behind that holds its folder.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -11,9 +14,38 @@ import threading
 import time
 from types import TracebackType
 
+import psutil
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SAME = 2.0
+SAME = 1.0
 """Seconds in which further signals are the first one again: a terminal and a launcher pass on the same Ctrl-C."""
+LOOK = 1.0
+"""Seconds after which the launchers are looked at again."""
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
+
+
+class Launchers:
+    """The launchers that have started this process, the one by the other: there as long as they are its ancestors."""
+
+    def __init__(self) -> None:
+        found = list(itertools.takewhile(_launches, psutil.Process().parents()))
+        self.children = [psutil.Process(), *found[:-1]] if found else []
+        self.expected = [process.pid for process in found]
+
+    @property
+    def gone(self) -> bool:
+        try:
+            return [process.ppid() for process in self.children] != self.expected
+        except psutil.NoSuchProcess:
+            return True
+
+
+def _launches(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:5]
+    except psutil.Error:
+        return False
+    return any(os.path.basename(word) in LAUNCHERS for word in words)
 
 
 class Signals:
@@ -24,6 +56,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.launchers = Launchers()
 
     def __enter__(self) -> "Signals":
         self._written, self._read = socket.socketpair()
@@ -44,11 +77,22 @@ class Signals:
 
     def _listen(self) -> None:
         first = 0.0
-        while number := self._read.recv(1):
-            if number[0] not in STOPPING:
+        self._read.settimeout(LOOK)
+        while (number := self._next()) is not None:
+            if number not in (0, *STOPPING):
                 continue
             if self.received is None:
-                self.received, first = signal.Signals(number[0]).name, time.monotonic()
-            elif time.monotonic() - first > SAME:
+                self.received = signal.Signals(number).name if number else "the end of its launcher"
+                first = time.monotonic()
+            elif number and time.monotonic() - first > SAME:
                 print(f"a second signal: process {os.getpid()} ends now", file=sys.stderr, flush=True)
-                os._exit(128 + number[0])
+                os._exit(128 + number)
+
+    def _next(self) -> int | None:
+        """The next signal, 0 where the launcher is gone; None if there will be none."""
+        while True:
+            try:
+                return next(iter(self._read.recv(1)), None)
+            except TimeoutError:
+                if self.received is None and self.launchers.gone:
+                    return 0
