@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,58 @@ def embeddings() -> Target:
     return texts(manifest, as_json), read
 
 
+def pairs() -> Target:
+    """A folder of pairs: its manifest, and what a shard says of itself."""
+    import numpy as np
+    from dmdr_train.pairs import Pairs, check_pairs, made_with
+    from dmdr_train.recipe_file import load_recipe
+    from safetensors.numpy import save
+
+    settings = load_recipe("demo-sdxl")
+    rows = np.zeros((2, 4, 8, 8), np.float32)
+    shape = list(rows.shape[1:])
+    made = {**made_with(settings.model), "tensors": {"noise": shape, "x0": shape}}
+
+    def read(example: tuple[bytes, bytes], folder: Path) -> None:
+        content, prompts = example
+        shard = save({"noise": rows, "x0": rows}, {"prompts": prompts.decode(errors="ignore")})
+        entry = {"pairs": 2, "bytes": len(shard), "sha256": "0" * 64}
+        (folder / "shard-00.safetensors").write_bytes(shard)
+        (folder / "manifest.json").write_bytes(content.replace(b'"ENTRY"', as_json(entry)))
+        given = settings.data.model_copy(update={"pairs": str(folder)})
+        check_pairs(settings.model_copy(update={"data": given}))
+        found = Pairs(folder, (4, 8, 8), 2)
+        assert len(found.prompts) == len(found.places)
+
+    manifest = {**made, "shards": {"shard-00.safetensors": "ENTRY"}, "pairs": 2}
+    right = st.just(as_json(manifest)), st.just(b'["a", "b"]')
+    return st.tuples(right[0] | texts(manifest, as_json), right[1] | texts(["a", "b"], as_json)), read
+
+
+def run() -> Target:
+    """What a run that goes on finds in its folder beside its checkpoints: rows and scores."""
+    from dmdr_train.evaluation import read_scores
+    from dmdr_train.recipe_file import load_recipe
+    from dmdr_train.report import early_warning
+    from dmdr_train.tracking import Rows, read_metrics
+
+    settings = load_recipe("demo")
+    row = {"step": 30, "loss/refl": 0.5, "watch/diversity": 0.1, "watch/teacher/diversity": 0.4}
+    scores = dict.fromkeys(("frechet", "precision", "recall", "accuracy", "frechet_pixels"), 0.5)
+    scores = {"joint": {"name": "joint", **scores, "inception": None, "more": {"reward": 1.0}}}
+
+    def read(example: tuple[bytes, bytes], folder: Path) -> None:
+        (folder / "metrics.jsonl").write_bytes(as_json(row) + b"\n" + example[0] + b"\n" + as_json({**row, "step": 60}))
+        (folder / "evaluation.json").write_bytes(example[1])
+        assert read_metrics(folder)[0]["step"] == 30
+        early_warning(folder, settings)
+        with redirect_stderr(io.StringIO()):
+            Rows(folder / "metrics.jsonl", 100)
+        assert all(isinstance(found.frechet, float) for found in read_scores(folder).values())
+
+    return st.tuples(texts(row, as_json), st.just(as_json(scores)) | texts(scores, as_json)), read
+
+
 def checkpoint() -> Target:
     """The manifest and the recipe of a checkpoint that a run is to go on from."""
     from dmdr_rewards.untrusted import from_json
@@ -386,6 +438,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "prompts": prompts,
     "opened-prompts": opened_prompts,
     "embeddings": embeddings,
+    "pairs": pairs,
+    "run": run,
     "checkpoint": checkpoint,
     "model": model,
     "scores": scores,
@@ -414,7 +468,7 @@ def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
         phases=[Phase.generate, Phase.shrink],
     )
     @given(strategy)
-    def run(example: Any) -> None:
+    def try_it(example: Any) -> None:
         with tempfile.TemporaryDirectory() as root:
             folder, bystander = Path(root) / "in" / "side", Path(root) / "outside"
             folder.mkdir(parents=True)
@@ -426,7 +480,7 @@ def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
                 outcomes["refused"] += 1
             assert bystander.read_text() == "untouched"
 
-    (run if number is None else seed(number)(run))()
+    (try_it if number is None else seed(number)(try_it))()
     return outcomes
 
 

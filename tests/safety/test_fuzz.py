@@ -14,6 +14,8 @@ EXAMPLES = {
     "prompts": 80,
     "opened-prompts": 8,
     "embeddings": 40,
+    "pairs": 40,
+    "run": 60,
     "checkpoint": 50,
     "model": 80,
     "scores": 80,

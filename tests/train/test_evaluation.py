@@ -10,7 +10,16 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_train import recipe, scenes
-from dmdr_train.evaluation import Evaluator, frechet_distance, inception_score, precision_recall
+from dmdr_train.errors import UserError
+from dmdr_train.evaluation import (
+    Evaluator,
+    Scores,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+    read_scores,
+    save_scores,
+)
 from dmdr_train.references import Folder, Scenes, Shapes
 from torch import Tensor
 
@@ -180,3 +189,19 @@ def test_reference_pictures_from_a_folder(tmp_path: Path) -> None:
         seen[name] = {tuple(colour.tolist()) for colour in colours}
     assert len(seen["reference"]) == len(seen["real"]) == 100
     assert not seen["reference"] & seen["real"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"real": 3}', '{"real": {"name": "real"}}', "{" * 5000])
+def test_damaged_scores_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_scores(tmp_path)
+    assert str(caught.value) == (
+        f"run.output: {tmp_path}/evaluation.json is damaged; remove it, and its scores are taken again"
+    )
+
+
+def test_scores_come_back(tmp_path: Path) -> None:
+    scores = {"real": Scores("real", 1.5, 0.5, 0.25, float("nan"), 2.0, None, {"reward": 1.0})}
+    save_scores(tmp_path, scores)
+    assert repr(read_scores(tmp_path)) == repr(scores)

@@ -519,6 +519,17 @@ def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_lines_that_are_no_rows_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a machine that lost its power may leave."""
+    bad = b'\0\0\0\n[1]\n{"loss": 1}\n{"step": "2"}\n{"step": 1, "loss": []}\n\xff\n'
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + bad + b'{"step": 2}\n')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    Rows(tmp_path / "metrics.jsonl", 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    said = f"warning: 6 lines of {tmp_path}/metrics.jsonl cannot be read, and are removed\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/refl": NaN}\n{"step": 2}\n{"step": 3}\n{"ste')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]

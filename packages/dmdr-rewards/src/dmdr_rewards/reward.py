@@ -14,13 +14,19 @@ from dmdr_rewards.sharing import Shared
 
 @runtime_checkable
 class Reward(Protocol):
-    """A model that scores pictures. Anything with these two members is one; no base class is needed."""
+    """A model that scores pictures. Anything with these two members is one; no base class is needed.
+
+    One that may leave pictures without a score gives these NaN and counts them in an attribute `skipped`.
+    """
 
     @property
     def info(self) -> RewardInfo: ...
 
     def score(self, images: Images, prompts: Tensor | Sequence[Any]) -> Tensor:
-        """Score B pictures under B prompts -> float32 Tensor[B], 1-D also for one picture, higher is better."""
+        """Score B pictures under B prompts -> float32 Tensor[B], 1-D also for one picture, higher is better.
+
+        Raises ValueError or OSError for pictures that cannot be scored.
+        """
         ...
 
 

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from dmdr_core import randn
 from dmdr_models.family import Family
 from dmdr_models.sampling import sample
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dmdr_train import recipe
 from dmdr_train.draws import named_generator
 from dmdr_train.engines import gather_rows
+from dmdr_train.errors import UserError
 from dmdr_train.files import write_whole
 from dmdr_train.references import make_reference
 
@@ -193,7 +195,15 @@ def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
+    """The scores of a run; none where there is no evaluation.json.
+
+    Raises:
+        UserError: it is no such thing.
+    """
     path = folder / "evaluation.json"
     if not path.exists():
         return {}
-    return {key: Scores(**value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    try:
+        return TypeAdapter(dict[str, Scores]).validate_json(path.read_bytes())
+    except ValueError:
+        raise UserError("run.output", f"{path} is damaged; remove it, and its scores are taken again") from None

@@ -4,11 +4,11 @@ A folder of shards (see `dmdr_train.shards`) that hold, of n pairs each, `noise`
 their prompts as a list in JSON, under `prompts` of the shard's texts.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmdr_models.describe import network_fingerprint
+from dmdr_rewards.untrusted import from_json
 
 from dmdr_train.errors import UserError, naming
 from dmdr_train.recipe import Model, Recipe
@@ -79,7 +79,10 @@ class Pairs:
         self.places: list[tuple[Path, int]] = []
         for shard in (Path(folder) / name for name in sorted(manifest["shards"])):
             with naming("data.pairs"), safe_open(shard, "pt") as file:
-                prompts = json.loads((file.metadata() or {}).get("prompts", "no prompts"))
+                prompts = from_json((file.metadata() or {}).get("prompts", "no prompts"))
+                known = isinstance(prompts, list) and all(isinstance(prompt, str | int) for prompt in prompts)
+                if not known or len(prompts) != manifest["shards"][shard.name]["pairs"]:
+                    raise ValueError(f"{shard} does not say which prompts its pairs have; give other pairs")
             self.prompts += prompts
             self.places += [(shard, row) for row in range(len(prompts))]
 

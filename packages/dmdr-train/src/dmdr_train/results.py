@@ -68,7 +68,8 @@ class Results:
 
     def still_true(self, key: str) -> bool:
         """Whether a score of an earlier session was taken at a step that this one starts at or after."""
-        taken = int(key.removeprefix("step-")) if key.startswith("step-") else self.settings.stages.get(key, 0)
+        step = key.removeprefix("step-")
+        taken = int(step) if step.isdecimal() else self.settings.stages.get(key, 0)
         return taken <= self.session.trainer.step
 
     def say(self, text: str) -> None:

@@ -273,6 +273,8 @@ class Run:
             StoppedError: it could not be written and was needed, or the recipe says to stop.
         """
         self.finish_saving()
+        if self.tracker:
+            self.tracker.rows.settle()
         background = self.settings.run.save_in_background and not needed
         with self.pausing(needed):
             folder = self.folder / "checkpoints"

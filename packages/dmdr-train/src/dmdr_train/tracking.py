@@ -7,17 +7,19 @@ fails is left out from then on.
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dmdr_rewards.secrets import redacted
+from dmdr_rewards.untrusted import from_json
 from PIL import Image
 from tqdm import tqdm
 
 from dmdr_train import recipe
-from dmdr_train.files import write_whole
+from dmdr_train.files import settle, write_whole
 
 METRICS = "metrics.jsonl"
 
@@ -25,14 +27,17 @@ METRICS = "metrics.jsonl"
 class Rows:
     """metrics.jsonl: a line of JSON per row, whole lines only.
 
-    After a resume, rows of steps that will be made again are dropped first.
+    After a resume, rows of steps that will be made again are dropped first, and lines that are none.
     """
 
     def __init__(self, path: Path, start: int):
         self.path = path
         self.waiting: list[str] = []
-        kept = [json.dumps(row) for row in read_metrics(path.parent) if row["step"] <= start]
         if path.exists():
+            found = read_metrics(path.parent)
+            if lost := path.read_bytes().count(b"\n") - len(found):
+                print(f"warning: {lost} lines of {path} cannot be read, and are removed", file=sys.stderr, flush=True)
+            kept = [json.dumps(row) for row in found if row["step"] <= start]
             write_whole(path, lambda new: new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
 
     def add(self, row: Mapping[str, float]) -> None:
@@ -52,6 +57,11 @@ class Rows:
                 os.truncate(self.path, size)
         else:
             self.waiting = []
+
+    def settle(self) -> None:
+        """Put what was written on the disk: a checkpoint that follows is not to be without its rows."""
+        with contextlib.suppress(OSError):
+            settle(self.path)
 
 
 class Tracker:
@@ -169,9 +179,20 @@ class WandB:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; empty if there is none. A last line that was cut off is left out."""
+    """The rows of a run's metrics.jsonl; empty if there is none.
+
+    Lines that are no rows are left out: a last one that was cut off, or what a machine that lost its power has left.
+    """
     path = folder / METRICS
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            rows += [row] if _is_row(row := from_json(line)) else []
+    return rows
+
+
+def _is_row(found: Any) -> bool:
+    values = found.values() if isinstance(found, dict) else [None]
+    return all(isinstance(value, int | float) for value in values) and isinstance(found.get("step"), int)
