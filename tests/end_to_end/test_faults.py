@@ -222,6 +222,15 @@ def test_a_judge_is_skipped(judged: Callable[..., Any], tmp_path: Path, read_row
         assert reason in done.stderr
 
 
+def test_a_judge_that_is_not_there_is_told_before_the_first_step(judged: Callable[..., Any], tmp_path: Path) -> None:
+    failed = judged({1: "down"}, "stop")
+    assert failed.codes == [76, 76]
+    (line,) = stops(failed)
+    assert line.startswith("stopped: watch.rewards.0: http://127.0.0.1:")
+    assert line.endswith("; start again when it answers")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("trouble", sorted(TROUBLES.values()))
 def test_a_judge_stops_the_run(judged: Callable[..., Any], tmp_path: Path, read_rows: Any, trouble: str) -> None:
     """On both processes, of which one asked in vain; it goes on when the judge answers."""

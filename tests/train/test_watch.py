@@ -10,6 +10,7 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_train import recipe
+from dmdr_train.errors import StoppedError, UserError
 from dmdr_train.watch import Look, Watch, compared, contrast, diversity, drift, pooled_pixels, saturation
 
 
@@ -89,6 +90,31 @@ def test_the_processes_share_the_pictures(make_watch: Callable[[int], Watch], mo
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         drawn += [make_watch(4).batches]
     assert drawn == [[[0, 1]], [[2, 3]], [[4, 5]], [[0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("prompt 'a cat' quotes no text"), UserError("watch.rewards.0", "prompt 'a cat' quotes no text")),
+        (ConnectionError("is it up?"), StoppedError(76, "watch.rewards.0: is it up?; start again when it answers")),
+    ],
+)
+def test_a_held_out_reward_is_tried_before_the_first_step(
+    make_watch: Callable[[int], Watch], error: Exception, said: Exception
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def score(images: torch.Tensor, prompts: list[Any]) -> None:
+        asked.append((tuple(images.shape), prompts))
+        raise error
+
+    watch = make_watch(4)
+    watch.check()
+    watch.held_out["class-label"] = SimpleNamespace(score=score)
+    with pytest.raises(type(said)) as caught:
+        watch.check()
+    assert caught.value.args == said.args
+    assert asked == [((3, 3, 32, 32), [0, 3, 6])]
 
 
 # -- the recipe's section

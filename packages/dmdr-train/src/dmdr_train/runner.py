@@ -105,6 +105,7 @@ class Run:
             evaluator = self.results.evaluator
             features = evaluator.classifier.features if evaluator else pooled_pixels
             self.watch = Watch(settings, session, features, self.results.batch)
+            agreed(self.watch.check)
 
     def carry_out(self) -> None:
         """Sample the teacher if this is the start, train, and report; the folder is held meanwhile.

@@ -24,6 +24,7 @@ from torch import Tensor
 from dmdr_train import recipe
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.engines import gather_rows
+from dmdr_train.errors import UNANSWERED, StoppedError, UserError
 from dmdr_train.objectives import UNSCORED, RewardTerm
 from dmdr_train.pictures import sample_prompts
 from dmdr_train.rules import PREFIX
@@ -105,6 +106,24 @@ class Watch:
         share = -(-len(self.prompts) // world)
         mine = [i % len(self.prompts) for i in range(rank * share, (rank + 1) * share)]
         self.batches = [mine[i : i + batch] for i in range(0, share, batch)]
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Ask the held-out rewards once, for a grey picture of every prompt: better now than at the first look.
+
+        Raises:
+            UserError: one cannot score pictures of these prompts.
+            StoppedError: one does not answer.
+        """
+        prompts = list(dict.fromkeys(self.prompts))
+        grey = torch.full((len(prompts), 3, self.family.image_size, self.family.image_size), 0.5, device=self.device)
+        for i, reward in enumerate(self.held_out.values()):
+            try:
+                reward.score(grey, prompts)
+            except ValueError as error:
+                raise UserError(f"watch.rewards.{i}", str(error)) from None
+            except OSError as error:
+                raise StoppedError(UNANSWERED, f"watch.rewards.{i}: {error}; start again when it answers") from None
 
     @torch.no_grad()
     def look(self, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0) -> Look:
