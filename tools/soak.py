@@ -123,7 +123,7 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def held(path: Path) -> bytes:
-    """What a file holds, but for what the clock says, the order of scores, and how a pickle was written."""
+    """What a file holds, but for what the clock says, the order of scores, and how a pickle or a header was written."""
     if path.name == METRICS:
         rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(path.parent)]
         return json.dumps(rows).encode()
@@ -132,6 +132,10 @@ def held(path: Path) -> bytes:
     if path.suffix == ".pt":
         with torch.serialization.safe_globals(deepspeed_types()):
             return b"".join(values(torch.load(path, weights_only=True)))
+    if path.suffix == ".safetensors":  # texts in its header come in any order
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        return json.dumps(json.loads(content[8:start]), sort_keys=True).encode() + content[start:]
     if path.name == MANIFEST:
         manifest = json.loads(path.read_bytes())
         manifest["files"] = sorted(manifest["files"])

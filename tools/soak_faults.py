@@ -246,8 +246,11 @@ class SecondRun(Fault):
         return self.reached(attempt, step)
 
     def strike(self, attempt: Attempt) -> None:
+        pids = attempt.pids()
+        attempt.send(signal.SIGSTOP, pids)  # else it might be over before the second looks
         self.second = self.start(attempt.run, attempt.log.with_suffix(".second.log"))
         self.codes = self.second.end()
+        attempt.send(signal.SIGCONT, pids)
 
     def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
         refused = set(self.codes) == {EXIT_CODE} and "is in use by process" in self.second.log.read_text()

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +47,22 @@ def table(out: str) -> list[str]:
 def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
     """Whatever differs, but for the clock, the order of scores, and checkpoints before the last."""
 
+    def tensors(weight: float, **texts: str) -> str:
+        return save({"weight": torch.tensor(weight)}, texts).decode("latin-1")
+
     def write(run: str, **changes: Any) -> dict[str, str]:
         files = {
             "metrics.jsonl": '{"step": 1, "loss": 0.5, "train_seconds": 7}\n',
             "evaluation.json": '{"real": 1, "joint": 2}',
             "samples/a.png": "picture",
-            "checkpoints/step-00000001/generator.safetensors": "early",
-            "checkpoints/step-00000002/generator.safetensors": "late",
+            "checkpoints/step-00000001/generator.safetensors": tensors(1),
+            "checkpoints/step-00000002/generator.safetensors": tensors(2),
             **changes,
         }
         shutil.rmtree(tmp_path / run, ignore_errors=True)
         for name, text in files.items():
             (tmp_path / run / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / run / name).write_text(text)
+            (tmp_path / run / name).write_text(text, encoding="latin-1")
         return tool.contents(tmp_path / run)
 
     expected = write("one")
@@ -67,14 +72,15 @@ def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
 
     assert differing("metrics.jsonl", '{"step": 1, "loss": 0.5, "train_seconds": 8}\n') == []
     assert differing("evaluation.json", '{"joint": 2, "real": 1}') == []
-    assert differing("checkpoints/step-00000001/generator.safetensors", "other") == []
+    assert differing("checkpoints/step-00000001/generator.safetensors", tensors(3)) == []
     assert differing("run.lock", "process 1") == []
     for name, text in {
         "metrics.jsonl": '{"step": 1, "loss": 0.50001, "train_seconds": 7}\n',
         "evaluation.json": '{"real": 1, "joint": 3}',
         "samples/a.png": "pictura",
         "samples/b.png": "one more",
-        "checkpoints/step-00000002/generator.safetensors": "latter",
+        "checkpoints/step-00000002/generator.safetensors": tensors(3),
+        "checkpoints/step-00000002/fake_score.safetensors": tensors(2),
     }.items():
         assert differing(name, text) == [name]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train import checkpoint, signals, tracking
+from dmdr_train import checkpoint, rules, signals, tracking
 from dmdr_train.errors import StoppedError, UserError
 from dmdr_train.lock import check_free, hold
 from dmdr_train.recipe import Recipe
@@ -513,10 +513,34 @@ def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     rows.add({"step": 2})
     rows.add({"step": 3})
     assert [json.loads(line)["step"] for line in rows.waiting] == [2, 3]
+    with pytest.raises(OSError, match="No space left"):
+        rows.finish()
     rows.path = tmp_path / "metrics.jsonl"
     rows.add({"step": 4})
     assert rows.waiting == []
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_rows_that_wait_are_carried_by_the_checkpoint(make_run: Any, monkeypatch: Any, capsys: Any) -> None:
+    """The run is killed before there is space for them; they come back, each once."""
+    run = make_run(run__steps=3)
+
+    def fill() -> None:
+        run.tracker.rows.path = Path("/dev/full")
+
+    during_step(run, 1, fill)
+    run.carry_out()
+    newest = run.folder / "checkpoints/step-00000003"
+    verify("run.resume", newest)
+    assert [row["step"] for row in read_metrics(newest)] == [2, 3]
+    assert [row["step"] for row in read_metrics(run.folder)] == [1]
+    assert [row["step"] for row in rules.logged_before(newest, 3)] == [1, 2, 3]
+    for _ in range(2):
+        again = make_run(run__steps=4, run__resume="auto")
+        assert [row["step"] for row in again.history] == [1, 2, 3]
+        again.open_folder()
+        again.tracker.close()
+        assert [row["step"] for row in read_metrics(run.folder)] == [1, 2, 3]
 
 
 def test_lines_that_are_no_rows_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

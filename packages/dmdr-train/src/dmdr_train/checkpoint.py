@@ -7,6 +7,7 @@
         student.safetensors       the same, averaged: what is exported
         fake_score.safetensors    the LoRA of the guidance network
         recipe.yaml
+        metrics.jsonl             the rows that could not be written to the run's own, where there are some
         manifest.json             step, world size, what automatic weights follow, versions of packages, fingerprints of
                                   the inputs, size and sha256 of every file, the recipe's among them, and the sha256 of
                                   all this; written last
@@ -21,7 +22,7 @@ import pickle
 import re
 import shutil
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.reshard import Cuts, reshard
 from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest, signed
+from dmdr_train.tracking import METRICS
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
 from dmdr_train.writes import Writes
@@ -56,6 +58,7 @@ class Saving:
 
     Args:
         inputs: `dmdr_train.inputs.fingerprints` of the run, as it began.
+        rows: of metrics.jsonl that wait for space, each a line.
         background: copy everything into memory, on the CPU, and let a thread write it; training may go on meanwhile.
 
     Raises:
@@ -69,13 +72,16 @@ class Saving:
         trainer: Trainer,
         average: Average,
         inputs: Mapping[str, str] | None = None,
+        rows: Sequence[str] = (),
         background: bool = False,
     ):
         self.step = trainer.step
         self.final = folder / f"step-{self.step:08d}"
         self.partial = folder / f".{self.final.name}.partial"
         self.writes = Writes(background)
-        self.recipe = dump_recipe(settings)
+        self.texts = {"recipe.yaml": dump_recipe(settings)}
+        if rows:
+            self.texts[METRICS] = "".join(f"{row}\n" for row in rows)
         self.manifest = {
             "step": self.step,
             "world_size": trainer.world,
@@ -129,7 +135,8 @@ class Saving:
         with average.applied():
             save_weights(self.partial / STUDENT, trainer.generator.module, self.writes)
         if trainer.rank == 0:
-            self.writes(_save_text, self.recipe, self.partial / "recipe.yaml")
+            for name, text in self.texts.items():
+                self.writes(_save_text, text, self.partial / name)
 
     def _complete(self, files: dict[str, Any]) -> None:
         """Write the manifest, and give the folder its name."""

@@ -169,7 +169,9 @@ class Results:
 
         def write() -> None:
             newest = checkpoints_in(self.folder / "checkpoints")[-1]
+            assert self.tracker
             try:
+                self.tracker.rows.finish()
                 self.unhurried.finish()
                 self.write_report(newest)
             except (OSError, SafetensorError) as error:

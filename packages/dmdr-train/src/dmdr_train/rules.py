@@ -39,7 +39,8 @@ class Alarm:
 
 def logged_before(checkpoint: Path, step: int) -> list[Row]:
     """What rules look back on after a resume: what the checkpoint's run had logged until then."""
-    return remembered([row for row in read_metrics(checkpoint.parents[1]) if row["step"] <= step])
+    rows = {row["step"]: row for row in (*read_metrics(checkpoint.parents[1]), *read_metrics(checkpoint))}
+    return remembered([rows[at] for at in sorted(rows) if at <= step])
 
 
 def remembered(rows: Sequence[Row]) -> list[Row]:

@@ -37,7 +37,7 @@ from dmdr_train.resume import checkpoints_in, find_checkpoint
 from dmdr_train.session import Session, build
 from dmdr_train.shared import check_shared
 from dmdr_train.signals import Signals
-from dmdr_train.tracking import Tracker
+from dmdr_train.tracking import Tracker, read_metrics
 from dmdr_train.watch import Look, Watch, compared, pooled_pixels
 from dmdr_train.writes import reason_of
 
@@ -98,6 +98,7 @@ class Run:
         self.results = Results(settings, session, self.average, resume_from is not None, self.heed_signals)
         self.saving: checkpoint.Saving | None = None
         self.pause = 0.0
+        self.carried = read_metrics(resume_from) if resume_from is not None else []
         self.history = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
         self.teachers_look: Look | None = None
         self.watch: Watch | None = None
@@ -135,7 +136,7 @@ class Run:
         text = dump_recipe(self.settings)
         try:
             write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-            self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step)
+            self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.carried)
         except OSError as error:
             reason = f"{self.folder} cannot be written to ({reason_of(error)})"
             raise UserError("run.output", f"{reason}; make space, or give another folder") from None
@@ -276,10 +277,13 @@ class Run:
         self.finish_saving()
         if self.tracker:
             self.tracker.rows.settle()
+        rows = self.tracker.rows.waiting if self.tracker else []
         background = self.settings.run.save_in_background and not needed
         with self.pausing(needed):
             folder = self.folder / "checkpoints"
-            self.saving = checkpoint.Saving(folder, self.settings, self.trainer, self.average, self.inputs, background)
+            self.saving = checkpoint.Saving(
+                folder, self.settings, self.trainer, self.average, self.inputs, rows, background
+            )
         if not background:
             self.finish_saving(needed)
 

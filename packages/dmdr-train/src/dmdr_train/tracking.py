@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,40 @@ class Rows:
     """metrics.jsonl: a line of JSON per row, whole lines only.
 
     After a resume, rows of steps that will be made again are dropped first, and lines that are none.
+
+    Args:
+        carried: rows that came with the checkpoint, since they could not be written.
     """
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: Path, start: int, carried: Sequence[Mapping[str, float]] = ()):
         self.path = path
         self.waiting: list[str] = []
+        found = read_metrics(path.parent)
+        known = {row["step"] for row in found}
         if path.exists():
-            found = read_metrics(path.parent)
             if lost := path.read_bytes().count(b"\n") - len(found):
                 print(f"warning: {lost} lines of {path} cannot be read, and are removed", file=sys.stderr, flush=True)
             kept = [json.dumps(row) for row in found if row["step"] <= start]
             write_whole(path, lambda new: new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
+        for row in carried:
+            if row["step"] not in known:
+                self.add(row)
 
     def add(self, row: Mapping[str, float]) -> None:
         self.waiting.append(json.dumps(row))
         self.write()
 
     def write(self) -> None:
-        """Append the rows that wait. Where that fails they go on waiting, and the file is as it was."""
+        """Append the rows that wait. Where that fails they go on waiting."""
+        with contextlib.suppress(OSError):
+            self.finish()
+
+    def finish(self) -> None:
+        """Append the rows that wait.
+
+        Raises:
+            OSError: that cannot be; the file is as it was.
+        """
         if not self.waiting:
             return
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -55,8 +71,8 @@ class Rows:
         except OSError:
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)
-        else:
-            self.waiting = []
+            raise
+        self.waiting = []
 
     def settle(self) -> None:
         """Put what was written on the disk: a checkpoint that follows is not to be without its rows."""
@@ -67,8 +83,8 @@ class Rows:
 class Tracker:
     """Takes the rows of a run, its pictures and its words."""
 
-    def __init__(self, folder: Path, settings: recipe.Recipe, start: int):
-        self.rows = Rows(folder / METRICS, start)
+    def __init__(self, folder: Path, settings: recipe.Recipe, start: int, carried: Sequence[Mapping[str, float]] = ()):
+        self.rows = Rows(folder / METRICS, start, carried)
         self.bar = tqdm(total=settings.run.steps, initial=start, unit="step", dynamic_ncols=True)
         self.others: dict[str, Any] = {}
         if settings.tracking.tensorboard:
