@@ -336,10 +336,11 @@ def trained(run: Run) -> list[torch.Tensor]:
     return [p.detach().clone() for p in run.trainer.generator.module.parameters()]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_an_update_that_is_not_finite_is_skipped(make_run: Any, stage: int, value: float) -> None:
-    run = make_run(optim__zero_stage=stage)
+def test_an_update_that_is_not_finite_is_skipped(make_run: Any, precision: str, stage: int, value: float) -> None:
+    run = make_run(optim__zero_stage=stage, optim__precision=precision)
     broken_loss(run, value, (0,))
     parameters = dict(run.trainer.generator.module.named_parameters())
     with checkpoint.gathered(parameters.values()):
