@@ -212,11 +212,15 @@ def test_no_recipe_at_all(workshop: Any) -> None:
     assert outcome.errors == ["run.py: the following arguments are required: --config; see --help"]
 
 
-@pytest.mark.parametrize("key", ["run.init_from", "run.resume"])
-def test_a_checkpoint_of_another_model(finished: Any, workshop: Any, key: str) -> None:
-    run = finished[0].folder / "out"
-    said = [key, "is of another model", "shape", "give one of this model"]
-    assert_refused(workshop, said, f"{key}={run}", "model.path=wider")
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("run.init_from", ["run.init_from", "is of another model", "shape", "give one of this model"]),
+        ("run.resume", ["model.path", "is wider here and sit in", "with other contents; set it back"]),
+    ],
+)
+def test_a_checkpoint_of_another_model(finished: Any, workshop: Any, key: str, said: list[str]) -> None:
+    assert_refused(workshop, said, f"{key}={finished[0].folder / 'out'}", "model.path=wider")
 
 
 def test_a_checkpoint_of_another_recipe(finished: Any, workshop: Any) -> None:
