@@ -5,6 +5,7 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_models import tiny
+from dmdr_models.describe import content_fingerprint
 from dmdr_models.family import Family
 from dmdr_models.sit.transformer import SiTTransformer, preset
 from safetensors.torch import load_file, save_file
@@ -174,3 +175,27 @@ def test_tiny_leaves_the_global_generator_alone(tmp_path):
     before = torch.get_rng_state()
     tiny.sit(tmp_path / "sit")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_content_fingerprint_is_of_what_is_there(tmp_path):
+    """The same wherever it lies; another for another byte, name or size; hidden files and other names do not count."""
+
+    def made(name, files):
+        for path, content in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(content)
+        return content_fingerprint(tmp_path / name)
+
+    large = bytes(6_000_000)
+    first = made("a", {"x/config.json": b"{}", "weights": large})
+    assert made("b", {"x/config.json": b"{}", "weights": large, ".cache/y": b"1", "x/.hidden": b"2"}) == first
+    others = [
+        made("c", {"x/config.json": b"[]", "weights": large}),
+        made("d", {"y/config.json": b"{}", "weights": large}),
+        made("e", {"x/config.json": b"{}", "weights": large + b"0"}),
+        made("f", {"x/config.json": b"{}", "weights": large[:-1] + b"1"}),
+        content_fingerprint(tmp_path / "a/weights"),
+        content_fingerprint("owner/name"),
+    ]
+    assert len({first, *others}) == len(others) + 1
+    assert content_fingerprint(tmp_path / "a/weights") == content_fingerprint(tmp_path / "b/weights")
