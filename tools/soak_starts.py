@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from dmdr_train.lock import LOCK
+from dmdr_train.preflight import RUN_FILE
 from dmdr_train.tracking import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
@@ -56,8 +56,8 @@ class Attempt:
             return False
 
     def begun(self) -> bool:
-        """Whether the run has taken its folder: from here on it heeds signals."""
-        return self.younger(self.out / LOCK)
+        """Whether the run has opened its folder: from here on it says what happens to it."""
+        return self.younger(self.out / RUN_FILE)
 
     def logged(self) -> int:
         """The last step in the metrics."""

@@ -1,5 +1,6 @@
 """Checkpoints: whole or refused, of this recipe or refused, and never a way to run somebody's code."""
 
+import errno
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
         for _ in range(3):
             trainer.train_step()
             average.update()
-            path = checkpoint.save(folder, settings, trainer, average)
+            path = checkpoint.Saving(folder, settings, trainer, average).finish()
             checkpoint.prune(folder, trainer.step, 2, 0, None)
         runs[stage] = (settings, path, trainer, average)
     return runs
@@ -87,7 +88,7 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (settled.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda old, new: (names.append(set(settled)), replace(old, new)))
-    path = checkpoint.save(tmp_path, settings, trainer, average)
+    path = checkpoint.Saving(tmp_path, settings, trainer, average).finish()
     (before,) = names
     partial = path.with_name(f".{path.name}.partial")
     assert before == {str(partial / found.relative_to(path)) for found in (path, *path.rglob("*"))}
@@ -149,6 +150,30 @@ def test_a_damaged_manifest_is_named(copy: Path, damage: Callable[[str], str]) -
     (copy / "manifest.json").write_text(damage(intact))
     assert damage(intact) != intact
     with pytest.raises(UserError, match=r"run.resume: .*manifest.json is damaged; give another checkpoint"):
+        verify("run.resume", copy)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "student.safetensors"])
+def test_a_checkpoint_that_does_not_list_all_its_files_is_not_whole(copy: Path, name: str) -> None:
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    sign_again(copy, files={other: entry for other, entry in files.items() if other != name})
+    with pytest.raises(UserError, match=rf"^run.resume: {copy / name} is missing; give another checkpoint$"):
+        verify("run.resume", copy)
+
+
+@pytest.mark.parametrize("changes", [{"step": -5}, {"world_size": 0}, {"weights": []}])
+def test_a_manifest_of_nothing_that_can_be_is_damaged(copy: Path, changes: dict[str, Any]) -> None:
+    sign_again(copy, **changes)
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        verify("run.resume", copy)
+
+
+def test_a_disk_that_gives_nothing_back_is_damage(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr("dmdr_train.resume.fingerprint", failing)
+    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\); give another checkpoint"):
         verify("run.resume", copy)
 
 
@@ -291,7 +316,6 @@ def test_another_recipe_is_refused(
         ("optim__fake_score", {"lr": 5e-4}),
         ("optim__accumulation", 2),
         ("tracking", {"log_every": 3}),
-        ("model__path", "moved/elsewhere"),
         ("memory__gradient_checkpointing", ["network"]),
     ],
 )
@@ -300,6 +324,22 @@ def test_a_harmless_change_is_not(
 ) -> None:
     changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
     compare(make_recipe(**changes), saved[0][1], print)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_another_learning_rate_is_the_one_that_goes_on(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], stage: int
+) -> None:
+    """At the place of its schedule that the checkpoint was at."""
+    settings, path, _, _ = saved[stage]
+    rates = {"optim__generator": {"lr": 5e-4, "warmup": 7}, "optim__fake_score": {"lr": 2e-4}}
+    changes = {"model__path": settings.model.path, "optim__zero_stage": stage, "optim__ema": 0.5}
+    trainer, _ = load(make_recipe(**changes, **rates), path)
+    assert trainer.generator.get_lr() == [5e-4 * 4 / 8]
+    assert trainer.guidance.get_lr() == [2e-4]
+    trainer.train_step()
+    assert trainer.generator.get_lr() == [5e-4 * 5 / 8]
+    assert [group["lr"] for group in trainer.guidance.optimizer.param_groups] == [2e-4]
 
 
 def test_inputs_may_move_and_not_change(
@@ -325,6 +365,11 @@ def test_inputs_may_move_and_not_change(
         f"moved: model.path is {there}/sit here and {here}/sit in {path}",
         f"moved: objectives.1.reward.checkpoint is {there}/reward here and {here}/reward in {path}",
     ]
+    shutil.copytree(there / "sit", tmp_path / "vae")
+    (tmp_path / "vae/vae/config.json").write_text((here / "sit/vae/config.json").read_text() + " ")
+    other = made.model_copy(update={"model": made.model.model_copy(update={"path": str(tmp_path / "vae")})})
+    with pytest.raises(UserError, match=r"^model.vae: .*, with other contents; set it back"):
+        compare(other, path, print)
     weights = bytearray((here / "reward/model.safetensors").read_bytes())
     weights[-1] ^= 1
     (here / "reward/model.safetensors").write_bytes(weights)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import torch
 from dmdr_train import checkpoint, rules, signals, tracking
 from dmdr_train.errors import StoppedError, UserError
 from dmdr_train.lock import check_free, hold
+from dmdr_train.preflight import check_output, goes_on
 from dmdr_train.recipe import Recipe
 from dmdr_train.resume import checkpoints_in, find_checkpoint, read_manifest, verify
-from dmdr_train.runner import Run
+from dmdr_train.runner import Run, locked
 from dmdr_train.session import build
 from dmdr_train.tracking import Rows, Tracker, read_metrics
 from dmdr_train.writes import Unhurried
@@ -44,7 +46,7 @@ def make_run(make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path) ->
         }
         settings = make_recipe(**{**basis, **changes})
         resume_from = find_checkpoint(settings, lambda text: None)
-        run: Any = Run(settings, build(settings, CPU), resume_from)
+        run: Any = Run(settings, build(settings, CPU, resumed=resume_from is not None), resume_from)
         run.results.begin = run.finish = lambda: None
         return run
 
@@ -95,6 +97,33 @@ def test_what_was_due_at_the_last_checkpoint_is_made_up_for(make_run: Any) -> No
     assert not (run.folder / "samples").exists()
     make_run(**changes, run__resume="auto").carry_out()
     assert os.listdir(run.folder / "samples") == ["student-00000002.png"]
+
+
+def test_a_signal_keeps_an_evaluation_from_beginning(make_run: Any, classifier: Path) -> None:
+    """It would be taken again; the state before it is saved."""
+    evaluation = {
+        "classifier": str(classifier),
+        "reference": "shapes",
+        "pictures": 100,
+        "every": 2,
+        "teacher_steps": [],
+    }
+    run = make_run(tracking__evaluation=evaluation)
+    run.results.sample_student = lambda name: None
+    show = run.results.show
+
+    def showing() -> None:
+        if run.trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while run.signals.received is None:
+                time.sleep(0.01)
+        show()
+
+    run.results.show = showing
+    with pytest.raises(StoppedError, match=r"^by SIGTERM; saved in .*step-00000002"), run.signals:
+        run.carry_out()
+    assert names(run) == ["step-00000002"]
+    assert not (run.folder / "evaluation.json").exists()
 
 
 def test_a_second_signal_ends_the_process_even_where_the_first_is_not_heeded() -> None:
@@ -254,10 +283,11 @@ def test_samples_wait_for_space_and_the_report_is_written_when_it_can(make_run: 
 def test_a_run_does_not_begin_where_nothing_can_be_written(make_run: Any, monkeypatch: Any) -> None:
     run = make_run()
     monkeypatch.setattr("dmdr_train.runner.write_whole", no_space)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(StoppedError) as caught:
         run.carry_out()
+    assert caught.value.code == 74
     assert str(caught.value) == (
-        f"run.output: {run.folder} cannot be written to (No space left on device); make space, or give another folder"
+        f"{run.folder} cannot be written to (No space left on device); make space, or give another run.output"
     )
 
 
@@ -317,6 +347,17 @@ def test_what_goes_wrong_in_the_background_is_said(make_run: Any, full_disk: Any
     )
 
 
+def test_whatever_goes_wrong_in_the_background_is_no_checkpoint(make_run: Any, monkeypatch: Any) -> None:
+    def failing(state: Any, path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "_save_state", failing)
+    run = make_run(run__checkpoint_every=1, run__save_in_background=True)
+    with pytest.raises(StoppedError, match=r"could not be written \(MemoryError\)"):
+        run.carry_out()
+    assert os.listdir(run.folder / "checkpoints") == []
+
+
 # -- numbers that are not finite
 
 
@@ -357,6 +398,18 @@ def test_an_update_that_is_not_finite_is_skipped(make_run: Any, precision: str, 
         after = list(parameters.values())
         assert all(p.isfinite().all() for p in after)
         assert any(not torch.equal(p, b) for p, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_update_of_the_fake_score_that_is_not_finite_is_skipped(make_run: Any, stage: int, value: float) -> None:
+    """Also where its gradient would be."""
+    run = make_run(optim__zero_stage=stage)
+    compute = run.trainer.fake_score_loss
+    run.trainer.fake_score_loss = lambda draws: compute(draws) + value
+    run.trainer.train_step()
+    assert (run.trainer.generator.skipped_steps, run.trainer.guidance.skipped_steps) == (0, 1)
+    assert run.trainer.trouble == [("fake_score", run.trainer.trouble[0][1])]
 
 
 def test_a_gradient_inside_the_network_counts(make_run: Any) -> None:
@@ -441,8 +494,8 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 def test_the_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
     """The lock is held by another process, and ends with it, even by kill -9."""
     program = (
-        "import sys, time; from pathlib import Path; from dmdr_train.lock import hold\n"
-        "file = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from dmdr_train.lock import hold, sign\n"
+        "file = hold(Path(sys.argv[1])); sign(file); print('held', flush=True); time.sleep(60)"
     )
     check_free(tmp_path)
     other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -459,6 +512,84 @@ def test_the_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
         other.wait()
     check_free(tmp_path)
     hold(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", failing)
+    hold(tmp_path).close()
+    check_free(tmp_path)
+    said = f"warning: {tmp_path} cannot be locked (No locks available); see that one run alone uses it\n"
+    assert capsys.readouterr().err == 2 * said
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_in_which_nothing_came_to_be_is_as_it_was(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    with pytest.raises(UserError), locked(folder):
+        raise UserError("model.path", "is of another family")
+    assert folder.exists() == there
+    assert not there or os.listdir(folder) == []
+    with locked(folder):
+        (folder / "recipe.yaml").touch()
+    assert (folder / "recipe.yaml").exists()
+
+
+# -- a run that goes on elsewhere
+
+
+def test_a_run_goes_on_in_another_folder_with_all_its_rows(make_run: Any, tmp_path: Path) -> None:
+    run = make_run()
+    during_step(run, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError), run.signals:
+        run.carry_out()
+    for _ in range(2):
+        resume = {"run__resume": str(run.folder), "run__output": str(tmp_path / "there")}
+        make_run(**resume).carry_out()
+        assert [row["step"] for row in read_metrics(tmp_path / "there")] == [1, 2, 3, 4]
+
+
+def test_steps_that_are_made_again_are_said(make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(run__checkpoint_every=1, run__keep_last=9)
+    run.carry_out()
+    capsys.readouterr()
+    again = make_run(run__resume=str(run.folder / "checkpoints/step-00000002"))
+    again.carry_out()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    names_later = "step-00000003, step-00000004"
+    assert said == [f"warning: {names_later}: these steps are made again, and go when the next checkpoint is there"]
+
+
+def test_a_run_does_not_take_the_folder_of_another(make_run: Any, tmp_path: Path) -> None:
+    run = make_run()
+    run.carry_out()
+    other = make_run(run__output=str(tmp_path / "other"))
+    other.carry_out()
+    settings = run.settings.model_copy(
+        update={"run": run.settings.run.model_copy(update={"resume": str(other.folder)})}
+    )
+    with pytest.raises(UserError, match=rf"^run.output: {run.folder} already holds another run than {other.folder}"):
+        check_output(settings)
+    for resume in ("auto", str(run.folder), str(run.folder / "checkpoints/step-00000004")):
+        check_output(run.settings.model_copy(update={"run": run.settings.run.model_copy(update={"resume": resume})}))
+
+
+def test_a_run_goes_on_without_the_one_that_it_began_from(make_run: Any, tmp_path: Path) -> None:
+    first = make_run(run__output=str(tmp_path / "first"))
+    first.carry_out()
+    run = make_run(run__init_from=str(first.folder), run__seed=8, run__steps=2)
+    run.carry_out()
+    shutil.rmtree(first.folder)
+    changes = {"run__init_from": str(first.folder), "run__seed": 8, "run__steps": 3, "run__resume": "auto"}
+    resumed = make_run(**changes)
+    assert goes_on(resumed.settings)
+    assert not goes_on(first.settings)
+    resumed.carry_out()
+    assert names(run) == ["step-00000002", "step-00000003"]
 
 
 # -- trackers

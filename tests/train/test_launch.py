@@ -25,7 +25,7 @@ from dmdr_train.engines import make_engine
 from dmdr_train.errors import StoppedError, UserError
 from dmdr_train.recipe import Recipe
 
-def stopped_in_build(settings, device):
+def stopped_in_build(settings, device, resumed):
     network = torch.nn.Linear(2, 2)
     engine = make_engine(network, settings.optim, settings.optim.generator, 1, device)
     if dist.get_rank() == 1:

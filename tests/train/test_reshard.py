@@ -92,7 +92,7 @@ for first, last in ((0, 2), (3, 4)):
         for _ in range(first, last):
             trainer.train_step()
             average.update()
-        checkpoint.save(Path(str(i)), settings, trainer, average)
+        checkpoint.Saving(Path(str(i)), settings, trainer, average).finish()
     if rank == 0:
         print("saved", flush=True)
     while not first and not Path("go-on").exists():
@@ -119,7 +119,7 @@ def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
     for _ in range(first, last):
         trainer.train_step()
         average.update()
-    return checkpoint.save(folder, settings, trainer, average)
+    return checkpoint.Saving(folder, settings, trainer, average).finish()
 
 
 @pytest.mark.usefixtures("one_process")

@@ -115,7 +115,9 @@ def test_the_history_is_read_back_up_to_the_resumed_step(tmp_path: Path) -> None
     rows: list[dict[str, Any]] = [{"step": 1, "loss/x": 1.0}, {"step": 2, "watch/a": 1 / 3}, {"step": 3, "loss/x": 1.0},
                                   {"step": 4, "watch/a": 0.2}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = rules.logged_before(tmp_path / "checkpoints" / "step-00000003", 3)
+    before = rules.logged_before(tmp_path / "checkpoints" / "step-00000003", 3)
+    assert before == rows[:3]
+    found = rules.remembered(before)
     assert found == rows[1:3]
     assert rules.evaluations(found) == [{"step": 2, "a": 1 / 3}]
 

@@ -39,13 +39,21 @@ from dmdr_train.files import settle, settle_names
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.reshard import Cuts, reshard
-from dmdr_train.resume import MANIFEST, checkpoints_in, read_manifest, signed
+from dmdr_train.resume import (
+    FAKE_SCORE,
+    GENERATOR,
+    MANIFEST,
+    RECIPE,
+    STUDENT,
+    checkpoints_in,
+    read_manifest,
+    signed,
+)
 from dmdr_train.tracking import METRICS
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
 from dmdr_train.writes import Writes
 
-GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 ENGINES = ("generator", "guidance")
 
 
@@ -79,7 +87,7 @@ class Saving:
         self.final = folder / f"step-{self.step:08d}"
         self.partial = folder / f".{self.final.name}.partial"
         self.writes = Writes(background)
-        self.texts = {"recipe.yaml": dump_recipe(settings)}
+        self.texts = {RECIPE: dump_recipe(settings)}
         if rows:
             self.texts[METRICS] = "".join(f"{row}\n" for row in rows)
         self.manifest = {
@@ -160,15 +168,6 @@ class Saving:
         raise NotSavedError(f"{self.final} could not be written ({reason}); the checkpoints before it are whole")
 
 
-def save(folder: Path, settings: Recipe, trainer: Trainer, average: Average) -> Path:
-    """Write a checkpoint beside the others and rename it into place when it is whole; every process calls this.
-
-    Raises:
-        NotSavedError: on every process, if one of them could not write; what it had written is removed.
-    """
-    return Saving(folder, settings, trainer, average).finish()
-
-
 def _save_state(state: Any, path: Path) -> None:
     with path.open("wb") as file:  # torch on its own does not say why it could not write
         torch.save(state, file)
@@ -187,7 +186,7 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """What an earlier process had begun to write or to remove in a run's folder when it was killed."""
-    for pattern in ("checkpoints/.step-*", ".student.partial", ".*.*.partial", "samples/.*.*.partial"):
+    for pattern in ("checkpoints/.step-*", ".student.partial", ".*.*.partial", "samples/.*.*.partial", ".shared-*"):
         for path in run.glob(pattern):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
@@ -266,9 +265,11 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
     for name, engine in _engines(trainer).items():
         with torch.serialization.safe_globals(deepspeed_types()):
             _load_engine(engine, path, name, manifest["world_size"])
+    set_rate(trainer.generator, trainer.settings.optim.generator.lr)
+    set_rate(trainer.guidance, trainer.settings.optim.fake_score.lr)
     average.load(sorted(path.glob("average-rank*.safetensors"), key=_rank))
     for objective in trainer.objectives:
-        objective.weight.own, objective.weight.other = manifest["weights"][objective.name]
+        objective.weight.own, objective.weight.other = manifest["weights"].get(objective.name, (0.0, 0.0))
     trainer.step = manifest["step"]
 
 
@@ -279,7 +280,7 @@ def _load_engine(engine: Any, path: Path, name: str, written_by: int) -> None:
 
     def as_ours(file: str, map_location: Any = None) -> Any:
         if not file.endswith("_optim_states.pt"):
-            return {**_load_weights_only(file), "dp_world_size": world}
+            return {**_load_weights_only(file, map_location), "dp_world_size": world}
         files = sorted((path / name).glob("*_optim_states.pt"), key=_rank)
         states = [_load_weights_only(str(one), "cpu", mmap=True)["optimizer_state_dict"] for one in files]
         return {"optimizer_state_dict": reshard(states, Cuts.of(engine), rank, world)}
@@ -289,6 +290,15 @@ def _load_engine(engine: Any, path: Path, name: str, written_by: int) -> None:
     if not same:
         engine._get_all_ckpt_names = lambda *_: [str(model_states[0])]  # stage 3 would want one of every rank
     engine.load_checkpoint(str(path), tag=name, load_module_strict=False)
+
+
+def set_rate(engine: Any, rate: float) -> None:
+    """Go on with this learning rate, at the point of its schedule that the engine is at."""
+    schedule = engine.lr_scheduler
+    schedule.base_lrs = [rate for _ in schedule.base_lrs]
+    for optimizer in (schedule.optimizer, engine.optimizer):
+        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
 
 
 def _rank(file: Path) -> int:

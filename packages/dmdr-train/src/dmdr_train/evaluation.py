@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dmdr_train import recipe
+from dmdr_train.asking import asked
 from dmdr_train.draws import named_generator
 from dmdr_train.engines import gather_rows
 from dmdr_train.errors import UserError
@@ -105,9 +107,13 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
 class Evaluator:
     """Scores pictures against a reference set; every process makes its share of them.
 
+    A reward that fails gives NaN, and `failure` says why.
+
     Args:
         rewards: score the pictures as well, for their own sake.
     """
+
+    failure = ""
 
     def __init__(self, settings: recipe.Evaluation, family: Family, device: torch.device, rewards: Sequence[Any] = ()):
         from dmdr_rewards.classifier import ImageClassifier
@@ -165,7 +171,10 @@ class Evaluator:
             rows["pixels"].append(F.adaptive_avg_pool2d(images.float(), 8).flatten(1))
             rows["logits"].append(seen.logits.float())
             judged = self.reference.judge(images, prompts, seen.logits)
-            judged |= {name: reward.score(images, prompts) for name, reward in self.rewards.items()}
+            for name, reward in self.rewards.items():
+                judged[name], failure = asked(partial(reward.score, images, prompts), images)
+                if failure:
+                    self.failure = f"{name} of the evaluation: {failure}"
             for name, values in judged.items():
                 rows.setdefault(name, []).append(values)
         # Every process has rows of its own, and all of them look at all.

@@ -1,23 +1,42 @@
 """What a run is made from: fingerprints of the files that its recipe names. They may move, and may not change."""
 
-from dmdr_models.describe import content_fingerprint, network_fingerprint
+import hashlib
+import os
 
+from dmdr_models.describe import content_fingerprint, network_fingerprint, text_fingerprint
+
+from dmdr_train.embeddings import cache_folder
+from dmdr_train.errors import naming
 from dmdr_train.recipe import Recipe, RewardObjective
 
 
 def fingerprints(settings: Recipe) -> dict[str, str]:
     """Of every input that the training's numbers depend on, by its key. Imports no torch.
 
-    A hub name stands for itself.
+    A hub name stands for itself. `model.path` is the key of the network and its noise, and `data.embeddings` that of
+    the text encoders, whether they run along or have filled a cache.
 
     Raises:
-        ValueError, OSError: `model.path` holds no network of its family.
+        UserError: an input cannot be read.
     """
     model, data = settings.model, settings.data
-    paths = {"model.generator": model.generator, "model.vae": model.vae, "data.prompts": data.prompts}
-    paths["data.pairs"] = data.pairs
+    paths = {"model.generator": model.generator, "data.prompts": data.prompts, "data.pairs": data.pairs}
+    paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
     for i, objective in enumerate(settings.objectives):
         if isinstance(objective, RewardObjective):
             paths[f"objectives.{i}.reward.checkpoint"] = objective.reward.checkpoint
-    found = {key: content_fingerprint(path) for key, path in paths.items() if path is not None}
-    return {"model.path": network_fingerprint(model.family, model.path), **found}
+    found = {}
+    for key, path in paths.items():
+        if path is not None:
+            with naming(key):
+                found[key] = content_fingerprint(path)
+    with naming("model.path"):
+        parts, noise = [network_fingerprint(model.family, model.path)], os.path.join(model.path, "scheduler")
+        if os.path.isdir(noise):
+            parts.append(content_fingerprint(noise))
+        found["model.path"] = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        if data.prompts is not None and data.embeddings is None:
+            found["data.embeddings"] = text_fingerprint(model.family, model.path, model.max_tokens)
+    if data.embeddings is not None:
+        found["data.embeddings"] = str(cache_folder("data.embeddings", data.embeddings).manifest().get("text_encoders"))
+    return found

@@ -1,8 +1,10 @@
 """One run in one folder: a lock that ends with the process that holds it, however that ends."""
 
+import errno
 import fcntl
 import os
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -31,18 +33,26 @@ def hold(folder: Path) -> IO[str]:
     """
     file = (folder / LOCK).open("a+")
     _lock(file, fcntl.LOCK_EX, folder)
+    return file
+
+
+def sign(file: IO[str]) -> None:
+    """Let those who find the folder locked read who holds it."""
     with suppress(OSError):  # on a full disk it is held all the same
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-    return file
 
 
 def _lock(file: IO[str], kind: int, folder: Path) -> None:
     # A record lock: unlike flock's it is not inherited by children, and NFS has it.
     try:
         fcntl.lockf(file, kind | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks, as some clusters have
+            said = f"warning: {folder} cannot be locked ({error.strerror}); see that one run alone uses it"
+            print(said, file=sys.stderr, flush=True)
+            return
         file.seek(0)
         holder = file.read() or "another process"
         raise UserError("run.output", f"{folder} is in use by {holder}; wait for it, or give another folder") from None

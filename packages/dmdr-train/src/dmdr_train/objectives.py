@@ -17,6 +17,7 @@ from dmdr_models.sampling import guided_prediction
 from torch import Tensor
 
 from dmdr_train import recipe
+from dmdr_train.asking import asked
 from dmdr_train.draws import Draws
 from dmdr_train.weights import Weight
 
@@ -132,10 +133,6 @@ class Regression:
         return denoising_loss(sample.x0, sample.target), {}
 
 
-UNSCORED = (OSError, ValueError)
-"""What a reward raises for pictures that it cannot score, an endpoint among them that does not answer."""
-
-
 class RewardTerm(ABC):
     """mean relu(margin − r), with r a differentiable score of the decoded pictures.
 
@@ -161,7 +158,10 @@ class RewardTerm(ABC):
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Mapping[str, float]]:
         before, pictures = getattr(self.scorer, "skipped", None), sample.pictures.view_as(sample.pictures)
-        score, values = self.ask(pictures, sample), {}
+        score, failure = asked(lambda: self.score(pictures, sample.prompts, sample.draws), pictures)
+        if failure:
+            self.failure = f"{self.scorer.info.name} of the objective {self.name}: {failure}"
+        values = {}
         if before is not None:
             scored = ~score.isnan() if self.scorer.skipped > before else torch.ones_like(score, dtype=torch.bool)
             if pictures.requires_grad:  # nothing may come back through a score that is none
@@ -177,15 +177,6 @@ class RewardTerm(ABC):
         if len(score) == 0:
             return score.sum()
         return hinge(score, self.margin).mean() if bool(score.isfinite().all()) else score.sum() * float("nan")
-
-    def ask(self, pictures: Tensor, sample: Sample) -> Tensor:
-        """r, `[B]`; NaN where the pictures are no numbers, or the reward fails."""
-        if bool(pictures.isfinite().all()):
-            try:
-                return self.score(pictures, sample.prompts, sample.draws)
-            except UNSCORED as error:
-                self.failure = f"{self.scorer.info.name} of the objective {self.name}: {error}"
-        return pictures.flatten(1).sum(dim=1) * float("nan")
 
 
 class ReFL(RewardTerm):

@@ -15,6 +15,7 @@ from dmdr_train.lock import check_free
 from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL, Reward
+from dmdr_train.resume import checkpoints_in
 
 if TYPE_CHECKING:
     from dmdr_rewards import RewardInfo
@@ -48,12 +49,20 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     if evaluation:
         folder("tracking.evaluation.classifier", evaluation.classifier)
         check_reference("tracking.evaluation.reference", evaluation.reference, found)
-    if settings.run.init_from:
+    if settings.run.init_from and not goes_on(settings):
         folder("run.init_from", settings.run.init_from)
     if settings.tracking.wandb is not None:
         installed("tracking.wandb", "wandb", "wandb")
     if not dry_run:
         check_output(settings)
+
+
+def goes_on(settings: Recipe) -> bool:
+    """Whether the run goes on from a checkpoint of its own."""
+    run = settings.run
+    return run.resume not in ("never", "auto") or (
+        run.resume == "auto" and bool(checkpoints_in(Path(run.output) / "checkpoints"))
+    )
 
 
 def check_batch(settings: Recipe, world: int) -> None:
@@ -217,11 +226,14 @@ def nearest(path: Path) -> Path:
 def check_output(settings: Recipe) -> None:
     """The output folder can be written, and holds no run but the one to go on with."""
     output = Path(settings.run.output)
-    if settings.run.resume == "never" and (output / RUN_FILE).exists():
+    resume, holds_a_run = settings.run.resume, (output / RUN_FILE).exists()
+    if resume == "never" and holds_a_run:
         raise UserError(
             "run.output",
             f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
         )
+    if resume not in ("never", "auto") and holds_a_run and not Path(resume).resolve().is_relative_to(output.resolve()):
+        raise UserError("run.output", f"{output} already holds another run than {resume}; give another folder")
     check_free(output)
     existing = nearest(output)
     if not existing.is_dir():

@@ -137,8 +137,12 @@ class Results:
     def evaluate_student(self, key: str, name: str) -> None:
         """Score the averaged student under `key` of evaluation.json."""
         if self.evaluator:
-            with self.average.applied():
-                self.score(key, partial(self.evaluator.model, name, *self.student()))
+            self.score(key, partial(self._student_scores, name))
+
+    def _student_scores(self, name: str) -> Scores:
+        assert self.evaluator
+        with self.average.applied():
+            return self.evaluator.model(name, *self.student())
 
     def evaluate_references(self) -> None:
         """The rows that the student is compared with: real pictures, and the teacher at several step counts."""

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmdr_rewards.untrusted import from_json, inside
 
@@ -16,14 +17,17 @@ from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import from_yaml
 from dmdr_train.versions import versions
 
-MANIFEST = "manifest.json"
+MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
+GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
+ALWAYS = (RECIPE, GENERATOR, STUDENT, FAKE_SCORE)
+"""Files that every checkpoint has, beside DeepSpeed's."""
 # What a resumed run may change: these keys, and everything below them.
 FREE_KEYS = (
     "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation",
-    "model.path", "model.vae", "data.embeddings",
 )  # fmt: skip
 FIXED_KEYS = (
-    "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.shared_backbone", "memory.offload_optimizer",
+    "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",
+    "memory.offload_optimizer",
 )  # fmt: skip
 SILENT_KEYS = ("run.resume", "run.output")
 
@@ -43,8 +47,7 @@ def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Pat
     if choice == "auto":
         path = newest_whole(checkpoints_in(Path(settings.run.output) / "checkpoints"), say)
     else:
-        path = newest("run.resume", choice)
-        verify("run.resume", path)
+        path = newest_verified("run.resume", choice)
     if path is not None:
         compare(settings, path, say)
         say(f"going on from {path}")
@@ -56,6 +59,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def newest(key: str, text: str) -> Path:
     """The checkpoint at a path: itself, or the newest in a folder of checkpoints or in a run's folder."""
     folder = Path(text)
@@ -63,6 +71,13 @@ def newest(key: str, text: str) -> Path:
         if (candidate / MANIFEST).is_file():
             return candidate
     raise UserError(key, f"{text} holds no checkpoint; give one of step-*, or start without it")
+
+
+def newest_verified(key: str, text: str) -> Path:
+    """The same, and undamaged."""
+    path = newest(key, text)
+    verify(key, path)
+    return path
 
 
 def newest_whole(found: list[Path], say: Callable[[str], None]) -> Path | None:
@@ -110,22 +125,70 @@ def _is_manifest(found: Any) -> bool:
         return False
     pairs = [pair if isinstance(pair, list) else [] for pair in found["weights"].values()]
     numbers = all(len(pair) == 2 and all(isinstance(each, float | int) for each in pair) for pair in pairs)
-    return numbers and all(isinstance(found.get(name, {}), dict) for name in ("versions", "inputs"))
+    others = all(isinstance(found.get(name, {}), dict) for name in ("versions", "inputs"))
+    return numbers and others and found["step"] >= 0 and found["world_size"] > 0
 
 
 def verify(key: str, path: Path) -> None:
-    """Check that every file of a checkpoint is as its manifest says.
+    """Check that a checkpoint has all its files, and that each is as its manifest says.
 
     Raises:
         UserError: names the first file that is missing or differs.
     """
-    for name, expected in read_manifest(key, path)["files"].items():
+    files = read_manifest(key, path)["files"]
+    for name in sorted({*files, *ALWAYS}):
         with naming(key):
             file = inside(path, name)
-        if not os.path.isfile(file):
+        if name not in files or not os.path.isfile(file):
             raise UserError(key, f"{file} is missing; give another checkpoint")
-        if fingerprint(file) != expected:
+        try:
+            found = fingerprint(file)
+        except OSError as error:
+            raise UserError(key, f"{file} cannot be read ({error.strerror}); give another checkpoint") from None
+        if found != files[name]:
             raise UserError(key, f"{file} is damaged; give another checkpoint")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs between a recipe and that of a checkpoint, at one key."""
+
+    key: str
+    kind: Literal["changed", "moved", "must not change"]
+    difference: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.key} {self.difference}"
+
+
+def changes(settings: Recipe, path: Path) -> list[Change]:
+    """What differs between a recipe and that of a checkpoint, by key.
+
+    An input (`dmdr_train.inputs`) is judged by what it holds: it may move, and must not change.
+
+    Raises:
+        UserError: the checkpoint's recipe cannot be read, or an input.
+    """
+    try:
+        saved = _flat(from_yaml((path / RECIPE).read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise UserError("run.resume", f"{path / RECIPE} is damaged ({error}); give another checkpoint") from None
+    asked = _flat(settings.model_dump(mode="json"))
+    before, now = read_manifest("run.resume", path).get("inputs", {}), fingerprints(settings)
+    replaced = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+    same = before.keys() & now.keys() - replaced
+    found = []
+    for key in sorted(saved.keys() | asked.keys() | replaced):
+        if key in SILENT_KEYS or (saved.get(key) == asked.get(key) and key not in replaced):
+            continue
+        difference = f"is {asked.get(key)} here and {saved.get(key)} in {path}"
+        if key in replaced:
+            found.append(Change(key, "must not change", f"{difference}, with other contents"))
+        elif key in same:
+            found.append(Change(key, "moved", difference))
+        else:
+            found.append(Change(key, "changed" if _free(key) else "must not change", difference))
+    return found
 
 
 def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
@@ -134,23 +197,9 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
     Raises:
         UserError: for the first key that must not differ; all are said before.
     """
-    try:
-        saved = _flat(from_yaml((path / "recipe.yaml").read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        raise UserError("run.resume", f"{path / 'recipe.yaml'} is damaged ({error}); give another checkpoint") from None
-    asked = _flat(settings.model_dump(mode="json"))
-    changed = [key for key in sorted(saved.keys() | asked.keys()) if saved.get(key) != asked.get(key)]
-    changed = [key for key in changed if key not in SILENT_KEYS]
-    manifest = read_manifest("run.resume", path)
-    with naming("model.path"):
-        inputs, here = manifest.get("inputs", {}), fingerprints(settings)
-    replaced = [key for key in here.keys() & inputs.keys() if here[key] != inputs[key]]
-    moved = here.keys() & inputs.keys() - set(replaced)
-    refused = sorted({*replaced, *(key for key in changed if not _free(key) and key not in moved)})
-    for key in sorted({*changed, *replaced}):
-        mark = "must not change" if key in refused else "moved" if key in moved else "changed"
-        content = ", with other contents" if key in replaced else ""
-        say(f"{mark}: {key} is {asked.get(key)} here and {saved.get(key)} in {path}{content}")
+    found, manifest = changes(settings, path), read_manifest("run.resume", path)
+    for change in found:
+        say(str(change))
     for package, version in manifest.get("versions", {}).items():
         if versions().get(package) != version:
             say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
@@ -159,13 +208,10 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
         say(f"changed: the number of processes is {world} here and {wrote} in {path}")
         if settings.optim.eight_bit:  # its blocks of numbers do not end where the shares of processes do
             raise UserError("optim.eight_bit", f"true keeps the number of processes, {wrote} in {path}; start {wrote}")
-    if refused:
-        content = ", with other contents" if refused[0] in replaced else ""
-        raise UserError(
-            refused[0],
-            f"is {asked.get(refused[0])} here and {saved.get(refused[0])} in {path}{content}; "
-            f"set it back, or start a new run with another run.output",
-        )
+    for change in found:
+        if change.kind == "must not change":
+            fix = "set it back, or start a new run with another run.output"
+            raise UserError(change.key, f"{change.difference}; {fix}")
 
 
 def _free(key: str) -> bool:

@@ -3,6 +3,7 @@
 The history that rules look back on is metrics.jsonl, so a resumed run judges as an uninterrupted one does.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,9 +39,10 @@ class Alarm:
 
 
 def logged_before(checkpoint: Path, step: int) -> list[Row]:
-    """What rules look back on after a resume: what the checkpoint's run had logged until then."""
-    rows = {row["step"]: row for row in (*read_metrics(checkpoint.parents[1]), *read_metrics(checkpoint))}
-    return remembered([rows[at] for at in sorted(rows) if at <= step])
+    """The rows that the run of a checkpoint had logged until a step, those that the checkpoint carries included."""
+    run = checkpoint.absolute().parents[1]
+    rows = {row["step"]: row for row in (*read_metrics(run), *read_metrics(checkpoint))}
+    return [rows[at] for at in sorted(rows) if at <= step]
 
 
 def remembered(rows: Sequence[Row]) -> list[Row]:
@@ -51,16 +53,17 @@ def remembered(rows: Sequence[Row]) -> list[Row]:
 def completed(values: Mapping[str, float], before: Sequence[Row]) -> dict[str, float]:
     """What is logged; with an evaluation go means over the rows since the one before, this one included.
 
-    The means are of every gradient norm and of every share of rewards past their margin; and `fake_score_ratio` is the
-    mean loss of the fake score over that of distribution matching.
+    The means are over what is finite, of every gradient norm and of every share of rewards past their margin; and
+    `fake_score_ratio` is the mean loss of the fake score over that of distribution matching.
     """
     if not is_evaluation(values):
         return dict(values)
     rows = [*_since_evaluation(before), values]
-    found = {n: [row[n] for row in rows if n in row] for n in dict.fromkeys(n for row in rows for n in row)}
-    means = {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
+    means = {name: sum(numbers) / len(numbers) for name, numbers in found.items() if numbers}
     metrics = {name: mean for name, mean in means.items() if name.startswith(("grad_norm/", "past_margin/"))}
-    if means.get("loss/distribution_matching"):
+    if means.get("loss/distribution_matching") and "loss/fake_score" in means:
         metrics["fake_score_ratio"] = means["loss/fake_score"] / means["loss/distribution_matching"]
     return {**values, **{f"{PREFIX}{name}": value for name, value in metrics.items()}}
 

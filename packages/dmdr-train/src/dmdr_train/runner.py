@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,23 +21,22 @@ from dmdr_train.errors import (
     STOPPED,
     UNANSWERED,
     StoppedError,
-    UserError,
     naming,
 )
 from dmdr_train.files import write_whole
 from dmdr_train.inputs import fingerprints
-from dmdr_train.lock import hold
+from dmdr_train.lock import LOCK, hold, sign
 from dmdr_train.objectives import RewardTerm
 from dmdr_train.peers import Peers
 from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import EVALUATED, Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.results import Results, due
-from dmdr_train.resume import checkpoints_in, find_checkpoint
+from dmdr_train.resume import checkpoints_in, find_checkpoint, step_of
 from dmdr_train.session import Session, build
 from dmdr_train.shared import check_shared
 from dmdr_train.signals import Signals
-from dmdr_train.tracking import Tracker, read_metrics
+from dmdr_train.tracking import Tracker
 from dmdr_train.watch import Look, Watch, compared, pooled_pixels
 from dmdr_train.writes import reason_of
 
@@ -60,8 +59,13 @@ def run(settings: Recipe) -> None:
     # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
     with Signals() as signals, peers.expected():
         check_shared(Path(settings.run.output), peers)
-        resume_from = agreed(lambda: find_checkpoint(settings, say))
-        Run(settings, build(settings, device), resume_from, signals).carry_out()
+        with locked(Path(settings.run.output)) as held:
+            resume_from = agreed(lambda: find_checkpoint(settings, say))
+            session = build(settings, device, resumed=resume_from is not None)
+            training = Run(settings, session, resume_from, signals)
+            for lock in held:
+                sign(lock)  # not before: a run that is refused leaves everything as it was
+            training.carry_out()
     dist.destroy_process_group()
 
 
@@ -88,7 +92,7 @@ class Run:
         self.session = session
         self.trainer = session.trainer
         self.folder = Path(settings.run.output)
-        self.inputs = fingerprints(settings)
+        self.inputs = agreed(lambda: fingerprints(settings))
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
             checkpoint.load(resume_from, self.trainer, self.average)
@@ -97,9 +101,10 @@ class Run:
         self.signals = signals or Signals()
         self.results = Results(settings, session, self.average, resume_from is not None, self.heed_signals)
         self.saving: checkpoint.Saving | None = None
+        self.newest, self.saved = resume_from, None if resume_from is None else self.trainer.step
         self.pause = 0.0
-        self.carried = read_metrics(resume_from) if resume_from is not None else []
-        self.history = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
+        self.before = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
+        self.history = rules.remembered(self.before)
         self.teachers_look: Look | None = None
         self.watch: Watch | None = None
         if settings.watch.every:
@@ -109,37 +114,46 @@ class Run:
             agreed(self.watch.check)
 
     def carry_out(self) -> None:
-        """Sample the teacher if this is the start, train, and report; the folder is held meanwhile.
+        """Sample the teacher if this is the start, train, and report.
 
         Raises:
-            UserError: another run holds the folder.
             StoppedError: the run ends early, in good order; see docs/reliability.md.
         """
-        with locked(self.folder):
-            agreed(self.open_folder)
-            try:
-                if self.trainer.step == 0:
-                    self.results.begin()
-                self.train()
-                self.finish()
-            finally:
-                if self.tracker:
-                    self.tracker.close()
+        agreed(self.open_folder)
+        together = True
+        try:
+            if self.trainer.step == 0:
+                self.results.begin()
+            self.train()
+            self.finish()
+        except BaseException as error:
+            together = isinstance(error, StoppedError)
+            raise
+        finally:
+            if self.tracker:
+                self.tracker.close()
+            if together:
+                dist.barrier()  # a launcher ends the others soon after the first has ended
 
     def open_folder(self) -> None:
         """Clear away what an earlier process left half done, and begin to write.
 
         Raises:
-            UserError: that cannot be, such as on a full disk.
+            StoppedError: that cannot be, such as on a full disk.
         """
-        checkpoint.remove_leftovers(self.folder)
         text = dump_recipe(self.settings)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.remove_leftovers(self.folder)
             write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-            self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.carried)
+            self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.before)
         except OSError as error:
             reason = f"{self.folder} cannot be written to ({reason_of(error)})"
-            raise UserError("run.output", f"{reason}; make space, or give another folder") from None
+            raise StoppedError(NOT_SAVED, f"{reason}; make space, or give another run.output") from None
+        later = [path for path in checkpoints_in(self.folder / "checkpoints") if step_of(path) > self.trainer.step]
+        if later:
+            names = ", ".join(path.name for path in later)
+            self.results.say(f"warning: {names}: these steps are made again, and go when the next checkpoint is there")
 
     def train(self) -> None:
         """Step until `run.steps`; log, save, sample and evaluate on the way."""
@@ -162,9 +176,7 @@ class Run:
             looked = self.look() if due(step, self.settings.watch.every) else {}
             if step % tracking.log_every == 0 or looked or step == steps:
                 times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
-                times |= {"checkpoint_seconds": self.pause}
                 self.log(step, {**logs, **self._engine_values(), **times, **looked})
-                self.pause = 0.0
             if self.saving and not anywhere(not self.saving.written):
                 self.finish_saving()
             ending = self.ending(in_a_row, bool(looked))
@@ -181,6 +193,8 @@ class Run:
         """
         self.results.end_stage(list(self.settings.stages)[-1])
         self.results.evaluate_references()
+        if failure := self.failure():
+            self.results.say(f"warning: {failure}; its scores are not in the report")
         self.results.report()
 
     # -- what ends it early
@@ -210,8 +224,7 @@ class Run:
         """
         if code == EARLY_WARNING:
             self.results.report()
-        newest = checkpoints_in(self.folder / "checkpoints")[-1]
-        raise StoppedError(code, f"{line}; saved in {newest}{GOES_ON.get(code, '')}")
+        raise StoppedError(code, f"{line}; saved in {self.newest}{GOES_ON.get(code, '')}")
 
     def signalled(self) -> tuple[int, str] | None:
         """Whether a signal has reached any of the processes."""
@@ -220,18 +233,22 @@ class Run:
         return STOPPED, f"by {self.signals.received or 'a signal to another process'}"
 
     def heed_signals(self) -> None:
-        """End the run where its training is over and saved, and there is a signal.
+        """End the run here, between two steps, if there is a signal.
 
         Raises:
             StoppedError: in this case.
         """
-        if self.trainer.step == self.settings.run.steps and (signalled := self.signalled()):
+        if signalled := self.signalled():
+            self.finish_saving()
+            if self.saved != self.trainer.step:
+                self.save(needed=True)
             self.stop(*signalled)
 
     def failure(self) -> str:
         """What a reward has failed with, on any process; empty if none has."""
-        asking = [objective for objective in self.trainer.objectives if isinstance(objective, RewardTerm)]
-        ours = next((each.failure for each in (*asking, self.watch) if each and each.failure), "")
+        asking: list[Any] = [objective for objective in self.trainer.objectives if isinstance(objective, RewardTerm)]
+        asking = [*asking, self.watch, self.results.evaluator]
+        ours = next((each.failure for each in asking if each and each.failure), "")
         if not anywhere(bool(ours)):
             return ""
         found: list[Any] = [None] * self.trainer.world
@@ -297,10 +314,13 @@ class Run:
             return
         run, saving, self.saving = self.settings.run, self.saving, None
         with self.pausing(needed):
-            saving.finish()
+            self.newest, self.saved = saving.finish(), saving.step
             if self.first:
-                folder = self.folder / "checkpoints"
-                checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
+                try:
+                    folder = self.folder / "checkpoints"
+                    checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
+                except OSError as error:
+                    self.results.say(f"warning: an old checkpoint could not be removed ({reason_of(error)})")
 
     @contextmanager
     def pausing(self, needed: bool) -> Iterator[None]:
@@ -338,9 +358,10 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         values = mean_over_processes(values)
         if self.tracker:
-            values = rules.completed(values, self.history)
+            values = rules.completed({**values, "checkpoint_seconds": self.pause}, self.history)
             self.history = rules.remembered([*self.history, {"step": step, **values}])
             self.tracker.log(step, values)
+        self.pause = 0.0
 
     def look(self) -> dict[str, float]:
         """What early warning sees of the averaged student, beside the teacher, which it looks at once."""
@@ -366,13 +387,17 @@ class Run:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[list[IO[str]]]:
     """The run's folder, made and held by rank 0 for as long as this is open.
+
+    Yields:
+        On rank 0 its lock, still to be signed; elsewhere nothing.
 
     Raises:
         UserError: on every process, if another run holds it, or it cannot be made.
     """
     held: list[IO[str]] = []
+    new = not folder.exists()
 
     def take() -> None:
         with naming("run.output"):
@@ -381,10 +406,15 @@ def locked(folder: Path) -> Iterator[None]:
 
     agreed(take)
     try:
-        yield
+        yield held
     finally:
         for file in held:
+            if not (folder / LOCK).stat().st_size:  # nothing came of it
+                (folder / LOCK).unlink()
             file.close()
+        if new:
+            with suppress(OSError):  # unless something did
+                folder.rmdir()
 
 
 def say(text: str) -> None:

@@ -14,12 +14,12 @@ from dmdr_train import recipe
 from dmdr_train.checkpoint import FAKE_SCORE, GENERATOR, load_weights
 from dmdr_train.draws import named_generator
 from dmdr_train.embeddings import EmbeddingCache
-from dmdr_train.engines import DTYPES, make_engine, mean_over_processes
+from dmdr_train.engines import DTYPES, agreed, make_engine, mean_over_processes
 from dmdr_train.errors import UserError, naming
 from dmdr_train.objectives import SRPO, DistributionMatching, Objective, ReFL, Regression
 from dmdr_train.pairs import Pairs
 from dmdr_train.prompts import ClassLabels, Prompts, text_prompts
-from dmdr_train.resume import newest, verify
+from dmdr_train.resume import newest_verified
 from dmdr_train.trainer import Trainer
 from dmdr_train.views import View
 
@@ -42,8 +42,12 @@ class Session:
         return list({reward.info.name: reward for reward in rewards}.values())
 
 
-def build(settings: recipe.Recipe, device: torch.device) -> Session:
-    """Load the models and make the two engines. The process group must be up."""
+def build(settings: recipe.Recipe, device: torch.device, resumed: bool = False) -> Session:
+    """Load the models and make the two engines. The process group must be up.
+
+    Args:
+        resumed: a checkpoint will be loaded, whose networks take the place of those of `run.init_from`.
+    """
     family = load_family(settings).to(device)
     with naming("rollout.shift"):
         family.grid(settings.rollout.steps, settings.rollout.shift)
@@ -52,9 +56,8 @@ def build(settings: recipe.Recipe, device: torch.device) -> Session:
     if settings.data.pairs is not None:
         pairs = Pairs(settings.data.pairs, family.latent_shape, optim.batch_size, device)
     networks = make_networks(settings, family, device)
-    if settings.run.init_from is not None:
-        source = newest("run.init_from", settings.run.init_from)
-        verify("run.init_from", source)
+    if settings.run.init_from is not None and not resumed:
+        source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
         load_weights("run.init_from", source / GENERATOR, networks.generator)
         load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
     offload = settings.memory.offload_optimizer

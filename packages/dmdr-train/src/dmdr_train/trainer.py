@@ -105,7 +105,7 @@ class Trainer:
         losses = []
         for draws in self.micro_batches("fake_score", update):
             loss = self.fake_score_loss(draws)
-            self.guidance.backward(loss)
+            self.guidance.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss poisons the update
             self.guidance.step()
             losses.append(loss.item())
             self.note("fake_score", losses[-1])

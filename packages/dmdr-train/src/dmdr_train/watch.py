@@ -22,10 +22,11 @@ from dmdr_models.sampling import sample
 from torch import Tensor
 
 from dmdr_train import recipe
+from dmdr_train.asking import asked
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.engines import gather_rows
 from dmdr_train.errors import UNANSWERED, StoppedError, UserError
-from dmdr_train.objectives import UNSCORED, RewardTerm
+from dmdr_train.objectives import RewardTerm
 from dmdr_train.pictures import sample_prompts
 from dmdr_train.rules import PREFIX
 from dmdr_train.session import Session, make_reward
@@ -159,8 +160,8 @@ class Watch:
         """Rows of each kind, one per picture."""
         images, prompts = self.family.decode(latents), [self.prompts[i] for i in index]
         draws = Draws(self.settings.seed, ("watch", 0), index)
-        asked = {f"trained/{term.name}": partial(term.score, images, prompts, draws) for term in self.trained}
-        asked |= {f"held_out/{name}": partial(reward.score, images, prompts) for name, reward in self.held_out.items()}
+        scores = {f"trained/{term.name}": partial(term.score, images, prompts, draws) for term in self.trained}
+        scores |= {f"held_out/{name}": partial(reward.score, images, prompts) for name, reward in self.held_out.items()}
         channels = latents.double().flatten(2)
         return {
             "mean": channels.mean(dim=2),
@@ -168,16 +169,14 @@ class Watch:
             "features": self.features(images).float(),
             "saturation": saturation(images),
             "contrast": contrast(images),
-            **{name: self._scored(name, score, images) for name, score in asked.items()},
+            **{name: self._scored(name, score, images) for name, score in scores.items()},
         }
 
     def _scored(self, name: str, score: Callable[[], Tensor], images: Tensor) -> Tensor:
-        if bool(images.isfinite().all()):
-            try:
-                return score()
-            except UNSCORED as error:
-                self.failure = f"{name} of watch: {error}"
-        return torch.full((len(images),), float("nan"), device=images.device)
+        scores, failure = asked(score, images)
+        if failure:
+            self.failure = f"{name} of watch: {failure}"
+        return scores
 
 
 def compared(student: Look, teacher: Look) -> dict[str, float]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.utils._pytree import tree_map
 
 from dmdr_train.files import fingerprint, settle
@@ -36,7 +35,7 @@ class Writes:
     def __call__(self, write: Callable[[Any, Path], object], data: Any, path: Path) -> None:
         """Have `write(data, path)` make a file."""
         if self.background:
-            self._waiting.append((write, tree_map(_copied, data), path))
+            self.attempt(lambda: self._waiting.append((write, tree_map(_copied, data), path)))
         else:
             self._write(write, data, path)
 
@@ -45,7 +44,7 @@ class Writes:
         if self.error is None:
             try:
                 act()
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except Exception as error:  # whatever it is, the others must not wait for this process
                 self.error = reason_of(error)
 
     def start(self) -> None:
@@ -122,4 +121,4 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__context__
-    return str(error)
+    return str(error) or type(error).__name__
