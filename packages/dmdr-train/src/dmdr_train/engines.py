@@ -198,6 +198,15 @@ def anywhere(flag: bool) -> bool:
     return mean_over_processes({"flag": float(flag)})["flag"] > 0
 
 
+def said_anywhere(text: str) -> str:
+    """What the first of the processes with something to say says; empty if none has."""
+    if not anywhere(bool(text)):
+        return ""
+    said: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, text)
+    return next(filter(None, said))
+
+
 def agreed(decide: Callable[[], Decision]) -> Decision:
     """What rank 0 decides, or does, on every process; every process must ask.
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from dmdr_train import checkpoint, rules
 from dmdr_train.average import Average
-from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, start_processes
+from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, said_anywhere, start_processes
 from dmdr_train.errors import (
     EARLY_WARNING,
     NOT_FINITE,
@@ -228,9 +228,8 @@ class Run:
 
     def signalled(self) -> tuple[int, str] | None:
         """Whether a signal has reached any of the processes."""
-        if not anywhere(self.signals.received is not None):
-            return None
-        return STOPPED, f"by {self.signals.received or 'a signal to another process'}"
+        received = said_anywhere(self.signals.received or "")
+        return (STOPPED, f"by {received}") if received else None
 
     def heed_signals(self) -> None:
         """End the run here, between two steps, if there is a signal.
@@ -248,12 +247,7 @@ class Run:
         """What a reward has failed with, on any process; empty if none has."""
         asking: list[Any] = [objective for objective in self.trainer.objectives if isinstance(objective, RewardTerm)]
         asking = [*asking, self.watch, self.results.evaluator]
-        ours = next((each.failure for each in asking if each and each.failure), "")
-        if not anywhere(bool(ours)):
-            return ""
-        found: list[Any] = [None] * self.trainer.world
-        dist.all_gather_object(found, ours)
-        return next(filter(None, found))
+        return said_anywhere(next((each.failure for each in asking if each and each.failure), ""))
 
     def diagnosis(self, count: int) -> str:
         """What was not finite in the last step, on any process, and for which prompts."""
