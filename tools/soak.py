@@ -74,6 +74,7 @@ from soak_faults import (
 from soak_starts import IMPORTS, OUT, SERVER, Attempt, Forked, Launched
 
 FULL = "the disk full"
+WRITING = "inside a checkpoint's write"
 RECIPE: dict[str, Any] = {
     "model": {"fake_score_lora": {"rank": 2, "alpha": 2}},
     "objectives": [{"kind": "distribution_matching"}],
@@ -169,6 +170,7 @@ class Event:
     """A fault that has happened: to which run, where, and what followed."""
 
     fault: str
+    kind: str
     run: str
     where: str
     codes: list[int | None]
@@ -189,6 +191,7 @@ class Soak:
         self.events: list[Event] = []
         self.complaints: dict[str, list[str]] = {}
         self.expected: dict[str, str] = {}
+        self.restarts = 0
         (folder / "logs").mkdir()
 
     def undisturbed(self) -> Pace:
@@ -203,7 +206,7 @@ class Soak:
         self.expected = contents(attempt.out)
         pauses = [row["checkpoint_seconds"] for row in read_metrics(attempt.out)]
         write = statistics.median(filter(None, pauses))
-        return Pace(start, steps / run.steps, rest, write, run.steps, run.checkpoint_every)
+        return Pace(start, steps / run.steps, rest, write, run.steps, run.checkpoint_every, run.timeout)
 
     def outlive(self, faults: list[Fault], place: Callable[[Path], AbstractContextManager[None]] = nullcontext) -> None:
         """Use up the faults, from the last, by as many runs as that takes; `place` makes room for what they leave."""
@@ -233,23 +236,36 @@ class Soak:
             done = set(codes) == {0}
             if not fault or not struck or (done and fault.code != 0):
                 return check_ended(attempt, codes)
-            if isinstance(attempt, Forked) and (wrong := fault.wrong(attempt, codes)):  # a launcher has its own codes
+            wrong = "left processes behind" if attempt.outlived else ""
+            if isinstance(attempt, Forked):  # a launcher has its own codes
+                wrong = wrong or fault.wrong(attempt, codes)
+            if wrong:
                 self.complaints[name].append(f"{attempt.log} {wrong} after {fault.name}")
             left = fault.left(attempt, where(attempt, self.settings))
             if left:
                 faults.pop()
                 damaged = left.damaged or damaged
-                self.events.append(Event(fault.name, name, left.told, codes, bool(undamaged(attempt))))
+                self.events.append(Event(fault.name, fault.kind, name, left.told, codes, bool(undamaged(attempt))))
                 print(f"{attempt.log.stem}: {fault.name}: {left.told}, {codes}", file=sys.stderr, flush=True)
             if done:
                 return None
 
     def attempt(self, name: str, number: int) -> Attempt:
         (self.folder / name).mkdir(exist_ok=True)
+        self.restarts += number > 0
         return self.start(self.folder / name, self.folder / "logs" / f"{name}-{number:02d}.log")
 
+    def counts(self) -> str:
+        """A row of how often each kind of fault has happened, and what came of it."""
+        kinds = Counter(event.kind for event in self.events)
+        writing = sum(event.where == WRITING for event in self.events if event.kind == Kill.kind)
+        cells = {Kill.kind: kinds[Kill.kind], "of these inside a write": writing}
+        cells |= {each.kind: kinds[each.kind] for each in (Signal, Damage, Hang, FullDisk, SecondRun)}
+        cells |= {"restarts": self.restarts, "complaints": sum(map(len, self.complaints.values()))}
+        return "\n".join(f"| {' | '.join(row)} |" for row in (cells, ["---:"] * len(cells), map(str, cells.values())))
+
     def table(self) -> str:
-        """A row for each kind of fault."""
+        """A row for each fault."""
         lines = ["| fault | times | where it fell | went on from | exit codes | equal |", "|---|---:|---|---|---|---|"]
         for fault in sorted({event.fault for event in self.events}):
             events = [event for event in self.events if event.fault == fault]
@@ -296,7 +312,7 @@ def where(attempt: Attempt, settings: Recipe) -> str:
     if not attempt.begun():
         return "before it had begun"
     if unfinished(attempt):
-        return "inside a checkpoint's write"
+        return WRITING
     if unfinished(attempt, "removed"):
         return "inside a checkpoint's removal"
     if not found:
@@ -328,8 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         soak = soaked(options, (options.output or Path(folder) / "soak").absolute())
-    runs, restarts = len(soak.complaints), len(soak.events)
-    print(f"{soak.table()}\n\n{runs} runs with {restarts} restarts; {len(soak.expected)} files of each compared")
+    runs = f"{len(soak.complaints)} runs, of each {len(soak.expected)} files compared"
+    print(f"{soak.table()}\n\n{soak.counts()}\n\n{runs}")
     if options.full_disks and FULL not in {event.fault for event in soak.events}:
         print("no disk was filled, since none can be mounted here")
     for name, lines in soak.complaints.items():

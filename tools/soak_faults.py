@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmdr_train.errors import EXIT_CODE, LOST, NOT_SAVED, STOPPED, UserError
-from dmdr_train.resume import checkpoints_in, verify
-from soak_starts import Attempt
+from dmdr_train.resume import checkpoints_in, step_of, verify
+from soak_starts import GRACE, Attempt
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Pace:
         step: a step, with what comes between steps.
         rest: from the last step to the end.
         write: a checkpoint.
-        steps, every: `run.steps` and `run.checkpoint_every`.
+        steps, every, timeout: `run.steps`, `run.checkpoint_every` and `run.timeout`.
     """
 
     start: float
@@ -35,6 +35,7 @@ class Pace:
     write: float
     steps: int
     every: int
+    timeout: float
 
 
 class Left(NamedTuple):
@@ -52,6 +53,8 @@ class Fault:
         draws: where its randomness comes from.
     """
 
+    kind = ""
+    """The column that it counts in."""
     code: int | None = None
     """What all processes end with, where that is certain; 0 if the run is to take no notice."""
 
@@ -86,6 +89,8 @@ class Fault:
 class Kill(Fault):
     """At any step, in the start before them, or in what comes after them; of several processes one, or all."""
 
+    kind = "kill -9"
+
     def moment(self, attempt: Attempt, step: int) -> bool:
         chosen = self.draws.randint(step - 1, self.pace.steps)
         if chosen >= step:
@@ -109,14 +114,21 @@ class Kill(Fault):
 class Hang(Kill):
     """One of several processes stands still, and does not even end."""
 
+    kind = "stand still"
+
     def moment(self, attempt: Attempt, step: int) -> bool:
         return self.reached(attempt, self.draws.randrange(step, max(step + 1, self.pace.steps)))
 
     def strike(self, attempt: Attempt) -> None:
         self.hit = [self.draws.choice(attempt.pids())]
         attempt.send(signal.SIGSTOP, self.hit)
-        attempt.wait(lambda: sum(code is None for code in attempt.codes()) == 1)
+        end = time.monotonic() + self.pace.timeout + GRACE
+        attempt.wait(lambda: attempt.codes().count(None) == 1 or time.monotonic() > end)
+        self.late = attempt.codes().count(None) > 1
         attempt.send(signal.SIGKILL, self.hit)
+
+    def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
+        return "went on waiting" if self.late else super().wrong(attempt, codes)
 
 
 class KillWriting(Kill):
@@ -137,10 +149,16 @@ class KillWriting(Kill):
 class Signal(Fault):
     """One process gets the signal that the fault is named after."""
 
+    kind = "signals"
     code = STOPPED
 
     def strike(self, attempt: Attempt) -> None:
         attempt.send(signal.Signals[self.name], [self.draws.choice(attempt.pids())])
+
+    def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
+        saved = [step_of(path) for path in undamaged(attempt)[-1:]]
+        lost = "" if saved == [attempt.logged()] else f"saved {saved or 'nothing'} at step {attempt.logged()}"
+        return super().wrong(attempt, codes) or lost
 
     def left(self, attempt: Attempt, where: str) -> Left:
         return Left("it saved and ended")
@@ -170,6 +188,8 @@ DAMAGES = {
 class Damage(Kill):
     """The run is killed, and a file of the newest of its checkpoints suffers what the fault is named after."""
 
+    kind = "damaged files"
+
     def moment(self, attempt: Attempt, step: int) -> bool:
         return self.reached(attempt, self.draws.randint(max(step, 2 * self.pace.every), self.pace.steps))
 
@@ -191,6 +211,7 @@ class Damage(Kill):
 class FullDisk(Fault):
     """From some moment on no checkpoint can be written. The run trains on to its end, which it cannot save."""
 
+    kind = "full disks"
     code = NOT_SAVED
     filled = "checkpoints"
 
@@ -209,6 +230,10 @@ class FullDisk(Fault):
                     os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), max(1, more))
                 time.sleep(0.001)
         (folder / "filling").unlink()
+
+    def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
+        stopped = "" if attempt.logged() == self.pace.steps else f"stopped at step {attempt.logged()}"
+        return super().wrong(attempt, codes) or stopped
 
     def left(self, attempt: Attempt, where: str) -> Left:
         return Left("it trained on to an end that it could not save")
@@ -236,6 +261,7 @@ class FullLogs(FullDisk):
 class SecondRun(Fault):
     """Somebody starts the same run a second time."""
 
+    kind = "second runs"
     code = 0
 
     def __init__(self, name: str, pace: Pace, draws: random.Random, start: Callable[[Path, Path], Attempt]):

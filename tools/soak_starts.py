@@ -17,8 +17,8 @@ from dmdr_train.tracking import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
 OUT = "out"  # run.output of every run, each in a folder of its own, so that the files that name it are the same
-GRACE = 20.0
-"""Seconds that the processes of a run have to end after the first of them."""
+GRACE = 30.0
+"""Seconds that the processes of a run have to end after the first of them: to name it, and to go."""
 
 SERVER = multiprocessing.get_context("forkserver")
 IMPORTS = ["dmdr_train.runner", "matplotlib.pyplot", "torchmetrics.image.fid", "torchmetrics.image.inception"]
@@ -36,6 +36,7 @@ class Attempt:
         self.run, self.log, self.out = run, log, run / OUT
         self.log.touch()
         self.mark = self.log.stat().st_ctime
+        self.outlived = False
 
     def pids(self) -> list[int]:
         """The processes that train, as far as they are there."""
@@ -83,9 +84,10 @@ class Attempt:
                 os.kill(pid, number)
 
     def end(self) -> list[int | None]:
-        """The exit codes, when all is over; who outlives the first for long is killed, as launchers do."""
+        """The exit codes, when all is over; `outlived` if some had to be killed long after the first ended."""
         self.wait(lambda: any(code is not None for code in self.codes()))
-        if self.pause(GRACE):
+        self.outlived = self.pause(GRACE)
+        if self.outlived:
             self.send(signal.SIGKILL, self.pids())
             self.wait(self.over)
         return self.codes()

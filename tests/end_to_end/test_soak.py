@@ -41,7 +41,7 @@ def test_one_of_two_processes_dies_or_stands_still(tool: Any, capsys: pytest.Cap
 
 
 def table(out: str) -> list[str]:
-    return [line for line in out.splitlines() if line.startswith("| ")][1:]
+    return [line for line in out.partition("\n\n")[0].splitlines() if line.startswith("| ")][1:]
 
 
 def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
@@ -107,11 +107,16 @@ def test_a_wrong_start_is_a_complaint(tool: Any, tmp_path: Path) -> None:
 
 
 def test_a_complaint_is_in_the_table_and_in_the_exit_code(tool: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    soak = tool.Soak(tmp_path, None, None)
-    soak.events = [tool.Event("kill -9", f"run-{n}", "between checkpoints", [-9], n > 1) for n in (1, 2, 3)]
+    soak, places = tool.Soak(tmp_path, None, None), ["between checkpoints", "between checkpoints", tool.WRITING]
+    soak.restarts = 3
+    soak.events = [
+        tool.Event("kill -9", "kill -9", f"run-{n}", place, [-9], n > 1) for n, place in enumerate(places, 1)
+    ]
     monkeypatch.setattr(tool, "soaked", lambda options, folder: soak)
     for said, equal, code in (([], "yes", 0), (["generator.safetensors differs"], "no", 1)):
         soak.complaints = {"run-1": [], "run-2": said, "run-3": []}
-        cells = f"3 | between checkpoints: 3 | a checkpoint: 2, the start: 1 | -9: 3 | {equal}"
+        fell = f"between checkpoints: 2, {tool.WRITING}: 1"
+        cells = f"3 | {fell} | a checkpoint: 2, the start: 1 | -9: 3 | {equal}"
         assert soak.table().splitlines()[2:] == [f"| kill -9 | {cells} |"]
+        assert soak.counts().splitlines()[2] == f"| 3 | 1 | 0 | 0 | 0 | 0 | 0 | 3 | {code} |"
         assert tool.main([]) == code
