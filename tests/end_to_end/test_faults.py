@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from dmdr_train.resume import checkpoints_in, verify
 
 # A package with a reward, which fails on the last process at the updates that a file in the working directory names.
 MOODY = """
-import json, os
+import json, os, signal, time
 from pathlib import Path
 from dmdr_rewards import RewardInfo
 
@@ -28,10 +29,16 @@ class Moody:
             return scores
         self.update += 1
         moods = Path("moods.json")
-        last = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
+        last = int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
         mood = json.loads(moods.read_text()).get(str(self.update)) if last and moods.exists() else None
         if mood == "down":
             raise ConnectionError("nobody answers")
+        if mood == "gradient":
+            images.register_hook(lambda gradient: gradient * float("nan"))
+        if mood == "killed":
+            for pause in (1.5, 600):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(pause)
         if mood == "skip":
             self.skipped += len(images)
         return scores * {"skip": float("nan"), "nan": float("nan"), "inf": float("-inf")}.get(mood, 1.0)
@@ -81,9 +88,9 @@ def moody(workshop: Any, packages: str) -> Callable[..., Any]:
     }
     workshop.recipe["optim"]["accumulation"] = 1
 
-    def run(moods: dict[int, str], *arguments: str) -> Any:
+    def run(moods: dict[int, str], *arguments: str, processes: int = 2) -> Any:
         (workshop.folder / "moods.json").write_text(json.dumps(moods))
-        return workshop.run(*arguments, processes=2, PYTHONPATH=packages)
+        return workshop.run(*arguments, processes=processes, PYTHONPATH=packages)
 
     return run
 
@@ -95,12 +102,12 @@ def stops(outcome: Any) -> list[str]:
 def test_rewards_and_trackers_that_fail(
     moody: Callable[..., Any], workshop: Any, read_rows: Callable[[Path], list[dict[str, float]]]
 ) -> None:
-    """Updates with a score that is no number are skipped by both; a picture without a score is left out; a reward that
-    cannot be asked ends the run, which goes on when it can."""
+    """Updates with a score or a gradient that is no number are skipped by both; a picture without a score is left out;
+    a reward that cannot be asked ends the run, which goes on when it can."""
     out = workshop.folder / "out"
     out.mkdir()
     (out / "tensorboard").write_text("in the way")
-    failed = moody({2: "nan", 3: "inf", 5: "skip", 7: "down"}, "tracking.wandb=project")
+    failed = moody({2: "nan", 3: "inf", 4: "gradient", 5: "skip", 7: "down"}, "tracking.wandb=project")
     assert failed.codes == [76, 76], failed.stderr
     last = out / "checkpoints/step-00000007"
     assert stops(failed) == [
@@ -114,7 +121,7 @@ def test_rewards_and_trackers_that_fail(
         assert reason in said
 
     rows = read_rows(out)
-    assert [row["skipped/generator"] for row in rows] == [0, 1, 2, 2, 2, 2, 3]
+    assert [row["skipped/generator"] for row in rows] == [0, 1, 2, 3, 3, 3, 4]
     assert [row["unscored/refl"] for row in rows] == [0, 0, 0, 0, 0.5, 0, 0]
     assert [math.isfinite(row["loss/refl"]) for row in rows] == [n not in (2, 3, 7) for n in range(1, 8)]
     assert {row["skipped/fake_score"] for row in rows} == {0}
@@ -131,6 +138,19 @@ def test_numbers_that_stay_broken_end_the_run_with_a_diagnosis(moody: Callable[.
     assert line.endswith("; saved in out/checkpoints/step-00000005")
     for path in checkpoints_in(workshop.folder / "out/checkpoints"):
         verify("run.resume", path)
+
+
+def test_a_second_signal_in_a_step_that_never_ends(
+    moody: Callable[..., Any], workshop: Any, read_rows: Callable[[Path], list[dict[str, float]]]
+) -> None:
+    """It ends the process at once; what was saved is whole, and the run goes on from there."""
+    ended = moody({5: "killed"}, processes=1)
+    assert ended.codes == [128 + signal.SIGTERM], ended.stderr
+    assert "a second signal: process" in ended.stderr
+    (checkpoint,) = checkpoints_in(workshop.folder / "out/checkpoints")
+    verify("run.resume", checkpoint)
+    assert f"going on from out/checkpoints/{checkpoint.name}" in moody({}, processes=1).check().stderr
+    assert len(read_rows(workshop.folder / "out")) == 8
 
 
 # -- a judge behind an endpoint

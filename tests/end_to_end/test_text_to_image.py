@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dmdr_train.resume import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -82,9 +83,27 @@ def test_two_processes_equal_one(whole: Any, read_rows: Callable[[Path], list[di
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
     whole.run(*changes, processes=2).check()
-    for row, expected in zip(read_rows(whole.folder / name), read_rows(whole.folder / "out"), strict=True):
-        for key in (key for key in expected if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))):
-            assert row[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-6), (row["step"], key)
+    compare(read_rows(whole.folder / name), read_rows(whole.folder / "out"))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]
+) -> None:
+    """Two, one, two again: the numbers of one all along, those of the automatic weight among them."""
+    changes = ["model.path=sd3-without-texts", "run.output=moved", "run.resume=auto", "run.checkpoint_every=2"]
+    for processes, steps in ((2, 2), (1, 4), (2, 6)):
+        accumulation = f"optim.accumulation={2 // processes}"
+        whole.run(*changes, accumulation, "optim.zero_stage=2", processes=processes).check()
+        for later in checkpoints_in(whole.folder / "moved/checkpoints")[steps // 2 :]:
+            shutil.rmtree(later)
+    compare(read_rows(whole.folder / "moved"), read_rows(whole.folder / "out"))
+
+
+def compare(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """What one step's loss is made of, to rounding."""
+    for ours, theirs in zip(found, expected, strict=True):
+        for key in (key for key in theirs if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))):
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=1e-6), (ours["step"], key)
 
 
 def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:

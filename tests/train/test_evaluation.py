@@ -170,6 +170,21 @@ def test_rewards_score_the_pictures_too(one_process: None, model: Path, classifi
     assert evaluator.real().more == {"brightness": pytest.approx(pictures.mean().item(), rel=1e-5)}
 
 
+def test_a_reward_that_fails_leaves_the_other_scores(one_process: None, model: Path, classifier: Path) -> None:
+    class Unreachable:
+        info = SimpleNamespace(name="unreachable")
+
+        def score(self, images: Tensor, prompts: list[int]) -> Tensor:
+            raise ConnectionError("nobody answers")
+
+    settings = recipe.Evaluation(classifier=str(classifier), reference="shapes", pictures=100)
+    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), [Unreachable()])
+    scores = evaluator.real()
+    assert math.isnan(scores.more["unreachable"])
+    assert math.isfinite(scores.frechet)
+    assert evaluator.failure == "unreachable of the evaluation: nobody answers"
+
+
 def test_reference_pictures_from_a_folder(tmp_path: Path) -> None:
     """Labels follow the alphabet; the reference set and the row of real pictures share no file."""
     from PIL import Image
