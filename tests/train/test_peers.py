@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+from dmdr_train.errors import LOST, StoppedError
 from dmdr_train.peers import Peers
 
 PROGRAM = """
@@ -78,3 +79,17 @@ def test_an_error_of_our_own_is_left_alone() -> None:
     us.rank, us.world = 0, 2
     with pytest.raises(RuntimeError, match=r"^out of memory$"), us.expected():
         raise RuntimeError("out of memory")
+
+
+def test_a_process_is_named_also_where_cleaning_up_after_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed, at ZeRO 3, cannot put the weights back in the middle of a network."""
+    us = object.__new__(Peers)
+    us.rank, us.world, us.names = 0, 2, ["process 1 on a", "process 2 on b"]
+    monkeypatch.setattr(us, "missing", lambda: [1])
+    with pytest.raises(StoppedError) as caught, us.expected():
+        try:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
+        finally:
+            raise RuntimeError("Cannot free a parameter that is active")
+    assert caught.value.code == LOST
+    assert caught.match(r"^rank 1 \(process 2 on b\) ended, .* \(Connection reset by peer\)")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dmdr_train.errors import LOST, StoppedError
+from dmdr_train.errors import LOST, StoppedError, UserError
 
 WAIT = 10.0
 """Seconds in which the survivors are to have said so."""
@@ -43,13 +43,16 @@ class Peers:
         """
         try:
             yield
-        except (dist.DistError, RuntimeError) as error:
-            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        except (UserError, StoppedError):
+            raise
+        except Exception as error:
+            failure = next(filter(_of_collective, _chain(error)), None)
+            if self.world == 1 or failure is None:
                 raise
             missing = self.missing()
             named = ", ".join(f"rank {rank} ({self.names[rank]})" for rank in missing)
             speaker = next((rank for rank in range(self.world) if rank not in missing), self.rank)
-            reason = str(error).splitlines()[0].partition("] ")[2] or str(error)
+            reason = str(failure).splitlines()[0].partition("] ")[2] or str(failure)
             raise StoppedError(
                 LOST,
                 f"{named or 'another process'} ended, or was not heard of in time ({reason[:80]}); "
@@ -82,3 +85,14 @@ class Peers:
             if self.rank == 0:  # the store goes with it: the others are to have read it
                 gather("read", set(), len(left))
             store.set(f"read/{self.rank}", "")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those in whose handling it was raised: what is half done may not be undone without the others."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+def _of_collective(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
