@@ -86,10 +86,14 @@ def test_a_process_is_named_also_where_cleaning_up_after_it_fails(monkeypatch: p
     us = object.__new__(Peers)
     us.rank, us.world, us.names = 0, 2, ["process 1 on a", "process 2 on b"]
     monkeypatch.setattr(us, "missing", lambda: [1])
-    with pytest.raises(StoppedError) as caught, us.expected():
+
+    def lose() -> None:
         try:
             raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection reset by peer")
         finally:
             raise RuntimeError("Cannot free a parameter that is active")
+
+    with pytest.raises(StoppedError) as caught, us.expected():
+        lose()
     assert caught.value.code == LOST
     assert caught.match(r"^rank 1 \(process 2 on b\) ended, .* \(Connection reset by peer\)")
