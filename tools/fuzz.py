@@ -270,13 +270,14 @@ def checkpoint() -> Target:
     tree = settings.model_dump(mode="json")
     manifest = {
         "step": 3, "world_size": 1, "weights": {"refl": [0.0, 1.5]}, "versions": {"torch": "2.10"},
-        "files": {"recipe.yaml": {}, "generator.safetensors": {}},
+        "files": {name: {} for name in resume.ALWAYS},
     }  # fmt: skip
 
     def read(example: tuple[str, bytes], folder: Path) -> None:
         path = folder / "step-00000003"
         path.mkdir()
-        (path / "generator.safetensors").write_bytes(b"weights")
+        for name in resume.ALWAYS:
+            (path / name).write_bytes(b"weights")
         (path / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
         name, content = example
         if name == "recipe.yaml":  # by somebody who signs what he changes

@@ -115,10 +115,10 @@ def write_recipe(family: str, folder: Path) -> None:
 def contents(run: Path) -> dict[str, str]:
     """The sha256 of what every file of a run holds that a repetition should have, by name.
 
-    Of the checkpoints the last alone, since an interrupted run keeps others.
+    Of the checkpoints the last alone, since an interrupted run keeps others; and it carries no rows that had to wait.
     """
     last = checkpoints_in(run / "checkpoints")[-1]
-    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != LOCK]
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path not in (run / LOCK, last / METRICS)]
     files = [path for path in files if last in path.parents or last.parent not in path.parents]
     return {str(path.relative_to(run)): hashlib.sha256(held(path)).hexdigest() for path in files}
 
@@ -139,7 +139,7 @@ def held(path: Path) -> bytes:
         return json.dumps(json.loads(content[8:start]), sort_keys=True).encode() + content[start:]
     if path.name == MANIFEST:
         manifest = json.loads(path.read_bytes())
-        manifest["files"] = sorted(manifest["files"])
+        manifest["files"] = sorted(manifest["files"].keys() - {METRICS})
         del manifest["sha256"]
         return json.dumps(manifest).encode()
     return path.read_bytes()

@@ -38,7 +38,7 @@ class Workshop:
 
     def snapshot(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file."""
-        files = {p: p.stat() for p in self.folder.rglob("*") if not p.is_dir()}
+        files = {p: p.lstat() for p in self.folder.rglob("*") if not p.is_dir()}
         found = {str(p.relative_to(self.folder)): (s.st_size, s.st_mtime_ns) for p, s in files.items()}
         found.pop("recipe.yaml", None)
         return found | {str(p.relative_to(self.folder)): (0, 0) for p in self.folder.rglob("*") if p.is_dir()}

@@ -38,8 +38,23 @@ def a_file(folder: Path) -> None:
 
 
 def an_old_run(folder: Path) -> None:
-    (folder / "out").mkdir()
+    (folder / "out").mkdir(exist_ok=True)
     (folder / "out/recipe.yaml").write_text("model: {}")
+
+
+def a_student(folder: Path) -> None:
+    """That somebody keeps where the run's would be written."""
+    (folder / "out/student").mkdir(parents=True)
+
+
+def a_run_without_checkpoints(folder: Path) -> None:
+    an_old_run(folder)
+    a_student(folder)
+
+
+def a_link_to_nowhere(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/checkpoints").symlink_to("unmounted")
 
 
 def a_closed_folder(folder: Path) -> None:
@@ -60,6 +75,12 @@ EARLY: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
     "unknown section": (["optimizer={}"], ["optimizer: unknown key; did you mean optim?"], prepare_nothing),
     "misspelt key": (["run.step=3"], ["run.step: unknown key; did you mean run.steps?"], prepare_nothing),
     "wrong type": (["run.steps=soon"], ["run.steps", "integer", "'soon'"], prepare_nothing),
+    "truth for a number": (["run.seed=true"], ["run.seed: should be a number, got True"], prepare_nothing),
+    "truth in a list": (["objectives.1.weight=true"], ["objectives.1.weight", "number", "True"], prepare_nothing),
+    "a position that is none": (["objectives.\u00b2.weight=1"], ["objectives.\u00b2.weight"], prepare_nothing),
+    "a time beyond all": (["run.timeout=1e30"], ["run.timeout", "less than or equal"], prepare_nothing),
+    "no output": (["run.output=''"], ["run.output", "at least 1 character"], prepare_nothing),
+    "an output of a long name": ([f"run.output={'x' * 300}"], ["run.output", "File name too long"], prepare_nothing),
     "out of range": (["optim.ema=1.5"], ["optim.ema", "less than 1", "1.5"], prepare_nothing),
     "no distillation": (["objectives.0.kind=refl"], ["objectives.0.reward: is required"], prepare_nothing),
     "start never reached": (["objectives.1.start=5"], ["objectives.1.start", "5", "run.steps 5"], prepare_nothing),
@@ -100,6 +121,14 @@ EARLY: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
     ),
     "output is a file": (["run.output=file/out"], ["run.output", "file", "is a file"], a_file),
     "output taken": ([], ["run.output", "out already holds a run", "run.resume=auto"], an_old_run),
+    "output with a student": ([], ["run.output", "out already holds a run"], a_student),
+    "output without checkpoints": (
+        ["run.resume=auto"],
+        ["run.output", "out holds what a run leaves, but no checkpoint"],
+        a_run_without_checkpoints,
+    ),
+    "output without its disk": (["run.resume=auto"], ["run.output", "checkpoints is no folder"], a_link_to_nowhere),
+    "resume misspelt": (["run.resume=Auto"], ["run.resume", "Auto holds no checkpoint"], an_old_run),
     "output that no one can write": (["run.output=/proc/dmdr"], ["run.output", "/proc", "another"], prepare_nothing),
     "output without permission": (["run.output=closed/out"], ["run.output", "closed", "another"], a_closed_folder),
 }

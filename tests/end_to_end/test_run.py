@@ -169,6 +169,22 @@ def test_a_run_can_be_made_longer_and_is_scored_again(finished: Any, tmp_path: P
     assert {k: v for k, v in after.items() if k != "joint"} == {k: v for k, v in before.items() if k != "joint"}
 
 
+def test_a_damaged_student_is_not_handed_out(finished: Any, open_workshop: Any, tmp_path: Path) -> None:
+    workshop = open_workshop(tmp_path / "copy")
+    shutil.copytree(finished[0].folder / "out", workshop.folder / "out")
+    weights = workshop.folder / "out/checkpoints/step-00000005/student.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for command in (("export", "out", "-o", "new/student"), ("evaluate", "out")):
+        outcome = workshop.dmdr_train(*command)
+        assert outcome.code == 2
+        assert outcome.errors == [
+            "run: out/checkpoints/step-00000005/student.safetensors is damaged; give another checkpoint"
+        ]
+    assert not (workshop.folder / "new").exists()
+
+
 def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
     workshop, folder = finished[0], finished[0].folder
     workshop.dmdr_train("export", "out", "-o", str(tmp_path / "student")).check()

@@ -45,7 +45,7 @@ def table(out: str) -> list[str]:
 
 
 def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
-    """Whatever differs, but for the clock, the order of scores, and checkpoints before the last."""
+    """Whatever differs, but for the clock, the order of scores, rows that waited, and checkpoints before the last."""
 
     def tensors(weight: float, **texts: str) -> str:
         return save({"weight": torch.tensor(weight)}, texts).decode("latin-1")
@@ -74,6 +74,7 @@ def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
     assert differing("evaluation.json", '{"joint": 2, "real": 1}') == []
     assert differing("checkpoints/step-00000001/generator.safetensors", tensors(3)) == []
     assert differing("run.lock", "process 1") == []
+    assert differing("checkpoints/step-00000002/metrics.jsonl", '{"step": 2}\n') == []
     for name, text in {
         "metrics.jsonl": '{"step": 1, "loss": 0.50001, "train_seconds": 7}\n',
         "evaluation.json": '{"real": 1, "joint": 3}',

@@ -262,6 +262,13 @@ def test_the_key_is_sent_to_the_endpoint_and_shown_nowhere(monkeypatch: pytest.M
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ValueError, match="api_key_env JUDGE_KEY: that environment variable is not set"):
         create("vlm-judge", server.url, api_key_env="JUDGE_KEY")
+    for mistaken in ("sk-proj-abcdef", "AIzaSyabcdef", ""):
+        with pytest.raises(ValueError, match=r"^api_key_env is no name of a variable") as caught:
+            create("vlm-judge", server.url, api_key_env=mistaken)
+        assert not mistaken or mistaken not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^url has a query") as caught:
+        create("vlm-judge", f"{server.url}?code=abcdef")
+    assert "abcdef" not in str(caught.value)
 
 
 DOWN = "http://127.0.0.1:1/v1"  # nothing listens on port 1

@@ -17,7 +17,7 @@ from dmdr_train.files import fingerprint
 from dmdr_train.inputs import fingerprints
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
-from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, signed, verify
+from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, run_of, signed, step_of, verify
 from dmdr_train.session import build
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
@@ -340,6 +340,48 @@ def test_another_learning_rate_is_the_one_that_goes_on(
     trainer.train_step()
     assert trainer.generator.get_lr() == [5e-4 * 5 / 8]
     assert [group["lr"] for group in trainer.guidance.optimizer.param_groups] == [2e-4]
+
+
+def test_fewer_steps_than_were_made_are_refused(make_recipe: Callable[..., Recipe], saved: dict[int, Any]) -> None:
+    settings, path, _, _ = saved[0]
+    changes = {"model__path": settings.model.path, "optim__ema": 0.5, "run__steps": step_of(path) - 1}
+    with pytest.raises(UserError, match=rf"^run.steps: {step_of(path) - 1} is below the step of {path}; give at least"):
+        compare(make_recipe(**changes), path, print)
+
+
+def test_an_evaluation_may_come_and_go_and_not_change(
+    make_recipe: Callable[..., Recipe], model: Path, classifier: Path, tmp_path: Path
+) -> None:
+    """What it measured before would stand in one table with what it measures now."""
+
+    def settings(**evaluation: Any) -> Recipe:
+        with_it = {"classifier": str(classifier), "reference": "shapes", "pictures": 100, **evaluation}
+        return make_recipe(model__path=str(model), tracking={"evaluation": with_it if evaluation else None})
+
+    with_it, without = settings(every=2), settings()
+    trainer, average = made_of(without)
+    for before, after in ((with_it, without), (without, with_it), (with_it, settings(every=3))):
+        path = checkpoint.Saving(tmp_path, before, trainer, average, fingerprints(before)).finish()
+        compare(after, path, print)
+    path = checkpoint.Saving(tmp_path, with_it, trainer, average, fingerprints(with_it)).finish()
+    for changed in ({"pictures": 200}, {"seed": 5}, {"reference": str(classifier)}):
+        (name,) = changed
+        with pytest.raises(UserError, match=rf"^tracking.evaluation.{name}: "):
+            compare(settings(every=2, **changed), path, print)
+
+
+def test_the_run_of_a_checkpoint() -> None:
+    assert run_of(Path("/runs/a/checkpoints/step-00000003")) == Path("/runs/a")
+    assert run_of(Path("/elsewhere/step-00000003")) is None
+    assert run_of(Path("/step-00000003")) is None
+
+
+def test_files_that_are_not_a_checkpoints_own_are_not_read(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path
+) -> None:
+    settings = saved[0][0]
+    (copy / "average-rank1.safetensors").write_text("no weights")
+    load(make_recipe(model__path=settings.model.path, optim__ema=0.5), copy)
 
 
 def test_inputs_may_move_and_not_change(

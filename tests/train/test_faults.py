@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 from dmdr_train import checkpoint, rules, signals, tracking
-from dmdr_train.errors import StoppedError, UserError
+from dmdr_train.engines import agreed
+from dmdr_train.errors import STOPPED, StoppedError, UserError
+from dmdr_train.evaluation import read_scores
 from dmdr_train.lock import check_free, hold
 from dmdr_train.preflight import check_output, goes_on
 from dmdr_train.recipe import Recipe
@@ -148,6 +150,37 @@ with signals.Signals() as received:
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     assert done.stdout.split() == ["None", "SIGINT", "SIGINT"]
     assert done.stderr.startswith("a second signal: process ")
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_signals_outside_of_training_end_it_in_a_line(number: signal.Signals) -> None:
+    program = f"""
+import os
+from dmdr_train import errors, signals
+with errors.user_errors(), signals.signals_end(errors.STOPPED):
+    with signals.Signals() as received:
+        os.kill(os.getpid(), {number:d})
+    os.kill(os.getpid(), {number:d})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == STOPPED
+    assert done.stderr == f"stopped: by {number.name}, outside of training; start again\n"
+
+
+def test_signals_after_an_error_do_not_hide_it() -> None:
+    program = """
+import os
+from dmdr_train import errors, signals
+with errors.user_errors():
+    try:
+        with signals.signals_end(errors.STOPPED):
+            raise errors.UserError("run.steps", "is no number")
+    finally:
+        os.kill(os.getpid(), signals.signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 2
+    assert done.stderr == "error: run.steps: is no number\n"
 
 
 def test_other_signals_are_left_alone() -> None:
@@ -551,6 +584,31 @@ def test_a_run_goes_on_in_another_folder_with_all_its_rows(make_run: Any, tmp_pa
         resume = {"run__resume": str(run.folder), "run__output": str(tmp_path / "there")}
         make_run(**resume).carry_out()
         assert [row["step"] for row in read_metrics(tmp_path / "there")] == [1, 2, 3, 4]
+
+
+def test_a_run_takes_its_samples_and_scores_along(
+    make_run: Any, make_recipe: Any, classifier: Path, tmp_path: Path
+) -> None:
+    """Those until its checkpoint; what it has lost of the teacher's is drawn again."""
+    evaluation = {"classifier": str(classifier), "reference": "shapes", "pictures": 100, "every": 2}
+    changes = {"tracking__samples": {"count": 2, "every": 1}, "tracking__evaluation": evaluation}
+    changes |= {"run__checkpoint_every": 2, "run__keep_last": 9, "run__steps": 4}
+    run = make_run(**changes)
+    del run.results.begin
+    run.carry_out()
+    there = tmp_path / "there"
+    at = str(run.folder / "checkpoints/step-00000002")
+    resumed = make_run(**changes, run__resume=at, run__output=str(there))
+    del resumed.results.begin
+    (run.folder / "samples/teacher-1.png").unlink()
+    agreed(resumed.open_folder)
+    resumed.results.begin()
+    resumed.tracker.close()
+    names = sorted(path.name for path in (there / "samples").iterdir())
+    assert names == ["student-00000001.png", "student-00000002.png", "teacher-1.png", "teacher-50.png"]
+    for name in names[:2]:
+        assert (there / "samples" / name).read_bytes() == (run.folder / "samples" / name).read_bytes()
+    assert read_scores(there) == {"step-2": read_scores(run.folder)["step-2"]}
 
 
 def test_steps_that_are_made_again_are_said(make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,22 @@ def test_an_error_of_our_own_is_left_alone() -> None:
         raise RuntimeError("out of memory")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer",
+        "Application timeout caused pair closure",
+        "Operation timed out!",
+    ],
+)
+def test_what_gloo_says_of_a_lost_process_is_known(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    us = object.__new__(Peers)
+    us.rank, us.world, us.names = 0, 2, ["process 1 on a", "process 2 on b"]
+    monkeypatch.setattr(us, "missing", lambda: [1])
+    with pytest.raises(StoppedError, match=r"^rank 1 \(process 2 on b\)"), us.expected():
+        raise RuntimeError(text)
+
+
 def test_a_process_is_named_also_where_cleaning_up_after_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed, at ZeRO 3, cannot put the weights back in the middle of a network."""
     us = object.__new__(Peers)

@@ -339,6 +339,11 @@ def test_yaml_that_is_no_recipes(text: str, said: str) -> None:
         from_yaml(text)
 
 
+def test_a_key_that_comes_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="the key steps comes twice"):
+        from_yaml("run:\n  steps: 3\n  seed: 1\n  steps: 100\n")
+
+
 def test_yaml_may_name_what_comes_again() -> None:
     assert from_yaml("a: &a {b: 1}\nc: *a") == {"a": {"b": 1}, "c": {"b": 1}}
 

@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from PIL import Image
 
 from dmdr_rewards.secrets import redacted, secret_in
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LONGEST_WAIT = 60.0
 _LONGEST_ANSWER = 1 << 22  # bytes; a judge's is some thousand
 _FOR_ALL = (301, 302, 303, 307, 308, 401, 403, 404, 405)  # refusals that no other picture would escape
@@ -49,6 +51,10 @@ class Endpoint:
             raise ValueError(
                 f"url {redacted(url)!r} holds a secret: leave it out, and name its variable in api_key_env"
             )
+        if "?" in url or "#" in url:
+            raise ValueError("url has a query, which may hold a secret; give the part before it, as in http://host/v1")
+        if api_key_env is not None and not _VARIABLE.fullmatch(api_key_env):
+            raise ValueError("api_key_env is no name of a variable, such as JUDGE_KEY; give the name, never the key")
         if timeout <= 0 or retries < 0 or backoff < 0:
             raise ValueError(f"timeout {timeout} must be above 0; retries {retries} and backoff {backoff}, 0 or more")
         key = None if api_key_env is None else os.environ.get(api_key_env, "").strip()

@@ -21,7 +21,9 @@ _SECRET = r"(?:(?:\w+[_-])?(?:api|access|private|secret)[_-]?key|(?:(?:api|acces
 _SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|authorization)"
 _OPTION = re.compile(_SECRET, re.IGNORECASE)
 _VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
-_IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_SECRET}=[^&;#\s]+", re.IGNORECASE)
+_IN_URL = re.compile(
+    rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;])(?:{_SECRET}|(?:[\w-]+[_-])?key|sig(?:nature)?)=[^&;#\s]+", re.IGNORECASE
+)
 _SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
 
 

@@ -18,5 +18,5 @@ def asked(score: Callable[[], Tensor], pictures: Tensor) -> tuple[Tensor, str]:
         try:
             return score(), failure
         except UNSCORED as error:
-            failure = str(error)
+            failure = str(error) or type(error).__name__
     return pictures.flatten(1).sum(dim=1) * float("nan"), failure

@@ -186,7 +186,8 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """What an earlier process had begun to write or to remove in a run's folder when it was killed."""
-    for pattern in ("checkpoints/.step-*", ".student.partial", ".*.*.partial", "samples/.*.*.partial", ".shared-*"):
+    files = ".*.[0-9]*.partial"
+    for pattern in ("checkpoints/.step-*", ".student.partial", files, f"samples/{files}", ".shared-*"):
         for path in run.glob(pattern):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
@@ -267,7 +268,8 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
             _load_engine(engine, path, name, manifest["world_size"])
     set_rate(trainer.generator, trainer.settings.optim.generator.lr)
     set_rate(trainer.guidance, trainer.settings.optim.fake_score.lr)
-    average.load(sorted(path.glob("average-rank*.safetensors"), key=_rank))
+    averages = [path / name for name in manifest["files"] if name.startswith("average-rank")]
+    average.load(sorted(averages, key=_rank))
     for objective in trainer.objectives:
         objective.weight.own, objective.weight.other = manifest["weights"].get(objective.name, (0.0, 0.0))
     trainer.step = manifest["step"]

@@ -5,6 +5,7 @@ Recipe and files are checked before torch is imported, so that a mistake is answ
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from dmdr_rewards.secrets import redact_tracebacks, redacted
 
-from dmdr_train.errors import EXIT_CODE, user_errors
+from dmdr_train.errors import EXIT_CODE, STOPPED, user_errors
 from dmdr_train.slurm import join_step
 
 
@@ -67,7 +68,8 @@ def run_command(options: argparse.Namespace) -> None:
 
     settings = load_recipe(options.config, options.overrides)
     if options.resume:
-        settings = load_recipe(options.config, [*options.overrides, f"run.resume={settings.run.output}"])
+        output = os.path.join(".", settings.run.output)  # not one of the words that run.resume knows
+        settings = load_recipe(options.config, [*options.overrides, f"run.resume={json.dumps(output)}"])
     if options.print_config:
         print(dump_recipe(settings), end="")
         return
@@ -85,6 +87,14 @@ def run_command(options: argparse.Namespace) -> None:
             print("dry run: everything was built and each stage took a step; nothing was written")
     else:
         runner.run(settings)
+
+
+def train(options: argparse.Namespace) -> None:
+    """The same, with an answer to the signals that come before or after the training."""
+    from dmdr_train.signals import signals_end
+
+    with signals_end(STOPPED):
+        run_command(options)
 
 
 def encode_command(options: argparse.Namespace) -> None:
@@ -152,7 +162,7 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="run.py", description="Distil a diffusion model and align it with rewards.")
     add_run_options(parser)
     with user_errors():
-        run_command(parser.parse_intermixed_args(arguments))
+        train(parser.parse_intermixed_args(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     join_step()
     parser = _Parser(prog="dmdr-train", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="command")
-    add_run_options(_command(commands, "run", run_command, "train, as run.py does"))
+    add_run_options(_command(commands, "run", train, "train, as run.py does"))
     add_encode_options(
         _command(commands, "encode", encode_command, "write the embeddings of a recipe's prompts to a folder")
     )
@@ -171,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, command, text in (
         ("evaluate", evaluate_command, "score the student of a run again"),
         ("export", export_command, "write the student of a run's newest checkpoint"),
-        ("report", report_command, "write summary.md and curves.png of a run again"),
+        ("report", report_command, "draw curves.png of a run again, and print its table"),
     ):
         sub = _command(commands, name, command, text)
         sub.add_argument("run", help="folder of the run")

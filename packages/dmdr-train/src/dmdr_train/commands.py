@@ -7,14 +7,14 @@ from dmdr_models.describe import STATE_DICTS
 
 from dmdr_train import checkpoint
 from dmdr_train.engines import start_processes
-from dmdr_train.errors import UserError
+from dmdr_train.errors import UserError, naming
 from dmdr_train.evaluation import Evaluator, read_scores
 from dmdr_train.export import export_state_dict, export_student, sampling_settings
-from dmdr_train.preflight import RUN_FILE
+from dmdr_train.preflight import RUN_FILE, check_writable
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import parse_recipe, read_yaml
 from dmdr_train.report import draw_curves, print_table
-from dmdr_train.resume import newest
+from dmdr_train.resume import newest_verified
 from dmdr_train.session import load_family, make_generator
 
 
@@ -34,7 +34,7 @@ def evaluate(folder: Path) -> None:
     settings = open_run(folder)
     if settings.tracking.evaluation is None:
         raise UserError("tracking.evaluation", f"is not set in {folder / RUN_FILE}; add a classifier and a reference")
-    source = newest("run", str(folder))
+    source = newest_verified("run", str(folder))
     start_processes(torch.device("cpu"))
     family = load_family(settings)
     network = make_generator(settings, family)
@@ -50,7 +50,8 @@ def export(folder: Path, output: Path) -> None:
     settings = open_run(folder)
     if output.exists():
         raise UserError("--output", f"{output} already exists; give a new folder or file")
-    source = newest("run", str(folder))
+    check_writable("--output", output.parent)
+    source = newest_verified("run", str(folder))
     if output.suffix in STATE_DICTS:
         export_state_dict(output, settings, source)
     else:
@@ -61,7 +62,8 @@ def export(folder: Path, output: Path) -> None:
 def report(folder: Path) -> None:
     """Draw curves.png and print the table again."""
     settings = open_run(folder)
-    draw_curves(folder, settings)
+    with naming("run"):
+        draw_curves(folder, settings)
     scores = read_scores(folder)
     if scores:
         print_table(scores)

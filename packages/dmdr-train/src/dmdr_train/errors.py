@@ -14,6 +14,7 @@ From 65 on they are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOER
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -80,6 +81,8 @@ def user_errors() -> Iterator[None]:
         _end(f"error: {error}", EXIT_CODE)
     except StoppedError as stop:
         _end(f"stopped: {stop}", stop.code, stop.speaker)
+    except KeyboardInterrupt:
+        _end("stopped: by Ctrl-C; what is whole stays", 128 + signal.SIGINT)
 
 
 def _end(line: str, code: int, speaker: int = 0) -> None:

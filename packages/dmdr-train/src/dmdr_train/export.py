@@ -35,11 +35,11 @@ def export_student(
     Raises:
         UserError: the checkpoint is of another model.
     """
+    family, network = load_student(settings, source)
+    sampling = sampling_settings(settings, family)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    family, network = load_student(settings, source)
-    sampling = sampling_settings(settings, family)
     if isinstance(network, LoRANetwork):
         family.save_lora(network, partial)
     else:
@@ -74,7 +74,7 @@ def load_student(settings: recipe.Recipe, source: Path, whole: bool = False) -> 
     if not keeps_lora:
         family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
     network: Any = make_generator(settings, family)
-    load_weights("checkpoint", source / STUDENT, network)
+    load_weights("run", source / STUDENT, network)
     return family, network.merged() if isinstance(network, LoRANetwork) and not keeps_lora else network
 
 

@@ -22,6 +22,9 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
     model, data = settings.model, settings.data
     paths = {"model.generator": model.generator, "data.prompts": data.prompts, "data.pairs": data.pairs}
     paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
+    if evaluation := settings.tracking.evaluation:
+        paths["tracking.evaluation.classifier"] = evaluation.classifier
+        paths["tracking.evaluation.reference"] = evaluation.reference
     for i, objective in enumerate(settings.objectives):
         if isinstance(objective, RewardObjective):
             paths[f"objectives.{i}.reward.checkpoint"] = objective.reward.checkpoint

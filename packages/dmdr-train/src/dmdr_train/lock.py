@@ -21,7 +21,7 @@ def check_free(folder: Path) -> None:
         UserError: names who holds it.
     """
     if (folder / LOCK).exists():
-        with (folder / LOCK).open("r+") as file:
+        with (folder / LOCK).open() as file:
             _lock(file, fcntl.LOCK_SH, folder)
 
 

@@ -16,6 +16,8 @@ import torch.distributed as dist
 
 from dmdr_train.errors import LOST, StoppedError, UserError
 
+FAILURES = ("gloo", "pair closure", "Operation timed out!")
+"""In the RuntimeErrors that gloo, and torch where it waits for gloo, raise for a process that is lost."""
 WAIT = 10.0
 """Seconds in which the survivors are to have said so."""
 
@@ -95,4 +97,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_collective(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in FAILURES)
+    )

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from dmdr_models.describe import STATE_DICTS, Description, describe
 
 from dmdr_train.embeddings import check_embeddings
-from dmdr_train.errors import UserError
+from dmdr_train.errors import UserError, naming
 from dmdr_train.lock import check_free
 from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import SRPO, Recipe, ReFL, Reward
-from dmdr_train.resume import checkpoints_in
+from dmdr_train.resume import checkpoints_in, newest
+from dmdr_train.tracking import METRICS
 
 if TYPE_CHECKING:
     from dmdr_rewards import RewardInfo
@@ -54,7 +55,8 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     if settings.tracking.wandb is not None:
         installed("tracking.wandb", "wandb", "wandb")
     if not dry_run:
-        check_output(settings)
+        with naming("run.output"):
+            check_output(settings)
 
 
 def goes_on(settings: Recipe) -> bool:
@@ -225,22 +227,33 @@ def nearest(path: Path) -> Path:
 
 def check_output(settings: Recipe) -> None:
     """The output folder can be written, and holds no run but the one to go on with."""
-    output = Path(settings.run.output)
-    resume, holds_a_run = settings.run.resume, (output / RUN_FILE).exists()
-    if resume == "never" and holds_a_run:
-        raise UserError(
-            "run.output",
-            f"{output} already holds a run; give another folder, or run.resume=auto to go on with it",
-        )
-    if resume not in ("never", "auto") and holds_a_run and not Path(resume).resolve().is_relative_to(output.resolve()):
-        raise UserError("run.output", f"{output} already holds another run than {resume}; give another folder")
+    output, resume = Path(settings.run.output), settings.run.resume
+    holds_a_run, has_student = (output / RUN_FILE).exists(), (output / "student").exists()
+    holds_more = has_student or (output / METRICS).exists() or bool(checkpoints_in(output / "checkpoints"))
+    if resume == "never" and (holds_a_run or holds_more):
+        fix = "give another folder, or run.resume=auto to go on with it"
+        raise UserError("run.output", f"{output} already holds a run; {fix}")
+    if resume == "auto" and not goes_on(settings) and (has_student or (holds_more and not holds_a_run)):
+        lost = f"{output} holds what a run leaves, but no checkpoint of it to go on from"
+        raise UserError("run.output", f"{lost}; put its checkpoints back, or give another folder")
+    if resume not in ("never", "auto"):
+        newest("run.resume", resume)
+        inside = Path(resume).resolve().is_relative_to(output.resolve())
+        if (holds_a_run or holds_more) and not inside:
+            raise UserError("run.output", f"{output} already holds another run than {resume}; give another folder")
+    check_writable("run.output", output)
     check_free(output)
-    existing = nearest(output)
+
+
+def check_writable(key: str, path: Path) -> None:
+    """A folder can be made there, or written to."""
+    existing = nearest(path)
     if not existing.is_dir():
-        raise UserError("run.output", f"{existing} is a file; give a folder")
+        raise UserError(key, f"{existing} is a file; give a folder")
     try:
         tempfile.TemporaryDirectory(dir=existing).cleanup()  # asks the file system, which permissions do not tell all
     except OSError as error:
-        raise UserError(
-            "run.output", f"{existing} cannot be written to ({error.strerror}); give another folder"
-        ) from None
+        raise UserError(key, f"{existing} cannot be written to ({error.strerror}); give another folder") from None
+    for part in ("checkpoints", "samples"):
+        if os.path.lexists(path / part) and not (path / part).is_dir():
+            raise UserError(key, f"{path / part} is no folder; remove it, or give another folder")

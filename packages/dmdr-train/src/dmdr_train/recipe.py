@@ -228,7 +228,7 @@ class Memory(Section):
 
 
 class Run(Section):
-    output: str
+    output: Annotated[str, Field(min_length=1)]
     steps: Positive
     seed: Natural = 30
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -251,7 +251,7 @@ class Run(Section):
     max_skipped: Positive = Field(
         default=20, description="steps in a row without finite losses and gradients after which the run stops"
     )
-    timeout: Annotated[float, Field(gt=0)] = Field(
+    timeout: Annotated[float, Field(gt=0, le=1e9)] = Field(
         default=1800.0, description="seconds after which processes give up waiting for one that died or hangs"
     )
 

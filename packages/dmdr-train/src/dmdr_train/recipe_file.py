@@ -67,7 +67,7 @@ def from_yaml(text: str) -> Any:
         ValueError: for anything else, such as dates, and for aliases that make the value endless or huge.
     """
     try:
-        data = yaml.safe_load(text)
+        data = _Loader(text).get_single_data()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # dates and numbers are converted while reading
@@ -87,6 +87,16 @@ def from_yaml(text: str) -> Any:
         elif node is not None and not isinstance(node, (str, int, float)):
             raise ValueError(f"{node} is a {type(node).__name__}; put it in quotes")
     return data
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's last of two equal keys would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -116,9 +126,25 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _index(key: str, part: str, node: list[Any]) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not is_number(part) or int(part) >= len(node):
         raise UserError(key, f"{part!r} is no position in a list of {len(node)}; positions count from 0")
     return int(part)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is digits, and those that `int` reads."""
+    return text.isascii() and text.isdigit()
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The single values of nested dicts and lists, by their dotted keys."""
+    if isinstance(node, dict):
+        items = list(node.items())
+    elif isinstance(node, list):
+        items = list(enumerate(node))
+    else:
+        return {prefix: node}
+    return {k: v for name, child in items for k, v in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
 def resolve_paths(node: Any, folder: Path) -> Any:
@@ -137,11 +163,16 @@ def resolve_paths(node: Any, folder: Path) -> Any:
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         # An unknown key first: it is often the cause of the others.
         problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise _explain(problems[0]) from None
+    found = flat(recipe.model_dump())
+    for key, value in flat(data).items():
+        if isinstance(value, bool) and not isinstance(found.get(key), bool):  # pydantic takes true for 1
+            raise UserError(key, f"should be a number, got {value}")
+    return recipe
 
 
 def _explain(problem: Any) -> UserError:
@@ -179,7 +210,7 @@ def _keys_at(loc: list[str]) -> list[str]:
     """The valid keys of the section at `loc`."""
     models: list[Any] = [Recipe]
     for part in loc:
-        if part.isdigit():
+        if is_number(part):
             continue
         models = [
             m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)

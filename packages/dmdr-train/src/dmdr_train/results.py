@@ -1,5 +1,6 @@
 """What a run shows of teacher and student: rows of samples, scores, and the report."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from dmdr_train.engines import agreed
 from dmdr_train.errors import NOT_SAVED, StoppedError, naming
 from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.export import export_student, sampling_settings
+from dmdr_train.files import write_whole
 from dmdr_train.pictures import draw_samples, labelled_rows, sample_row, save_row
 from dmdr_train.recipe import Recipe
-from dmdr_train.resume import checkpoints_in
+from dmdr_train.recipe_file import is_number
+from dmdr_train.resume import run_of
 from dmdr_train.session import Session
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
@@ -38,7 +41,7 @@ class Results:
     """Only rank 0 writes; whatever calls a network is called by every process.
 
     Args:
-        resumed: keep the scores of an earlier session.
+        resumed: the checkpoint that the run goes on from; the scores and samples of the run until there are kept.
         interrupted: is called before every evaluation, and may end the run.
     """
 
@@ -47,7 +50,7 @@ class Results:
         settings: Recipe,
         session: Session,
         average: Average,
-        resumed: bool,
+        resumed: Path | None,
         interrupted: Callable[[], object] = lambda: None,
     ) -> None:
         self.settings = settings
@@ -57,9 +60,10 @@ class Results:
         self.folder = Path(settings.run.output)
         self.tracker: Tracker | None = None
         self.unhurried = Unhurried(self.say)
+        self.before = run_of(resumed) if resumed else None
         self.scores: dict[str, Scores] = {}
-        if resumed:
-            self.scores = {key: row for key, row in read_scores(self.folder).items() if self.still_true(key)}
+        if self.before:
+            self.scores = {key: row for key, row in read_scores(self.before).items() if self.still_true(key)}
         self.evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
             rewards = session.rewards if settings.tracking.evaluation.rewards else ()
@@ -67,9 +71,10 @@ class Results:
                 self.evaluator = Evaluator(settings.tracking.evaluation, session.family, session.device, rewards)
 
     def still_true(self, key: str) -> bool:
-        """Whether a score of an earlier session was taken at a step that this one starts at or after."""
-        step = key.removeprefix("step-")
-        taken = int(step) if step.isdecimal() else self.settings.stages.get(key, 0)
+        """Whether a score or a sample of an earlier session is of a step that this one starts at or after."""
+        kind, _, step = key.rpartition("-")
+        at_step = kind in ("step", "student") and is_number(step)
+        taken = int(step) if at_step else self.settings.stages.get(key.removeprefix("student-"), 0)
         return taken <= self.session.trainer.step
 
     def say(self, text: str) -> None:
@@ -105,8 +110,23 @@ class Results:
 
     def begin(self) -> None:
         """The teacher's rows, once: with all its steps, and with the student's few."""
+        agreed(self.take_along)
         for drawing in (self.teacher(), self.teacher(self.settings.rollout.steps)):
-            self.sample(f"teacher-{drawing.steps}", drawing)
+            name = f"teacher-{drawing.steps}"
+            path = self.folder / "samples" / f"{name}.png"
+            if self.session.trainer.step == 0 or not agreed(path.exists):
+                self.sample(name, drawing)
+
+    def take_along(self) -> None:
+        """Copy what the run was in another folder: its samples and scores until here."""
+        if not (self.tracker and self.before) or self.before.resolve() == self.folder.resolve():
+            return
+        if self.scores:
+            self.unhurried("evaluation.json", partial(save_scores, self.folder, self.scores))
+        for path in self.before.glob("samples/*.png"):
+            if self.still_true(path.stem):
+                to = self.folder / "samples" / path.name
+                self.unhurried(f"samples/{path.name}", partial(write_whole, to, partial(shutil.copyfile, path)))
 
     def show(self) -> None:
         """Draw and score the student where this step is one to do so."""
@@ -164,15 +184,14 @@ class Results:
 
     # -- the report
 
-    def report(self) -> None:
-        """Have the first process write the report; the others wait for it.
+    def report(self, newest: Path) -> None:
+        """Have the first process write the report, on the checkpoint `newest`; the others wait for it.
 
         Raises:
             StoppedError: on all of them, if it could not.
         """
 
         def write() -> None:
-            newest = checkpoints_in(self.folder / "checkpoints")[-1]
             assert self.tracker
             try:
                 self.tracker.rows.finish()

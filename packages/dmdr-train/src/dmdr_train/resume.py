@@ -14,7 +14,7 @@ from dmdr_train.errors import UserError, naming
 from dmdr_train.files import fingerprint
 from dmdr_train.inputs import fingerprints
 from dmdr_train.recipe import Recipe
-from dmdr_train.recipe_file import from_yaml
+from dmdr_train.recipe_file import flat, from_yaml, is_number
 from dmdr_train.versions import versions
 
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
@@ -28,6 +28,7 @@ FREE_KEYS = (
 FIXED_KEYS = (
     "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",
     "memory.offload_optimizer",
+    *(f"tracking.evaluation.{name}" for name in ("classifier", "reference", "pictures", "rewards", "seed")),
 )  # fmt: skip
 SILENT_KEYS = ("run.resume", "run.output")
 
@@ -51,17 +52,25 @@ def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Pat
     if path is not None:
         compare(settings, path, say)
         say(f"going on from {path}")
+    elif (Path(settings.run.output) / RECIPE).exists():
+        say(f"warning: {settings.run.output} has no checkpoint; the run begins again, at step 0")
     return path
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; they were whole when they got their names."""
-    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return sorted(path for path in folder.glob("step-*") if is_number(path.name.removeprefix("step-")))
 
 
 def step_of(checkpoint: Path) -> int:
     """The step at which a checkpoint was written, by its name."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint stands in; None for one that was put elsewhere."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
 
 
 def newest(key: str, text: str) -> Path:
@@ -136,9 +145,9 @@ def verify(key: str, path: Path) -> None:
         UserError: names the first file that is missing or differs.
     """
     files = read_manifest(key, path)["files"]
-    for name in sorted({*files, *ALWAYS}):
-        with naming(key):
-            file = inside(path, name)
+    with naming(key):
+        named = {name: inside(path, name) for name in sorted({*files, *ALWAYS})}
+    for name, file in named.items():
         if name not in files or not os.path.isfile(file):
             raise UserError(key, f"{file} is missing; give another checkpoint")
         try:
@@ -170,10 +179,10 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
         UserError: the checkpoint's recipe cannot be read, or an input.
     """
     try:
-        saved = _flat(from_yaml((path / RECIPE).read_text(encoding="utf-8")))
+        saved = flat(from_yaml((path / RECIPE).read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
         raise UserError("run.resume", f"{path / RECIPE} is damaged ({error}); give another checkpoint") from None
-    asked = _flat(settings.model_dump(mode="json"))
+    asked = flat(settings.model_dump(mode="json"))
     before, now = read_manifest("run.resume", path).get("inputs", {}), fingerprints(settings)
     replaced = {key for key in before.keys() & now.keys() if before[key] != now[key]}
     same = before.keys() & now.keys() - replaced
@@ -187,7 +196,8 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
         elif key in same:
             found.append(Change(key, "moved", difference))
         else:
-            found.append(Change(key, "changed" if _free(key) else "must not change", difference))
+            switched = key.startswith("tracking.evaluation") and not (key in saved and key in asked)
+            found.append(Change(key, "changed" if switched or _free(key) else "must not change", difference))
     return found
 
 
@@ -200,6 +210,9 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
     found, manifest = changes(settings, path), read_manifest("run.resume", path)
     for change in found:
         say(str(change))
+    if settings.run.steps < manifest["step"]:
+        fix = "give at least that, or an earlier one as run.resume"
+        raise UserError("run.steps", f"{settings.run.steps} is below the step of {path}; {fix}")
     for package, version in manifest.get("versions", {}).items():
         if versions().get(package) != version:
             say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
@@ -216,13 +229,3 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
 
 def _free(key: str) -> bool:
     return key not in FIXED_KEYS and any(key == k or key.startswith(f"{k}.") for k in FREE_KEYS)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        items = list(node.items())
-    elif isinstance(node, list):
-        items = list(enumerate(node))
-    else:
-        return {prefix: node}
-    return {k: v for name, child in items for k, v in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from dmdr_train.errors import naming
 from dmdr_train.recipe import AnyRule, Limit, RewardHacking
+from dmdr_train.resume import run_of
 from dmdr_train.tracking import read_metrics
 
 PREFIX = "watch/"
@@ -39,9 +41,13 @@ class Alarm:
 
 
 def logged_before(checkpoint: Path, step: int) -> list[Row]:
-    """The rows that the run of a checkpoint had logged until a step, those that the checkpoint carries included."""
-    run = checkpoint.absolute().parents[1]
-    rows = {row["step"]: row for row in (*read_metrics(run), *read_metrics(checkpoint))}
+    """The rows that the run of a checkpoint had logged until a step, those that the checkpoint carries included.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    with naming("run.resume"):
+        rows = {row["step"]: row for each in (run_of(checkpoint), checkpoint) if each for row in read_metrics(each)}
     return [rows[at] for at in sorted(rows) if at <= step]
 
 

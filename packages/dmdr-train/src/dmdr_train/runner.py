@@ -36,7 +36,7 @@ from dmdr_train.resume import checkpoints_in, find_checkpoint, step_of
 from dmdr_train.session import Session, build
 from dmdr_train.shared import check_shared
 from dmdr_train.signals import Signals
-from dmdr_train.tracking import Tracker
+from dmdr_train.tracking import METRICS, Tracker
 from dmdr_train.watch import Look, Watch, compared, pooled_pixels
 from dmdr_train.writes import reason_of
 
@@ -99,7 +99,7 @@ class Run:
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self.signals = signals or Signals()
-        self.results = Results(settings, session, self.average, resume_from is not None, self.heed_signals)
+        self.results = Results(settings, session, self.average, resume_from, self.heed_signals)
         self.saving: checkpoint.Saving | None = None
         self.newest, self.saved = resume_from, None if resume_from is None else self.trainer.step
         self.pause = 0.0
@@ -122,8 +122,7 @@ class Run:
         agreed(self.open_folder)
         together = True
         try:
-            if self.trainer.step == 0:
-                self.results.begin()
+            self.results.begin()
             self.train()
             self.finish()
         except BaseException as error:
@@ -154,6 +153,8 @@ class Run:
         if later:
             names = ", ".join(path.name for path in later)
             self.results.say(f"warning: {names}: these steps are made again, and go when the next checkpoint is there")
+        if self.trainer.step >= self.settings.tracking.log_every and not self.before:
+            self.results.say(f"warning: no {METRICS} has the steps before; curves and early warning begin here")
 
     def train(self) -> None:
         """Step until `run.steps`; log, save, sample and evaluate on the way."""
@@ -195,7 +196,8 @@ class Run:
         self.results.evaluate_references()
         if failure := self.failure():
             self.results.say(f"warning: {failure}; its scores are not in the report")
-        self.results.report()
+        assert self.newest
+        self.results.report(self.newest)
 
     # -- what ends it early
 
@@ -222,8 +224,9 @@ class Run:
         Raises:
             StoppedError: always.
         """
+        assert self.newest
         if code == EARLY_WARNING:
-            self.results.report()
+            self.results.report(self.newest)
         raise StoppedError(code, f"{line}; saved in {self.newest}{GOES_ON.get(code, '')}")
 
     def signalled(self) -> tuple[int, str] | None:
@@ -391,7 +394,7 @@ def locked(folder: Path) -> Iterator[list[IO[str]]]:
         UserError: on every process, if another run holds it, or it cannot be made.
     """
     held: list[IO[str]] = []
-    new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
 
     def take() -> None:
         with naming("run.output"):
@@ -403,12 +406,13 @@ def locked(folder: Path) -> Iterator[list[IO[str]]]:
         yield held
     finally:
         for file in held:
-            if not (folder / LOCK).stat().st_size:  # nothing came of it
-                (folder / LOCK).unlink()
+            with suppress(FileNotFoundError):
+                if not (folder / LOCK).stat().st_size:  # nothing came of it
+                    (folder / LOCK).unlink()
             file.close()
-        if new:
-            with suppress(OSError):  # unless something did
-                folder.rmdir()
+        with suppress(OSError):  # unless something did
+            for path in made:
+                path.rmdir()
 
 
 def say(text: str) -> None:

@@ -12,7 +12,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -22,6 +25,28 @@ SAME = 1.0
 LOOK = 1.0
 """Seconds after which the launchers are looked at again."""
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
+
+
+@contextmanager
+def signals_end(code: int) -> Iterator[None]:
+    """In this, but where `Signals` are open, these signals end the process with a line: there is nothing to save.
+
+    After an error they are ignored, so that the process ends with the code of that.
+    """
+
+    def end(number: int, _: object) -> None:
+        os.write(2, f"stopped: by {signal.Signals(number).name}, outside of training; start again\n".encode())
+        os._exit(code)
+
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, end) for number in STOPPING}
+    try:
+        yield
+    except Exception:
+        before = dict.fromkeys(STOPPING, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Launchers:
