@@ -242,6 +242,9 @@ def check_output(settings: Recipe) -> None:
         if (holds_a_run or holds_more) and not inside:
             raise UserError("run.output", f"{output} already holds another run than {resume}; give another folder")
     check_writable("run.output", output)
+    for part in (output / "checkpoints", output / "samples"):
+        if os.path.lexists(part) and not part.is_dir():  # a link whose disk is not there
+            raise UserError("run.output", f"{part} is no folder; remove it, or give another folder")
     check_free(output)
 
 
@@ -254,6 +257,3 @@ def check_writable(key: str, path: Path) -> None:
         tempfile.TemporaryDirectory(dir=existing).cleanup()  # asks the file system, which permissions do not tell all
     except OSError as error:
         raise UserError(key, f"{existing} cannot be written to ({error.strerror}); give another folder") from None
-    for part in ("checkpoints", "samples"):
-        if os.path.lexists(path / part) and not (path / part).is_dir():
-            raise UserError(key, f"{path / part} is no folder; remove it, or give another folder")
