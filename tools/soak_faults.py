@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Left(NamedTuple):
     damaged: Path | None = None
 
 
-class Fault:
+class Fault(ABC):
     """Something that happens to a run.
 
     Args:
@@ -74,8 +75,9 @@ class Fault:
         there = attempt.wait(lambda: attempt.begun() and attempt.logged() >= step)
         return there and attempt.pause(self.draws.uniform(0, length))
 
+    @abstractmethod
     def strike(self, attempt: Attempt) -> None:
-        raise NotImplementedError
+        """Do it."""
 
     def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
         """What is wrong with how the processes ended; empty if nothing is."""

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from dmdr_train.preflight import RUN_FILE
+from dmdr_train.resume import RECIPE
 from dmdr_train.tracking import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
@@ -25,7 +26,7 @@ IMPORTS = ["dmdr_train.runner", "matplotlib.pyplot", "torchmetrics.image.fid", "
 """What its processes would import first, besides the model's family."""
 
 
-class Attempt:
+class Attempt(ABC):
     """One start of the run in the folder `run`.
 
     Args:
@@ -38,13 +39,13 @@ class Attempt:
         self.mark = self.log.stat().st_ctime
         self.outlived = False
 
+    @abstractmethod
     def pids(self) -> list[int]:
         """The processes that train, as far as they are there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def codes(self) -> list[int | None]:
         """Exit codes, None for what is not over; negative ones are signals."""
-        raise NotImplementedError
 
     def over(self) -> bool:
         return None not in self.codes()
@@ -58,7 +59,7 @@ class Attempt:
 
     def begun(self) -> bool:
         """Whether the run has opened its folder: from here on it says what happens to it."""
-        return self.younger(self.out / RUN_FILE)
+        return self.younger(self.out / RECIPE)
 
     def logged(self) -> int:
         """The last step in the metrics."""

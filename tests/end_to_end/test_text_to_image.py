@@ -83,7 +83,7 @@ def test_two_processes_equal_one(whole: Any, read_rows: Callable[[Path], list[di
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
     whole.run(*changes, processes=2).check()
-    compare(read_rows(whole.folder / name), read_rows(whole.folder / "out"))
+    assert_same_numbers(read_rows(whole.folder / name), read_rows(whole.folder / "out"))
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
@@ -96,11 +96,12 @@ def test_a_run_goes_on_with_another_number_of_processes(
         whole.run(*changes, accumulation, "optim.zero_stage=2", processes=processes).check()
         for later in checkpoints_in(whole.folder / "moved/checkpoints")[steps // 2 :]:
             shutil.rmtree(later)
-    compare(read_rows(whole.folder / "moved"), read_rows(whole.folder / "out"))
+    assert_same_numbers(read_rows(whole.folder / "moved"), read_rows(whole.folder / "out"))
 
 
-def compare(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+def assert_same_numbers(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     """What one step's loss is made of, to rounding."""
+    assert {"loss/srpo", "weight/refl"} <= {key for row in expected for key in row}
     for ours, theirs in zip(found, expected, strict=True):
         for key in (key for key in theirs if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))):
             assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=1e-6), (ours["step"], key)

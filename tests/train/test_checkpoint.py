@@ -323,7 +323,10 @@ def test_a_harmless_change_is_not(
     make_recipe: Callable[..., Recipe], saved: dict[int, Any], key: str, value: Any
 ) -> None:
     changes = {"model__path": saved[0][0].model.path, "optim__ema": 0.5, key: value}
-    compare(make_recipe(**changes), saved[0][1], print)
+    said: list[str] = []
+    compare(make_recipe(**changes), saved[0][1], said.append)
+    assert all(line.startswith(f"changed: {key.replace('__', '.')}") for line in said)
+    assert bool(said) == (key != "run__output")
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -379,9 +382,13 @@ def test_the_run_of_a_checkpoint() -> None:
 def test_files_that_are_not_a_checkpoints_own_are_not_read(
     make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path
 ) -> None:
-    settings = saved[0][0]
-    (copy / "average-rank1.safetensors").write_text("no weights")
-    load(make_recipe(model__path=settings.model.path, optim__ema=0.5), copy)
+    settings, path = saved[0][:2]
+    for name in ("average-rank1.safetensors", "generator/zero_pp_rank_1_mp_rank_00_optim_states.pt"):
+        (copy / name).write_text("no weights")
+    _, found = load(make_recipe(model__path=settings.model.path, optim__ema=0.5), copy)
+    _, expected = load(make_recipe(model__path=settings.model.path, optim__ema=0.5), path)
+    assert all(torch.equal(found.state[name], expected.state[name]) for name in expected.state)
+    assert found.state
 
 
 def test_inputs_may_move_and_not_change(

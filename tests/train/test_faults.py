@@ -157,7 +157,7 @@ def test_signals_outside_of_training_end_it_in_a_line(number: signal.Signals) ->
     program = f"""
 import os
 from dmdr_train import errors, signals
-with errors.user_errors(), signals.signals_end(errors.STOPPED):
+with errors.user_errors(), signals.signals_end():
     with signals.Signals() as received:
         os.kill(os.getpid(), {number:d})
     os.kill(os.getpid(), {number:d})
@@ -173,7 +173,7 @@ import os
 from dmdr_train import errors, signals
 with errors.user_errors():
     try:
-        with signals.signals_end(errors.STOPPED):
+        with signals.signals_end():
             raise errors.UserError("run.steps", "is no number")
     finally:
         os.kill(os.getpid(), signals.signal.SIGTERM)

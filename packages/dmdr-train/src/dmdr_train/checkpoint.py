@@ -265,29 +265,28 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
     check_weights("run.resume", path / FAKE_SCORE, trainer.guidance.module)
     for name, engine in _engines(trainer).items():
         with torch.serialization.safe_globals(deepspeed_types()):
-            _load_engine(engine, path, name, manifest["world_size"])
+            _load_engine(engine, path, name, manifest)
     set_rate(trainer.generator, trainer.settings.optim.generator.lr)
     set_rate(trainer.guidance, trainer.settings.optim.fake_score.lr)
-    averages = [path / name for name in manifest["files"] if name.startswith("average-rank")]
-    average.load(sorted(averages, key=_rank))
+    average.load(_listed(path, manifest, "average-rank", ".safetensors"))
     for objective in trainer.objectives:
         objective.weight.own, objective.weight.other = manifest["weights"].get(objective.name, (0.0, 0.0))
     trainer.step = manifest["step"]
 
 
-def _load_engine(engine: Any, path: Path, name: str, written_by: int) -> None:
-    """Have DeepSpeed load what so many processes have written as if this number had."""
+def _load_engine(engine: Any, path: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Have DeepSpeed load what any number of processes have written as if this number had."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    model_states = sorted((path / name).glob("*_model_states.pt"), key=_rank)
+    model_states = _listed(path, manifest, f"{name}/", "_model_states.pt")
 
     def as_ours(file: str, map_location: Any = None) -> Any:
         if not file.endswith("_optim_states.pt"):
             return {**_load_weights_only(file, map_location), "dp_world_size": world}
-        files = sorted((path / name).glob("*_optim_states.pt"), key=_rank)
+        files = _listed(path, manifest, f"{name}/", "_optim_states.pt")
         states = [_load_weights_only(str(one), "cpu", mmap=True)["optimizer_state_dict"] for one in files]
         return {"optimizer_state_dict": reshard(states, Cuts.of(engine), rank, world)}
 
-    same = written_by == world
+    same = manifest["world_size"] == world
     engine.checkpoint_engine.load = _load_weights_only if same else as_ours
     if not same:
         engine._get_all_ckpt_names = lambda *_: [str(model_states[0])]  # stage 3 would want one of every rank
@@ -301,6 +300,12 @@ def set_rate(engine: Any, rate: float) -> None:
     for optimizer in (schedule.optimizer, engine.optimizer):
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
+
+
+def _listed(path: Path, manifest: dict[str, Any], start: str, end: str) -> list[Path]:
+    """Files of a checkpoint by the ranks in their names: those that its manifest knows, and no others."""
+    names = (name for name in manifest["files"] if name.startswith(start) and name.endswith(end))
+    return sorted((path / name for name in names), key=_rank)
 
 
 def _rank(file: Path) -> int:

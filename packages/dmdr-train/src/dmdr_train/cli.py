@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from dmdr_rewards.secrets import redact_tracebacks, redacted
 
-from dmdr_train.errors import EXIT_CODE, STOPPED, user_errors
+from dmdr_train.errors import EXIT_CODE, user_errors
 from dmdr_train.slurm import join_step
 
 
@@ -90,10 +90,10 @@ def run_command(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """The same, with an answer to the signals that come before or after the training."""
+    """`run_command`, with an answer to the signals that come before or after the training."""
     from dmdr_train.signals import signals_end
 
-    with signals_end(STOPPED):
+    with signals_end():
         run_command(options)
 
 

@@ -10,11 +10,11 @@ from dmdr_train.engines import start_processes
 from dmdr_train.errors import UserError, naming
 from dmdr_train.evaluation import Evaluator, read_scores
 from dmdr_train.export import export_state_dict, export_student, sampling_settings
-from dmdr_train.preflight import RUN_FILE, check_writable
+from dmdr_train.preflight import check_writable
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import parse_recipe, read_yaml
 from dmdr_train.report import draw_curves, print_table
-from dmdr_train.resume import newest_verified
+from dmdr_train.resume import RECIPE, newest_verified
 from dmdr_train.session import load_family, make_generator
 
 
@@ -24,16 +24,16 @@ def open_run(folder: Path) -> Recipe:
     Raises:
         UserError: the folder holds no run.
     """
-    if not (folder / RUN_FILE).is_file():
-        raise UserError("run", f"{folder} holds no {RUN_FILE}; give the folder of a run")
-    return parse_recipe(read_yaml(folder / RUN_FILE))
+    if not (folder / RECIPE).is_file():
+        raise UserError("run", f"{folder} holds no {RECIPE}; give the folder of a run")
+    return parse_recipe(read_yaml(folder / RECIPE))
 
 
 def evaluate(folder: Path) -> None:
     """Score the student of a run's newest checkpoint and print the row; the evaluation is the recipe's."""
     settings = open_run(folder)
     if settings.tracking.evaluation is None:
-        raise UserError("tracking.evaluation", f"is not set in {folder / RUN_FILE}; add a classifier and a reference")
+        raise UserError("tracking.evaluation", f"is not set in {folder / RECIPE}; add a classifier and a reference")
     source = newest_verified("run", str(folder))
     start_processes(torch.device("cpu"))
     family = load_family(settings)

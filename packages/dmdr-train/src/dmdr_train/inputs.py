@@ -7,7 +7,7 @@ from dmdr_models.describe import content_fingerprint, network_fingerprint, text_
 
 from dmdr_train.embeddings import cache_folder
 from dmdr_train.errors import naming
-from dmdr_train.recipe import Recipe, RewardObjective
+from dmdr_train.recipe import DRAWN, Recipe, RewardObjective
 
 
 def fingerprints(settings: Recipe) -> dict[str, str]:
@@ -24,7 +24,8 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
     paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
     if evaluation := settings.tracking.evaluation:
         paths["tracking.evaluation.classifier"] = evaluation.classifier
-        paths["tracking.evaluation.reference"] = evaluation.reference
+        if evaluation.reference not in DRAWN:
+            paths["tracking.evaluation.reference"] = evaluation.reference
     for i, objective in enumerate(settings.objectives):
         if isinstance(objective, RewardObjective):
             paths[f"objectives.{i}.reward.checkpoint"] = objective.reward.checkpoint

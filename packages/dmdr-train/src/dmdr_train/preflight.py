@@ -14,15 +14,13 @@ from dmdr_train.errors import UserError, naming
 from dmdr_train.lock import check_free
 from dmdr_train.pairs import check_pairs
 from dmdr_train.prompt_files import check_prompts
-from dmdr_train.recipe import SRPO, Recipe, ReFL, Reward
-from dmdr_train.resume import checkpoints_in, newest
+from dmdr_train.recipe import DRAWN, SRPO, Recipe, ReFL, Reward
+from dmdr_train.resume import RECIPE, checkpoints_in, newest
 from dmdr_train.tracking import METRICS
 
 if TYPE_CHECKING:
     from dmdr_rewards import RewardInfo
 
-RUN_FILE = "recipe.yaml"
-DRAWN = ("shapes", "scenes")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -228,7 +226,7 @@ def nearest(path: Path) -> Path:
 def check_output(settings: Recipe) -> None:
     """The output folder can be written, and holds no run but the one to go on with."""
     output, resume = Path(settings.run.output), settings.run.resume
-    holds_a_run, has_student = (output / RUN_FILE).exists(), (output / "student").exists()
+    holds_a_run, has_student = (output / RECIPE).exists(), (output / "student").exists()
     holds_more = has_student or (output / METRICS).exists() or bool(checkpoints_in(output / "checkpoints"))
     if resume == "never" and (holds_a_run or holds_more):
         fix = "give another folder, or run.resume=auto to go on with it"

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")
 """The numbers of an evaluation; of the first two, lower is better."""
 
+DRAWN = ("shapes", "scenes")
+"""References of an evaluation that are drawn, and lie in no folder."""
+
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

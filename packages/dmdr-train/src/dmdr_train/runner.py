@@ -28,11 +28,10 @@ from dmdr_train.inputs import fingerprints
 from dmdr_train.lock import LOCK, hold, sign
 from dmdr_train.objectives import RewardTerm
 from dmdr_train.peers import Peers
-from dmdr_train.preflight import RUN_FILE
 from dmdr_train.recipe import EVALUATED, Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.results import Results, due
-from dmdr_train.resume import checkpoints_in, find_checkpoint, step_of
+from dmdr_train.resume import RECIPE, checkpoints_in, find_checkpoint, step_of
 from dmdr_train.session import Session, build
 from dmdr_train.shared import check_shared
 from dmdr_train.signals import Signals
@@ -144,7 +143,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.remove_leftovers(self.folder)
-            write_whole(self.folder / RUN_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+            write_whole(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
             self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.before)
         except OSError as error:
             reason = f"{self.folder} cannot be written to ({reason_of(error)})"

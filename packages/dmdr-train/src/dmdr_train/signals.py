@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from dmdr_train.errors import STOPPED
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME = 1.0
 """Seconds in which further signals are the first one again: a terminal and a launcher pass on the same Ctrl-C."""
@@ -28,7 +30,7 @@ LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distri
 
 
 @contextmanager
-def signals_end(code: int) -> Iterator[None]:
+def signals_end() -> Iterator[None]:
     """In this, but where `Signals` are open, these signals end the process with a line: there is nothing to save.
 
     After an error they are ignored, so that the process ends with the code of that.
@@ -36,7 +38,7 @@ def signals_end(code: int) -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         os.write(2, f"stopped: by {signal.Signals(number).name}, outside of training; start again\n".encode())
-        os._exit(code)
+        os._exit(STOPPED)
 
     before: dict[signal.Signals, Any] = {number: signal.signal(number, end) for number in STOPPING}
     try:
