@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from dmdr_train import engines
 from dmdr_train.engines import choose_device, gathered, learning_rate, make_engine
 from dmdr_train.errors import UserError
 from dmdr_train.recipe import Optim, Optimizer, Run
@@ -80,12 +81,6 @@ def test_learning_rates() -> None:
     assert factors(6, schedule="cosine") == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 0, 0], abs=1e-6)
 
 
-@pytest.fixture
-def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.mark.usefixtures("no_cuda")
 def test_devices() -> None:
     def device(name: str, precision: str = "fp32", eight_bit: bool = False) -> torch.device:
         run = Run.model_validate({"output": "out", "steps": 1, "device": name})
@@ -101,14 +96,18 @@ def test_devices() -> None:
         device("cuda")
 
 
-def test_cuda_can_be_refused_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_the_device_is_the_one_that_deepspeed_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        def device_name(self) -> str:
+            return "cuda"
+
+    monkeypatch.setattr(engines, "get_accelerator", Found)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    run = Run.model_validate({"output": "out", "steps": 1})
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    for name in ("auto", "cuda"):
+        run = Run.model_validate({"output": "out", "steps": 1, "device": name})
+        assert choose_device(run, "fp16", eight_bit=True) == torch.device("cuda", 3)
+    run = Run.model_validate({"output": "out", "steps": 1, "device": "cpu"})
     assert choose_device(run, "fp32") == torch.device("cpu")
-    monkeypatch.delenv("DS_ACCELERATOR")
-    assert choose_device(run, "fp16") == torch.device("cuda", 3)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

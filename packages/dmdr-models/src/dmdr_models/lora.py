@@ -53,7 +53,7 @@ class LoRANetwork(nn.Module):
             in place.
         rank, alpha: of the adapter; B starts at zero, so that the adapter starts without effect.
         targets: names, or last parts of names, of the linear and convolution layers to adapt.
-        generator: draws the start values of A.
+        generator: draws the start values of A; a generator of the CPU, wherever the network lies.
         name: of the adapter.
         shared: others put adapters on `network` as well. This module then registers the parameters of its own adapter
             alone, under the same names, so that an engine made of it moves, casts and trains nothing else.
@@ -90,7 +90,9 @@ class LoRANetwork(nn.Module):
         for layer in self.layers:
             a: Any = layer.lora_A[name].weight
             # peft draws A with kaiming_uniform(a=√5), which is U(−1/√fan_in, 1/√fan_in), from the global generator.
-            nn.init.uniform_(a, -(a[0].numel() ** -0.5), a[0].numel() ** -0.5, generator=generator)
+            bound = a[0].numel() ** -0.5
+            start = torch.empty(a.shape, dtype=a.dtype)  # on the CPU, as its generator
+            a.data.copy_(start.uniform_(-bound, bound, generator=generator))
         for parameter in (*trained, *self._adapter_parameters().values()):
             parameter.requires_grad_(True)
         self.network: nn.Module = nn.Module() if shared else base

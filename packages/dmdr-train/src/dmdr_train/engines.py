@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
@@ -25,17 +26,16 @@ def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.de
     Raises:
         UserError: cuda was asked for and is not there, or fp16 or an 8-bit optimizer on a CPU.
     """
-    forced_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
-    cuda = torch.cuda.is_available() and not forced_cpu
-    if run.device == "cuda" and not cuda:
+    found = get_accelerator().device_name()  # what DeepSpeed found, or DS_ACCELERATOR told it, when it was imported
+    if run.device == "cuda" and found != "cuda":
         raise UserError("run.device", "cuda is not available here; use cpu or auto")
-    if run.device == "cpu" or not cuda:
+    if "cpu" in (run.device, found):
         if precision == "fp16":
             raise UserError("optim.precision", "fp16 does not train on a CPU; use fp32 or bf16")
         if eight_bit:
             raise UserError("optim.eight_bit", "true needs a GPU and there is none here; set it to false")
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(found, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
@@ -56,14 +56,14 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     else:
-        torch.cuda.set_device(device)
+        get_accelerator().set_device(device.index)
     deepspeed_logger.setLevel("WARNING")
     if not dist.is_initialized():
         alone = os.environ["WORLD_SIZE"] == "1"
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         try:
             dist.init_process_group(
-                "gloo" if device.type == "cpu" else "nccl",
+                dist.get_default_backend_for_device(device),  # gloo of the CPU, NCCL of CUDA
                 init_method=None if "MASTER_PORT" in os.environ else "tcp://127.0.0.1:0" if alone else None,
                 rank=rank,
                 world_size=world,
@@ -190,7 +190,7 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
 
 def _communicating() -> torch.device:
     """Where the process group wants its tensors."""
-    return torch.device("cpu" if dist.get_backend() == "gloo" else "cuda")
+    return torch.device("cpu" if dist.get_backend() == "gloo" else get_accelerator().current_device_name())
 
 
 def anywhere(flag: bool) -> bool:
