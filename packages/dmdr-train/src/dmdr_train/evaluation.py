@@ -68,10 +68,13 @@ class _Given(nn.Module):
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """‖μ_r − μ_f‖² + tr(Σ_r + Σ_f − 2(Σ_r Σ_f)^½) of features `[N, D]`, in float64 (arXiv 1706.08500)."""
+    """‖μ_r − μ_f‖² + tr(Σ_r + Σ_f − 2(Σ_r Σ_f)^½) of features `[N, D]`, in float64 (arXiv 1706.08500).
+
+    Of these features alone: torchmetrics would add those of the other processes, which NCCL takes from no CPU.
+    """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
@@ -85,7 +88,7 @@ def inception_score(logits: Tensor) -> float:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # of its memory, and of the spread over a single split
         torch.default_generator.manual_seed(0)  # it shuffles the rows with this one; a GPU's are left alone
-        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1)
+        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1, sync_on_compute=False)
         metric.update(logits)
         return float(metric.compute()[0])
 

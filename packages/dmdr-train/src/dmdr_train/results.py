@@ -62,7 +62,7 @@ class Results:
         self.unhurried = Unhurried(self.say)
         self.before = run_of(resumed) if resumed else None
         self.scores: dict[str, Scores] = {}
-        if self.before:
+        if self.before and settings.tracking.evaluation:  # without an evaluation, nothing says how they were taken
             self.scores = {key: row for key, row in read_scores(self.before).items() if self.still_true(key)}
         self.evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
