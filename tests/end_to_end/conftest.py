@@ -1,6 +1,7 @@
 """The real commands, in processes of their own, on models that a test makes."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-RUN = Path(__file__).parents[2] / "packages/dmdr-train/run.py"
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "packages/dmdr-train/run.py"
 
 
 @dataclass
@@ -30,11 +32,15 @@ class Workshop:
     def write(self) -> None:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
 
-    def execute(self, *program: str, **started: Any) -> Any:
+    def execute(self, *program: str, emulated: bool = False, **started: Any) -> Any:
+        """A Python program in this folder; `emulated` puts the emulated device in the place of a GPU."""
+        if emulated:
+            program = ("-m", "emulated", *program)
+            started["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
         return self.python(*program, folder=self.folder, **started)
 
-    def dmdr_train(self, *arguments: str) -> Any:
-        return self.execute("-m", "dmdr_train", *arguments)
+    def dmdr_train(self, *arguments: str, **started: Any) -> Any:
+        return self.execute("-m", "dmdr_train", *arguments, **started)
 
     def snapshot(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file."""
@@ -147,6 +153,21 @@ def finished(
         "teacher_steps": [3, 1],
     }
     return workshop, workshop.run(launcher="python").check()
+
+
+def assert_same_numbers(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """What the losses of two runs are made of is the same at every step, to rounding."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        keys = [key for key in theirs if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))]
+        assert keys
+        for key in keys:
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=1e-6), (ours["step"], key)
+
+
+@pytest.fixture(scope="session")
+def same_numbers() -> Callable[[list[dict[str, float]], list[dict[str, float]]], None]:
+    return assert_same_numbers
 
 
 @pytest.fixture(scope="session")

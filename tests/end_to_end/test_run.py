@@ -200,3 +200,45 @@ def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
     missing = workshop.dmdr_train("report", "nowhere")
     assert missing.code == 2
     assert missing.stderr.startswith("error: run: nowhere holds no recipe.yaml")
+
+
+@pytest.fixture(scope="module")
+def emulated(finished: Any) -> Any:
+    """The finished run once more, on a second device; tests must not change it."""
+    workshop, _ = finished
+    workshop.run("run.output=emulated", emulated=True).check()
+    return workshop
+
+
+def test_a_gpu_is_emulated(emulated: Any, read_rows: Rows, same_numbers: Any) -> None:
+    """Training all weights, a reward, the average and the evaluation: the numbers of the CPU."""
+    device, cpu = emulated.folder / "emulated", emulated.folder / "out"
+    same_numbers(read_rows(device), read_rows(cpu))
+    found, expected = (json.loads((run / "evaluation.json").read_text()) for run in (device, cpu))
+    assert {key: row["frechet"] for key, row in found.items()} == pytest.approx(
+        {key: row["frechet"] for key, row in expected.items()}, rel=1e-2
+    )
+    a, b = (load_file(run / "checkpoints/step-00000005/student.safetensors") for run in (device, cpu))
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 2e-5  # five updates of 1e-3
+
+
+def test_a_run_goes_on_on_an_emulated_gpu(emulated: Any, read_rows: Rows) -> None:
+    """Resumed from the checkpoint of the second step: bit for bit what it was without the interruption."""
+    changes = ["run.resume=emulated/checkpoints/step-00000002", "run.output=resumed", "tracking.evaluation=null"]
+    emulated.run(*changes, emulated=True).check()
+    for name in ("generator", "student", "fake_score"):
+        file = f"checkpoints/step-00000005/{name}.safetensors"
+        a, b = (load_file(emulated.folder / run / file) for run in ("emulated", "resumed"))
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def test_an_emulated_gpu_takes_half_precision(emulated: Any, read_rows: Rows) -> None:
+    """fp16 with DeepSpeed's loss scaling, which a CPU refuses; ZeRO 2 on two processes."""
+    changes = ["run.output=half", "optim.precision=fp16", "optim.zero_stage=2", "optim.accumulation=1"]
+    changes += ["tracking.evaluation=null", "tracking.samples.every=0"]
+    emulated.run(*changes, emulated=True, processes=2).check()
+    rows = read_rows(emulated.folder / "half")
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert {"loss_scale/generator", "loss_scale/fake_score"} <= rows[-1].keys()
+    for row, expected in zip(rows, read_rows(emulated.folder / "out"), strict=True):
+        assert row["loss/fake_score"] == pytest.approx(expected["loss/fake_score"], rel=0.1)

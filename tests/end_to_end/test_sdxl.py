@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+Rows = Callable[[Path], list[dict[str, float]]]
+Compare = Callable[[list[dict[str, float]], list[dict[str, float]]], None]
+
 REWARD = {"name": "clip", "checkpoint": "clip.bin", "options": {"model": "clip.json"}}
 RECIPE: dict[str, Any] = {
     "model": {"family": "sdxl", "path": "sdxl", "vae": "taesd", "fake_score_lora": {"rank": 2, "alpha": 2}},
@@ -54,7 +57,7 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     return workshop
 
 
-def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
+def test_every_stage_took_place(whole: Any, read_rows: Rows) -> None:
     rows = read_rows(whole.folder / "out")
     assert [{name[5:] for name in row if name.startswith("loss/")} for row in rows] == [
         *[{"regression"}] * 2,
@@ -65,7 +68,16 @@ def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dic
     assert names == {"teacher-50", "teacher-1", "student-regression", "student-cold_start", "student-joint"}
 
 
-def test_two_processes_equal_one(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
+def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
+    """Pairs, regression, distribution matching and ReFL on a second device, with two networks, and drawing there."""
+    whole.dmdr_train(*PAIRS, "-o", "pairs-emulated", emulated=True).check()
+    whole.run("run.output=emulated", "data.pairs=pairs-emulated", "tracking.samples.count=1", emulated=True).check()
+    same_numbers(read_rows(whole.folder / "emulated"), read_rows(whole.folder / "out"))
+    draw = ("--model", "sdxl", "--unet", "emulated/student/unet", "a fox", "-o", "emulated.png", "--device", "emulated")
+    whole.execute("-m", "dmdr_models.generate", "--family", "sdxl", *draw, emulated=True).check()
+
+
+def test_two_processes_equal_one(whole: Any, read_rows: Rows) -> None:
     """At ZeRO 2; `tests/train/test_sdxl_training.py` has the other stages, and bf16."""
     changes = ["run.output=two", "optim.zero_stage=2", "optim.accumulation=1"]
     whole.run(*changes, processes=2).check()

@@ -11,6 +11,9 @@ from dmdr_train.resume import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file
 
+Rows = Callable[[Path], list[dict[str, float]]]
+Compare = Callable[[list[dict[str, float]], list[dict[str, float]]], None]
+
 REWARD = {"name": "clip", "checkpoint": "clip.bin", "options": {"model": "clip.json"}}
 RECIPE: dict[str, Any] = {
     "model": {
@@ -63,8 +66,9 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     return workshop
 
 
-def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
+def test_every_stage_took_place(whole: Any, read_rows: Rows) -> None:
     rows = read_rows(whole.folder / "out")
+    assert {"loss/srpo", "weight/refl"} <= {key for row in rows for key in row}
     assert [("loss/refl" in row, "loss/srpo" in row) for row in rows] == [
         *[(False, False)] * 2,
         *[(True, False)] * 2,
@@ -78,17 +82,15 @@ def test_every_stage_took_place(whole: Any, read_rows: Callable[[Path], list[dic
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_two_processes_equal_one(whole: Any, read_rows: Callable[[Path], list[dict[str, float]]], stage: int) -> None:
+def test_two_processes_equal_one(whole: Any, read_rows: Rows, same_numbers: Compare, stage: int) -> None:
     """With the text encoders at work; ZeRO-3 on two networks, the others on one."""
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
     whole.run(*changes, processes=2).check()
-    assert_same_numbers(read_rows(whole.folder / name), read_rows(whole.folder / "out"))
+    same_numbers(read_rows(whole.folder / name), read_rows(whole.folder / "out"))
 
 
-def test_a_run_goes_on_with_another_number_of_processes(
-    whole: Any, read_rows: Callable[[Path], list[dict[str, float]]]
-) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
     """Two, one, two again: the numbers of one all along, those of the automatic weight among them."""
     changes = ["model.path=sd3-without-texts", "run.output=moved", "run.resume=auto", "run.checkpoint_every=2"]
     for processes, steps in ((2, 2), (1, 4), (2, 6)):
@@ -96,15 +98,35 @@ def test_a_run_goes_on_with_another_number_of_processes(
         whole.run(*changes, accumulation, "optim.zero_stage=2", processes=processes).check()
         for later in checkpoints_in(whole.folder / "moved/checkpoints")[steps // 2 :]:
             shutil.rmtree(later)
-    assert_same_numbers(read_rows(whole.folder / "moved"), read_rows(whole.folder / "out"))
+    same_numbers(read_rows(whole.folder / "moved"), read_rows(whole.folder / "out"))
 
 
-def assert_same_numbers(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    """What one step's loss is made of, to rounding."""
-    assert {"loss/srpo", "weight/refl"} <= {key for row in expected for key in row}
-    for ours, theirs in zip(found, expected, strict=True):
-        for key in (key for key in theirs if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))):
-            assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=1e-6), (ours["step"], key)
+def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
+    """Encoding, one frozen network with two adapters, ReFL, SRPO, early warning and drawing on a second device.
+
+    What is encoded there and trained from there gives the numbers of the CPU.
+    """
+    encode = ("encode", "--config", "recipe.yaml", "-o", "cache-emulated", "--dtype", "fp32", "data.embeddings=null")
+    whole.dmdr_train(*encode, emulated=True).check()
+    shutil.copy(whole.folder / "clip.bin", whole.folder / "held-out.bin")
+    held_out = "{name: clip, checkpoint: held-out.bin, options: {model: clip.json}}"
+    changes = ["run.output=emulated", "data.embeddings=cache-emulated", "tracking.samples.count=1"]
+    changes += ["memory.gradient_checkpointing=[network, vae, rewards]"]
+    changes += [f"watch={{every: 6, prompts: 2, pictures: 2, rewards: [{held_out}]}}"]
+    whole.run(*changes, emulated=True).check()
+    rows = read_rows(whole.folder / "emulated")
+    assert "watch/held_out/clip" in rows[-1]
+    same_numbers(rows, read_rows(whole.folder / "out"))
+    draw = ("--model", "sd3", "--adapter", "emulated/student", "a fox", "-o", "emulated.png", "--device", "emulated")
+    whole.execute("-m", "dmdr_models.generate", *draw, emulated=True).check()
+
+
+def test_a_gpu_is_emulated_with_its_text_encoders(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
+    """At ZeRO 2 on two processes, with the encoders on the device only while they encode."""
+    changes = ["run.output=emulated-2", "data.embeddings=null", "optim.zero_stage=2", "optim.accumulation=1"]
+    changes += ["memory.offload_text_encoders=true", "tracking.samples.count=1"]
+    whole.run(*changes, emulated=True, processes=2).check()
+    same_numbers(read_rows(whole.folder / "emulated-2"), read_rows(whole.folder / "out"))
 
 
 def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:

@@ -1,0 +1,45 @@
+"""A second device for machines that have only a CPU, as strict as CUDA about what meets what.
+
+    import emulated
+    device = emulated.install()                   # torch.device("emulated", 0)
+    weight = torch.ones(2, 3, device=device)
+    weight @ torch.ones(3)                        # RuntimeError: … found at least two devices, emulated:0 and cpu
+
+    python -m emulated PROGRAM …                  # a whole program, with this device in the place of a GPU
+
+Tensors of this device lie in the CPU's memory, and the CPU computes with them, so every number equals the CPU's own.
+The device differs in what a program may do with it. As on CUDA,
+
+- an operation takes tensors of one device. It also takes CPU tensors where CUDA does: numbers without a dimension in
+  element-wise operations, and indices of `tensor[index]`;
+- a random operation takes a generator of the tensor's device. Without a generator it draws from the device's own, which
+  is not the CPU's;
+- neither NumPy nor Python can read a tensor before it is copied to the CPU;
+- a process group of the device takes its tensors and no others.
+
+It is torch's `PrivateUse1` device, registered from Python, so torch itself handles its storages, views, modules,
+gradients, optimizers and checkpoints as those of any other device. `emulated.waits` counts, by the name of the
+operation, how often the CPU would have had to wait for the device.
+
+It does not emulate streams, limits of memory, autocast, generators of the device (`torch.Generator("emulated")` is an
+error), or the rounding of a GPU.
+"""
+
+from emulated.device import install, waits
+
+__all__ = ["install", "replace_gpu", "waits"]
+
+
+def replace_gpu() -> None:
+    """Install the device, its process group, and it as the device that DeepSpeed finds."""
+    import os
+
+    install()
+    os.environ["DS_ACCELERATOR"] = "cpu"  # until it is replaced: DeepSpeed would look for a GPU when it is imported
+    from deepspeed.accelerator import set_accelerator
+
+    from emulated import process_group
+    from emulated.deepspeed_accelerator import EmulatedAccelerator
+
+    process_group.install()
+    set_accelerator(EmulatedAccelerator())
