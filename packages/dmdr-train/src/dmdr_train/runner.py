@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from dmdr_train import checkpoint, rules
 from dmdr_train.average import Average
-from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, said_anywhere, start_processes
+from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, processes, said_anywhere
 from dmdr_train.errors import (
     EARLY_WARNING,
     NOT_FINITE,
@@ -53,31 +53,28 @@ def run(settings: Recipe) -> None:
         StoppedError: on every process that is left, for a run that ends early in good order.
     """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
-    start_processes(device, settings.run.timeout)
-    peers = Peers()
-    # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
-    with Signals() as signals, peers.expected():
-        check_shared(Path(settings.run.output), peers)
-        with locked(Path(settings.run.output)) as held:
-            resume_from = agreed(lambda: find_checkpoint(settings, say))
-            session = build(settings, device, resumed=resume_from is not None)
-            training = Run(settings, session, resume_from, signals)
-            for lock in held:
-                sign(lock)  # not before: a run that is refused leaves everything as it was
-            training.carry_out()
-    dist.destroy_process_group()
+    with processes(device, settings.run.timeout):
+        peers = Peers()
+        # Signals before the rest: a launcher sends them as soon as a process is lost, before the others have named it.
+        with Signals() as signals, peers.expected():
+            check_shared(Path(settings.run.output), peers)
+            with locked(Path(settings.run.output)) as held:
+                resume_from = agreed(lambda: find_checkpoint(settings, say))
+                session = build(settings, device, resumed=resume_from is not None)
+                training = Run(settings, session, resume_from, signals)
+                for lock in held:
+                    sign(lock)  # not before: a run that is refused leaves everything as it was
+                training.carry_out()
 
 
 def dry_run(settings: Recipe) -> dict[str, float]:
     """Build everything and take the first step of every stage; nothing is written."""
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
-    start_processes(device, settings.run.timeout)
     logs: dict[str, float] = {}
-    with Peers().expected():
+    with processes(device, settings.run.timeout), Peers().expected():
         session = build(settings, device)
         for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
             logs |= mean_over_processes(session.trainer.train_step())
-    dist.destroy_process_group()
     return logs
 
 
