@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -86,6 +87,8 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
     else:
         torch.cuda.set_device(device)
     deepspeed_logger.setLevel("WARNING")
+    # DeepSpeed calls operations by names that newer releases of torch have changed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not dist.is_initialized():
         alone = os.environ["WORLD_SIZE"] == "1"
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from dmdr_train import checkpoint, rules
 from dmdr_train.average import Average
+from dmdr_train.disk_space import space
 from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, processes, said_anywhere
 from dmdr_train.errors import (
     EARLY_WARNING,
@@ -62,6 +63,7 @@ def run(settings: Recipe) -> None:
                 resume_from = agreed(lambda: find_checkpoint(settings, say))
                 session = build(settings, device, resumed=resume_from is not None)
                 training = Run(settings, session, resume_from, signals)
+                agreed(lambda: say(space(settings, session).check()))
                 for lock in held:
                     sign(lock)  # not before: a run that is refused leaves everything as it was
                 training.carry_out()
@@ -73,6 +75,7 @@ def dry_run(settings: Recipe) -> dict[str, float]:
     logs: dict[str, float] = {}
     with processes(device, settings.run.timeout), Peers().expected():
         session = build(settings, device)
+        agreed(lambda: say(str(space(settings, session))))
         for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
             logs |= mean_over_processes(session.trainer.train_step())
     return logs
@@ -323,7 +326,8 @@ class Run:
             yield
         except checkpoint.NotSavedError as error:
             if needed or self.settings.run.on_failed_save == "stop":
-                raise StoppedError(NOT_SAVED, str(error)) from None
+                rescued = self.results.rescue() if self.trainer.step == self.settings.run.steps else ""
+                raise StoppedError(NOT_SAVED, f"{error}{rescued}") from None
             self.results.say(f"warning: {error}; the run goes on")
         finally:
             self.pause += time.perf_counter() - started
