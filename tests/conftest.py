@@ -1,6 +1,7 @@
 """What holds for all tests: one thread; programs run in processes that need not import torch again."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,12 @@ class Outcome:
     def check(self) -> "Outcome":
         assert self.code == 0, self.stderr[-4000:]
         return self
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines of stderr that no progress bar drew."""
+        lines = re.split(r"[\r\n]+", self.stderr)
+        return [line for line in map(str.strip, lines) if line and not re.search(r"\[\d\d:\d\d[<,]", line)]
 
     @property
     def errors(self) -> list[str]:

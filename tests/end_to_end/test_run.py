@@ -44,7 +44,7 @@ def test_everything_is_written(finished: Any) -> None:
     assert rows == {"teacher-3", "teacher-2", "student-cold_start", "student-00000004", "student-joint"}
     assert f"dmdr-generate --family sit --model {Path('out') / 'student'}" in outcome.stdout
     assert f"dmdr-generate --family sit --model {Path('out') / 'student'}" in (out / "summary.md").read_text()
-    assert "Traceback" not in outcome.stderr
+    assert [line for line in outcome.remarks if not line.startswith("a checkpoint takes ")] == []
 
 
 def test_metrics(finished: Any, read_rows: Rows) -> None:
@@ -112,12 +112,14 @@ def test_dry_run_with_lora_and_zero_3(workshop: Any) -> None:
     before = workshop.snapshot()
     outcome = workshop.run("--dry-run", "optim.zero_stage=3", "model.generator_lora={rank: 2, targets: [to_q]}").check()
     assert workshop.snapshot() == before
+    assert [line[:18] for line in outcome.remarks] == ["a checkpoint takes"]
     assert "loss/refl" in outcome.stdout
     assert "nothing was written" in outcome.stdout
 
 
 def test_bf16_with_a_generator_lora(workshop: Any, read_rows: Rows) -> None:
-    workshop.run("optim.precision=bf16", "optim.zero_stage=2", "run.steps=4", "model.generator_lora={rank: 2}").check()
+    changes = ("optim.precision=bf16", "optim.zero_stage=2", "run.steps=4", "model.generator_lora={rank: 2}")
+    assert [line[:18] for line in workshop.run(*changes).check().remarks] == ["a checkpoint takes"]
     assert len(read_rows(workshop.folder / "out")) == 4
     student = dmdr_models.load("sit", workshop.folder / "out/student").load_network()
     teacher = dict(dmdr_models.load("sit", workshop.folder / "sit").load_network().named_parameters())
@@ -163,7 +165,8 @@ def test_a_run_can_be_made_longer_and_is_scored_again(finished: Any, tmp_path: P
     shutil.copytree(workshop.folder, tmp_path / "longer", symlinks=True)
     longer = replace(workshop, folder=tmp_path / "longer")
     before = json.loads((longer.folder / "out/evaluation.json").read_text())
-    longer.run("--resume", "run.steps=6").check()
+    remarks = longer.run("--resume", "run.steps=6").check().remarks
+    assert [line.split()[0] for line in remarks] == ["changed:", "going", "a"]
     after = json.loads((longer.folder / "out/evaluation.json").read_text())
     assert after["joint"] != before["joint"]
     assert {k: v for k, v in after.items() if k != "joint"} == {k: v for k, v in before.items() if k != "joint"}
@@ -187,13 +190,14 @@ def test_a_damaged_student_is_not_handed_out(finished: Any, open_workshop: Any, 
 
 def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
     workshop, folder = finished[0], finished[0].folder
-    workshop.dmdr_train("export", "out", "-o", str(tmp_path / "student")).check()
+    assert workshop.dmdr_train("export", "out", "-o", str(tmp_path / "student")).check().remarks == []
     name = "transformer/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(tmp_path / "student" / name), load_file(folder / "out/student" / name)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
     evaluated = workshop.dmdr_train("evaluate", "out").check()
+    assert evaluated.remarks == []
     accuracy = json.loads((folder / "out/evaluation.json").read_text())["joint"]["accuracy"]
     assert f"{accuracy:.3f}" in evaluated.stdout
 
@@ -206,7 +210,8 @@ def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
 def emulated(finished: Any) -> Any:
     """The finished run once more, on a second device; tests must not change it."""
     workshop, _ = finished
-    workshop.run("run.output=emulated", emulated=True).check()
+    remarks = workshop.run("run.output=emulated", emulated=True).check().remarks
+    assert [line[:18] for line in remarks] == ["a checkpoint takes"]
     return workshop
 
 
@@ -236,7 +241,8 @@ def test_an_emulated_gpu_takes_half_precision(emulated: Any, read_rows: Rows) ->
     """fp16 with DeepSpeed's loss scaling, which a CPU refuses; ZeRO 2 on two processes."""
     changes = ["run.output=half", "optim.precision=fp16", "optim.zero_stage=2", "optim.accumulation=1"]
     changes += ["tracking.evaluation=null", "tracking.samples.every=0"]
-    emulated.run(*changes, emulated=True, processes=2).check()
+    remarks = emulated.run(*changes, emulated=True, processes=2).check().remarks
+    assert [line[:18] for line in remarks] == ["a checkpoint takes"]
     rows = read_rows(emulated.folder / "half")
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert {"loss_scale/generator", "loss_scale/fake_score"} <= rows[-1].keys()

@@ -52,8 +52,10 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     """Pairs, then all stages in one run, by one process; tests must not change it."""
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
-    assert "Wrote pairs: 6 pairs, " in workshop.dmdr_train(*PAIRS, "-o", "pairs").check().stdout
-    workshop.run().check()
+    made = workshop.dmdr_train(*PAIRS, "-o", "pairs").check()
+    assert "Wrote pairs: 6 pairs, " in made.stdout
+    assert made.remarks == []
+    assert [line[:18] for line in workshop.run().check().remarks] == ["a checkpoint takes"]
     return workshop
 
 

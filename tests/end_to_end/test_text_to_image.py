@@ -60,9 +60,10 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
     encode = ("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
-    workshop.dmdr_train(*encode).check()
+    assert workshop.dmdr_train(*encode).check().remarks == []
     shutil.copytree(folder / "sd3", folder / "sd3-without-texts", ignore=shutil.ignore_patterns("text_encoder*"))
-    workshop.run("model.path=sd3-without-texts").check()
+    remarks = workshop.run("model.path=sd3-without-texts").check().remarks
+    assert [line[:18] for line in remarks] == ["a checkpoint takes"]
     return workshop
 
 
@@ -86,7 +87,11 @@ def test_two_processes_equal_one(whole: Any, read_rows: Rows, same_numbers: Comp
     """With the text encoders at work; ZeRO-3 on two networks, the others on one."""
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
-    whole.run(*changes, processes=2).check()
+    (remark,) = whole.run(*changes, processes=2).check().remarks
+    newest = checkpoints_in(whole.folder / name / "checkpoints")[-1]
+    size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    said = float(remark.removeprefix("a checkpoint takes ").split()[0]) * 1e9
+    assert size - 5e-3 * said <= said <= size + 1.5e5 + 5e-3 * said  # three digits
     same_numbers(read_rows(whole.folder / name), read_rows(whole.folder / "out"))
 
 
@@ -113,7 +118,8 @@ def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -
     changes = ["run.output=emulated", "data.embeddings=cache-emulated", "tracking.samples.count=1"]
     changes += ["memory.gradient_checkpointing=[network, vae, rewards]"]
     changes += [f"watch={{every: 6, prompts: 2, pictures: 2, rewards: [{held_out}]}}"]
-    whole.run(*changes, emulated=True).check()
+    remarks = whole.run(*changes, emulated=True).check().remarks
+    assert [line[:18] for line in remarks] == ["a checkpoint takes"]
     rows = read_rows(whole.folder / "emulated")
     assert "watch/held_out/clip" in rows[-1]
     same_numbers(rows, read_rows(whole.folder / "out"))
@@ -153,7 +159,7 @@ def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:
 
 
 def test_export_and_evaluate_from_the_command_line(whole: Any) -> None:
-    whole.dmdr_train("export", "out", "-o", "again").check()
+    assert whole.dmdr_train("export", "out", "-o", "again").check().remarks == []
     first, second = (load_file(whole.folder / name / "adapter_model.safetensors") for name in ("out/student", "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     outcome = whole.dmdr_train("evaluate", "out")

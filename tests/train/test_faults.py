@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dmdr_models
 import pytest
 import torch
 from dmdr_train import checkpoint, rules, signals, tracking
@@ -200,7 +201,7 @@ def test_other_signals_are_left_alone() -> None:
 
 
 def full(path: str) -> bool:
-    return ".partial" in path and path.endswith("guidance/mp_rank_00_model_states.pt")
+    return ".partial/guidance/" in path and path.endswith("mp_rank_00_model_states.pt")
 
 
 @pytest.fixture
@@ -246,6 +247,37 @@ def test_a_full_disk_stops_the_run_where_it_was_to_or_must(make_run: Any, full_d
     assert caught.value.code == 74
     assert run.trainer.step == (2 if changes else 3)
     assert os.listdir(run.folder / "checkpoints") == []
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_student_outlives_a_last_checkpoint_without_space(make_run: Any, full_disk: Any, stage: int) -> None:
+    """Until the run that goes on has a student of its own."""
+    changes = {"run__steps": 2, "run__checkpoint_every": 1, "optim__zero_stage": stage, "optim__ema": 0.5}
+    run = make_run(**changes)
+    full_disk[0] = False
+    during_step(run, 1, lambda: full_disk.__setitem__(0, True))
+    rescued = run.folder / "rescued-student"
+    with pytest.raises(StoppedError, match=rf"before it are whole; its student, and no more, is in {rescued}$"):
+        run.carry_out()
+    student = dmdr_models.load("sit", rescued).load_network()
+    assert all(torch.equal(p.flatten(), run.average.state[n].flatten()) for n, p in student.named_parameters())
+    assert [path.name for path in run.folder.glob(".*student*")] == []
+    assert names(run) == ["step-00000001"]
+    full_disk[0] = False
+    again = make_run(**changes, run__resume="auto")
+    del again.finish
+    again.carry_out()
+    assert (run.folder / "student").is_dir()
+    assert not rescued.exists()
+
+
+@pytest.mark.parametrize("name", ["dmdr_train.checkpoint.save_file", "dmdr_train.results.export_student"])
+def test_a_student_without_space_is_said(make_run: Any, full_disk: Any, monkeypatch: Any, name: str) -> None:
+    monkeypatch.setattr(name, no_space)
+    run = make_run(run__steps=1)
+    with pytest.raises(StoppedError, match=r"; nor could its student \(No space left on device\)$"):
+        run.carry_out()
+    assert [path.name for path in run.folder.glob("*student*")] == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system can be mounted by root alone")

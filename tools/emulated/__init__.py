@@ -36,10 +36,12 @@ def replace_gpu() -> None:
 
     install()
     os.environ["DS_ACCELERATOR"] = "cpu"  # until it is replaced: DeepSpeed would look for a GPU when it is imported
+    import deepspeed
     from deepspeed.accelerator import set_accelerator
 
     from emulated import process_group
     from emulated.deepspeed_accelerator import EmulatedAccelerator
 
     process_group.install()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # DeepSpeed would compile it, and gloo is enough
     set_accelerator(EmulatedAccelerator())

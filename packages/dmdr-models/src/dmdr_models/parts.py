@@ -1,5 +1,6 @@
 """Reading the parts of a model folder, or of a name on the hub, with errors that say what is wrong with it."""
 
+import logging
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dmdr_models.describe import STATE_DICTS, VAES, check_class, check_names, check_part
+
+# An AutoencoderTiny saves block_out_channels in its config, and warns of it when it is loaded.
+logging.getLogger("diffusers.configuration_utils").addFilter(
+    lambda record: "{'block_out_channels'" not in record.getMessage()
+)
 
 
 def part_config(model: Any, path: str, part: str, classes: Sequence[str] | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pickle
 import re
 import shutil
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def remove(path: Path) -> None:
 def remove_leftovers(run: Path) -> None:
     """What an earlier process had begun to write or to remove in a run's folder when it was killed."""
     files = ".*.[0-9]*.partial"
-    for pattern in ("checkpoints/.step-*", ".student.partial", files, f"samples/{files}", ".shared-*"):
+    for pattern in ("checkpoints/.step-*", ".*student.partial", files, f"samples/{files}", ".shared-*"):
         for path in run.glob(pattern):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
@@ -202,11 +202,16 @@ def prune(folder: Path, step: int, last: int, every: int, best: int | None) -> N
         best: a step to keep.
     """
     found = {int(path.name.removeprefix("step-")): path for path in checkpoints_in(folder)}
-    past = [number for number in found if number <= step]
-    kept = {*past[-last:], best, *(number for number in past if every and number % every == 0)}
+    kept = kept_steps(found, step, last, every, best)
     for number, path in found.items():
         if number not in kept:
             remove(path)
+
+
+def kept_steps(steps: Iterable[int], step: int, last: int, every: int, best: int | None = None) -> set[int]:
+    """The steps whose checkpoints `prune` keeps."""
+    past = sorted(number for number in steps if number <= step)
+    return {*past[-last:], *(n for n in past if n == best or (every and n % every == 0))}
 
 
 def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = lambda write, *a: write(*a)) -> None:
@@ -216,6 +221,21 @@ def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = 
         if dist.get_rank() == 0:
             whole = {name: p.detach().float().cpu().contiguous() for name, p in trained.items()}
             write(save_file, whole, path)
+
+
+def save_student(folder: Path, trainer: Trainer, average: Average) -> None:
+    """The averaged weights alone, as a file in a new folder, where there is no space for a checkpoint.
+
+    Raises:
+        NotSavedError: on every process, if it cannot be written.
+    """
+    writes = Writes()
+    if trainer.rank == 0:
+        writes.attempt(folder.mkdir)
+    with average.applied():
+        save_weights(folder / STUDENT, trainer.generator.module, writes)
+    if anywhere(writes.error is not None):
+        raise NotSavedError(writes.error or "another process could not write")
 
 
 def load_weights(key: str, path: Path, network: nn.Module) -> None:

@@ -6,7 +6,7 @@ import torch
 from dmdr_models.describe import STATE_DICTS
 
 from dmdr_train import checkpoint
-from dmdr_train.engines import start_processes
+from dmdr_train.engines import processes
 from dmdr_train.errors import UserError, naming
 from dmdr_train.evaluation import Evaluator, read_scores
 from dmdr_train.export import export_state_dict, export_student, sampling_settings
@@ -35,13 +35,13 @@ def evaluate(folder: Path) -> None:
     if settings.tracking.evaluation is None:
         raise UserError("tracking.evaluation", f"is not set in {folder / RECIPE}; add a classifier and a reference")
     source = newest_verified("run", str(folder))
-    start_processes(torch.device("cpu"))
-    family = load_family(settings)
-    network = make_generator(settings, family)
-    checkpoint.load_weights("run", source / checkpoint.STUDENT, network)
-    evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))
-    sampling = sampling_settings(settings, family)
-    row = evaluator.model("student", network, sampling["steps"], sampling["method"], shift=sampling["shift"])
+    with processes(torch.device("cpu")):
+        family = load_family(settings)
+        network = make_generator(settings, family)
+        checkpoint.load_weights("run", source / checkpoint.STUDENT, network)
+        evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))
+        sampling = sampling_settings(settings, family)
+        row = evaluator.model("student", network, sampling["steps"], sampling["method"], shift=sampling["shift"])
     print_table({"student": row})
 
 

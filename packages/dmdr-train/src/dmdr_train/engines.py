@@ -1,8 +1,10 @@
 """Two DeepSpeed engines, one for the generator and one for the guidance network; process set-up."""
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ from dmdr_train.recipe import Optim, Optimizer, Run
 
 Decision = TypeVar("Decision")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEAVING = 10.0
+"""Seconds in which the other processes are to leave the group, too, if it is to be destroyed."""
 
 
 def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.device:
@@ -36,6 +40,31 @@ def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.de
             raise UserError("optim.eight_bit", "true needs a GPU and there is none here; set it to false")
         return torch.device("cpu")
     return torch.device(found, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def processes(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
+    """The process group, as `start_processes` joins it; this process leaves it at the end, whatever the end is.
+
+    A group that is there already is used and stays.
+
+    Args:
+        timeout: as of `start_processes`.
+
+    Raises:
+        StoppedError: the others were not met.
+    """
+    ours = not dist.is_initialized()
+    try:
+        start_processes(device, timeout)
+        yield
+    except BaseException:
+        if ours and dist.is_initialized():
+            with suppress(Exception):  # the first error is the one to see
+                end_processes(failed=True)
+        raise
+    if ours:
+        end_processes()
 
 
 def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
@@ -58,6 +87,8 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
     else:
         get_accelerator().set_device(device.index)
     deepspeed_logger.setLevel("WARNING")
+    # DeepSpeed calls operations by names that newer releases of torch have changed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not dist.is_initialized():
         alone = os.environ["WORLD_SIZE"] == "1"
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -68,6 +99,8 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
                 rank=rank,
                 world_size=world,
                 timeout=timedelta(seconds=timeout),
+                # NCCL would guess it from the rank, at each barrier; groups that are made of this one inherit it.
+                device_id=None if device.type == "cpu" else device,
             )
             # DeepSpeed works in a copy of the group, which it would give torch's own time-out.
             deepspeed.utils.groups._WORLD_GROUP = dist.new_group(range(world), timedelta(seconds=timeout))
@@ -80,6 +113,44 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
                 rank,
             ) from error
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+
+
+def end_processes(failed: bool = False) -> None:
+    """Leave the process group; this does not wait for a process that stays in it.
+
+    NCCL has two ways. `destroy_process_group` sends what is under way, and waits for the others to call it, too. An
+    abort waits for nobody, and what is under way to the others does not arrive. So the processes destroy the group
+    where all of them leave it; one that leaves alone aborts.
+
+    Args:
+        failed: this process leaves with an error. gloo has no abort and would wait for what is under way, so its group
+            is left to the end of the process then.
+    """
+    nccl = dist.get_backend() == "nccl"
+    if dist.get_world_size() == 1 or (all_leave() if nccl else not failed):
+        dist.destroy_process_group()
+    elif nccl:
+        dist.distributed_c10d._abort_process_group()
+
+
+def all_leave() -> bool:
+    """Whether every process calls this within `LEAVING` seconds."""
+    store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    met: list[bool] = []
+
+    def meet() -> None:
+        with suppress(RuntimeError):
+            store.set(f"leaves/{rank}", "")
+            store.wait([f"leaves/{other}" for other in range(world)], timedelta(seconds=LEAVING))
+            met.append(True)
+            store.set(f"left/{rank}", "")
+            if rank == 0:  # the store goes with it: the others are to have read it
+                store.wait([f"left/{other}" for other in range(world)], timedelta(seconds=LEAVING))
+
+    thread = threading.Thread(target=meet, daemon=True)  # a store may never answer
+    thread.start()
+    thread.join(2 * LEAVING + 1)
+    return bool(met)
 
 
 def make_engine(

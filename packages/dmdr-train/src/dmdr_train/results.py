@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from dmdr_train import report
 from dmdr_train.average import Average
+from dmdr_train.checkpoint import NotSavedError, save_student
 from dmdr_train.engines import agreed
 from dmdr_train.errors import NOT_SAVED, StoppedError, naming
 from dmdr_train.evaluation import Evaluator, Scores, read_scores, save_scores
@@ -25,6 +26,9 @@ from dmdr_train.session import Session
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
 from dmdr_train.writes import Unhurried, reason_of
+
+RESCUED = "rescued-student"
+"""The folder that `Results.rescue` writes, beside student/."""
 
 
 class Drawing(NamedTuple):
@@ -184,6 +188,30 @@ class Results:
 
     # -- the report
 
+    def rescue(self) -> str:
+        """Write the student alone, where the last checkpoint of the run could not be written; say whether that went.
+
+        What is written here goes when the run has written its student.
+        """
+        weights, made = self.folder / ".weights-of-student.partial", self.folder / RESCUED
+
+        def write() -> str:
+            try:
+                export_student(made, self.settings, weights)
+                return f"; its student, and no more, is in {made}"
+            except (OSError, SafetensorError) as error:
+                return f"; nor could its student ({reason_of(error)})"
+            finally:
+                for path in (weights, made.with_name(f".{made.name}.partial")):
+                    shutil.rmtree(path, ignore_errors=True)
+
+        try:
+            save_student(weights, self.session.trainer, self.average)
+        except NotSavedError as error:
+            agreed(lambda: shutil.rmtree(weights, ignore_errors=True))
+            return f"; nor could its student ({error})"
+        return agreed(write)
+
     def report(self, newest: Path) -> None:
         """Have the first process write the report, on the checkpoint `newest`; the others wait for it.
 
@@ -212,6 +240,7 @@ class Results:
         report.draw_curves(self.folder, self.settings)
         family, student = self.session.family, self.folder / "student"
         export_student(student, self.settings, newest, scores)
+        shutil.rmtree(self.folder / RESCUED, ignore_errors=True)
         lora = self.settings.model.generator_lora is not None
         command = family.usage(student, sampling_settings(self.settings, family), lora)
         report.write_summary(self.folder, self.settings, scores, command)

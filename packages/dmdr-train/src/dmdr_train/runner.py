@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from dmdr_train import checkpoint, rules
 from dmdr_train.average import Average
-from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, said_anywhere, start_processes
+from dmdr_train.disk_space import space
+from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, processes, said_anywhere
 from dmdr_train.errors import (
     EARLY_WARNING,
     NOT_FINITE,
@@ -53,31 +54,30 @@ def run(settings: Recipe) -> None:
         StoppedError: on every process that is left, for a run that ends early in good order.
     """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
-    start_processes(device, settings.run.timeout)
-    peers = Peers()
-    # Signals outermost: a launcher sends them as soon as a process is lost, before the others have named it.
-    with Signals() as signals, peers.expected():
-        check_shared(Path(settings.run.output), peers)
-        with locked(Path(settings.run.output)) as held:
-            resume_from = agreed(lambda: find_checkpoint(settings, say))
-            session = build(settings, device, resumed=resume_from is not None)
-            training = Run(settings, session, resume_from, signals)
-            for lock in held:
-                sign(lock)  # not before: a run that is refused leaves everything as it was
-            training.carry_out()
-    dist.destroy_process_group()
+    with processes(device, settings.run.timeout):
+        peers = Peers()
+        # Signals before the rest: a launcher sends them as soon as a process is lost, before the others have named it.
+        with Signals() as signals, peers.expected():
+            check_shared(Path(settings.run.output), peers)
+            with locked(Path(settings.run.output)) as held:
+                resume_from = agreed(lambda: find_checkpoint(settings, say))
+                session = build(settings, device, resumed=resume_from is not None)
+                training = Run(settings, session, resume_from, signals)
+                agreed(lambda: say(space(settings, session).check()))
+                for lock in held:
+                    sign(lock)  # not before: a run that is refused leaves everything as it was
+                training.carry_out()
 
 
 def dry_run(settings: Recipe) -> dict[str, float]:
     """Build everything and take the first step of every stage; nothing is written."""
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
-    start_processes(device, settings.run.timeout)
     logs: dict[str, float] = {}
-    with Peers().expected():
+    with processes(device, settings.run.timeout), Peers().expected():
         session = build(settings, device)
+        agreed(lambda: say(str(space(settings, session))))
         for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
             logs |= mean_over_processes(session.trainer.train_step())
-    dist.destroy_process_group()
     return logs
 
 
@@ -326,7 +326,8 @@ class Run:
             yield
         except checkpoint.NotSavedError as error:
             if needed or self.settings.run.on_failed_save == "stop":
-                raise StoppedError(NOT_SAVED, str(error)) from None
+                rescued = self.results.rescue() if self.trainer.step == self.settings.run.steps else ""
+                raise StoppedError(NOT_SAVED, f"{error}{rescued}") from None
             self.results.say(f"warning: {error}; the run goes on")
         finally:
             self.pause += time.perf_counter() - started

@@ -131,7 +131,8 @@ def make_networks(settings: recipe.Recipe, family: Family, device: torch.device)
     """Two adapters on one frozen network where that can be, otherwise two networks."""
     if settings.shares_backbone:
         base = prepared(load_network(settings.model, family), settings)
-        base = base.to(device, DTYPES[settings.optim.precision])  # the engines see the adapters alone
+        # The engines see the adapters alone. diffusers' own `to` warns of layers to keep in float32, where none are.
+        base = nn.Module.to(base, device, DTYPES[settings.optim.precision])
         lora = settings.model.generator_lora
         assert lora is not None
         return Networks(
