@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from dmdr_rewards import RewardInfo
+from dmdr_rewards import RewardInfo, TowerReward
+from dmdr_rewards.text_cache import TextCache
 from dmdr_train import recipe
 from dmdr_train.draws import Draws
 from dmdr_train.objectives import SRPO, ReFL, Sample
+from dmdr_train.session import make_reward
 from dmdr_train.views import View
 from dmdr_train.weights import Weight
 from torch import Tensor
@@ -91,6 +94,30 @@ def test_pictures_are_decoded_once_for_all_rewards() -> None:
     for _ in range(2):
         ReFL(recipe.ReFL(kind="refl", reward=REWARD), Reader())(made)
     assert len(decoded) == 1
+
+
+class Remembering(TowerReward):
+    """A reward with a text tower that notes the batches of texts that it embeds."""
+
+    def __init__(self) -> None:
+        self.info = Reader().info
+        self.batches: list[list[str]] = []
+        self.towers = SimpleNamespace(texts=TextCache(self.embed))
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        self.batches.append(prompts)
+        return torch.ones(len(prompts), 1)
+
+
+def test_rewards_remember_no_text_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding's last bits depend on its batch, and a resumed run has not met the batches before."""
+    monkeypatch.setattr("dmdr_rewards.create", lambda *_, **__: Remembering())
+    settings: Any = SimpleNamespace(memory=recipe.Memory())
+    family: Any = SimpleNamespace(num_classes=None)
+    made = make_reward("objectives.0.reward", REWARD, settings, family, torch.device("cpu"))
+    for batch in (["a cat", "a dog"], ["a dog", "a bird"]):
+        made.towers.texts(batch)
+    assert made.batches == [["a cat", "a dog"], ["a dog", "a bird"]]
 
 
 # -- rewards that fail

@@ -12,7 +12,7 @@ from dmdr_train.draws import Draws, named_generator
 from dmdr_train.objectives import DistributionMatching, ReFL
 from dmdr_train.prompts import ClassLabels
 from dmdr_train.recipe import Recipe
-from dmdr_train.trainer import Trainer
+from dmdr_train.trainer import Teacher, Trainer
 from torch import Tensor
 
 CLASSES = 3
@@ -195,6 +195,15 @@ def test_generator_loss(make_trainer: Callable[..., Trainer], case: str) -> None
     assert trainer.guidance.base.grad is None
     assert trainer.guidance.change.grad is None
     assert logs["loss/distribution_matching"] == loss.item()
+
+
+def test_the_teacher_is_the_guidance_network_without_its_lora(toy_guidance: Any) -> None:
+    x, t, labels = torch.randn(3, 1, 2, 2), torch.rand(3), torch.arange(3)
+    asked = Teacher(toy_guidance)(x, t, class_labels=labels)
+    assert not torch.equal(asked, toy_guidance(x, t, labels))
+    with torch.no_grad():
+        toy_guidance.change.zero_()
+    assert torch.equal(asked, toy_guidance(x, t, labels))
 
 
 def test_every_grid_step_is_trained(make_trainer: Callable[..., Trainer]) -> None:
