@@ -123,6 +123,14 @@ def test_arithmetic_is_float32_or_better(process, t, t_next, dtype, working):
         assert torch.equal(result, exact.to(kept))  # one rounding, at the very end
 
 
+def test_a_coarse_time_is_computed_with_in_float32():
+    x, y = normal(2, 50, dtype=torch.float32), normal(2, 50, seed=1, dtype=torch.float32)
+    t, process = torch.tensor([0.001, 0.626]).bfloat16(), FlowMatching(t_end=0.001)
+    for method in ("add_noise", "to_x0"):
+        assert torch.equal(getattr(process, method)(x, y, t), getattr(process, method)(x, y, t.float()))
+    assert torch.equal(process.step(x, y, t, t / 2), process.step(x, y, t.float(), t.float() / 2))
+
+
 def test_time_at():
     fraction = torch.tensor([0.0, 0.25, 0.9999, 1.0])
     assert torch.equal(FlowMatching().time_at(fraction), fraction)
