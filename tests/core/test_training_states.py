@@ -89,5 +89,7 @@ def test_positions_that_the_grid_does_not_have_are_refused(noise, choose):
     for chosen in (torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([-1, 0, 0, 0, 0, 0]), torch.tensor([0])):
         with pytest.raises(ValueError, match=r"one position in \[0, 4\)"):
             choose(Model(), PROCESS, GRID, noise, chosen)
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(ValueError, match="mode = 'euler' is unknown"):
         choose(Model(), PROCESS, GRID, noise, CHOSEN, "euler")
+    with pytest.raises(TypeError, match="noise has dtype"):
+        choose(Model(), PROCESS, GRID, noise.long(), CHOSEN)
