@@ -11,7 +11,7 @@ from dmdr_rewards import RewardInfo, TowerReward
 from dmdr_rewards.text_cache import TextCache
 from dmdr_train import recipe
 from dmdr_train.draws import Draws
-from dmdr_train.objectives import SRPO, ReFL, Sample
+from dmdr_train.objectives import SRPO, DistributionMatching, ReFL, Sample
 from dmdr_train.session import make_reward
 from dmdr_train.views import View
 from dmdr_train.weights import Weight
@@ -55,6 +55,34 @@ def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> 
     made = replace(sample(), x0=torch.full((2, 1, 2, 2), 0.8))  # scores 0.8 · 5 / 10 and 0.8 · 14 / 10
     _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
     assert values["past_margin/refl"] == share
+    assert all(isinstance(value, float) for value in values.values())
+
+
+@pytest.mark.parametrize("silent", [0.0, 2.0])
+def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance: Any, silent: float) -> None:
+    """A NaN in one entry of a prediction silences its sample; a quarter of the samples, then."""
+    settings = recipe.DistributionMatching(kind="distribution_matching")
+    guidance = recipe.Guidance(ratio=1, cfg=2.0)
+    made = replace(sample(samples=range(4)), prompts=[0] * 4, condition=toy_family.condition([0] * 4))
+
+    def network(x: Tensor, t: Tensor, class_labels: Tensor, lora_scale: float) -> Tensor:
+        prediction = toy_guidance(x, t, class_labels, lora_scale=lora_scale).clone()
+        if lora_scale == silent:  # 0 is the teacher's, 2 the fake score's
+            prediction[2, 0, 0, 0] = float("nan")
+        return prediction
+
+    loss, values = DistributionMatching(settings, guidance, toy_family, network)(made)
+    assert values == {"teacher_scale": 0.0, "silenced/distribution_matching": 0.25}
+    assert loss.isfinite()
+
+
+def test_the_dynamic_phase_begins_with_the_objective(toy_family: Any, toy_guidance: Any) -> None:
+    settings = recipe.DistributionMatching(kind="distribution_matching", start=4)
+    dynamics = recipe.Dynamics(steps=10, teacher_scale=0.75)
+    guidance = recipe.Guidance(ratio=1, dynamics=dynamics, cfg=3.0, cfg_jitter=0.5)
+    matching = DistributionMatching(settings, guidance, toy_family, toy_guidance)
+    assert [matching.teacher_scale(step) for step in (4, 9, 14, 15)] == pytest.approx([0.75, 0.375, 0.0, 0.0])
+    assert isinstance(matching.cfg(sample().draws), float)
 
 
 def test_srpo_is_what_the_adjective_adds() -> None:
