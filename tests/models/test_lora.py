@@ -155,6 +155,15 @@ def test_inputs_may_have_names(inputs):
     assert torch.equal(lora(x, t, class_labels=labels, lora_scale=0.5), lora(*inputs, lora_scale=0.5))
 
 
+def test_the_adapter_is_saved_under_the_names_of_peft():
+    state = adapted(bare(), targets=["blocks.1.attn.to_q"]).adapter_state()
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
+        "blocks.1.attn.to_q.lora_A.weight": (4, 16),
+        "blocks.1.attn.to_q.lora_B.weight": (16, 4),
+    }
+    assert not any(tensor.requires_grad for tensor in state.values())
+
+
 def test_config_is_the_networks():
     assert adapted(bare()).config.width == 16
 

@@ -73,6 +73,7 @@ def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance
 
     loss, values = DistributionMatching(settings, guidance, toy_family, network)(made)
     assert values == {"teacher_scale": 0.0, "silenced/distribution_matching": 0.25}
+    assert isinstance(values["silenced/distribution_matching"], float)
     assert loss.isfinite()
 
 
@@ -290,6 +291,12 @@ def test_an_automatic_weight_brings_the_gradient_to_its_ratio() -> None:
     weight.observe(own=0.0, other=9.0)  # all rewards are past the margin
     assert weight.at(4) == before
     assert weight.at(0) == 0.0
+    even = refl(weight="auto")
+    even.observe(own=4.0, other=2.0)
+    assert even.at(1) == 0.5
+    for own, other in ((float("inf"), 1.0), (1.0, float("nan"))):  # an update that is skipped
+        even.observe(own, other)
+    assert (even.own, even.other) == (4.0, 2.0)
 
 
 def test_a_given_weight_follows_nothing() -> None:

@@ -216,6 +216,28 @@ def test_every_grid_step_is_trained(make_trainer: Callable[..., Trainer]) -> Non
     assert (counts - 100).abs().max() < 35  # four standard deviations
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_3_asks_the_generator_equally_often_on_every_process(
+    make_trainer: Callable[..., Trainer], stage: int
+) -> None:
+    trainer = make_trainer(optim__batch_size=1, optim__zero_stage=stage, rollout={"steps": 4})
+    generator, asked = trainer.generator, []
+
+    def count(*inputs: Any) -> Tensor:
+        asked.append(inputs)
+        return generator(*inputs)
+
+    trainer.generator = lambda x, t, class_labels: count(x, t, class_labels)
+    counts = set()
+    for update in range(12):
+        (draws,) = trainer.micro_batches("generator", update)
+        asked.clear()
+        trainer.generate(draws)
+        assert len(asked) == (4 if stage == 3 else trainer.choose_steps(draws).item() + 1)
+        counts.add(len(asked))
+    assert counts == ({4} if stage == 3 else {1, 2, 3, 4})
+
+
 def test_jittered_guidance_is_one_number_per_update(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer(guidance={"cfg": 3.0, "cfg_jitter": 0.5})
     objective: Any = trainer.objectives[0]
