@@ -1,7 +1,7 @@
 """Break a module in one small place at a time, and see whether its tests notice: mutation testing.
 
-    python tools/mutate.py packages/dmdr-core/src/dmdr_core/losses.py --tests tests/core
-    python tools/mutate.py packages/dmdr-core/src/dmdr_core/*.py --sample 200 --tests tests/core -k "not gaussian"
+    python tools/mutate.py packages/dmdr-models/src/dmdr_models/lora.py --tests tests/models/test_lora.py
+    python tools/mutate.py packages/dmdr-core/src/dmdr_core/*.py --sample 200 --tests tests/core -k "not mutate"
 
 Each line that is printed is a mutant that the tests let pass: its place, what stood there, and what stood there
 instead. Read each of them: either no test can tell it from the original, or a test is missing. The table at the end
@@ -17,8 +17,8 @@ mutant costs the time of its tests alone, and the files of the checkout stay as 
 up to the first that fails: name the quickest ones first. The exit code is 1 if they do not pass on the module as it is,
 or pass on an empty one.
 
-The tools that exist were tried first: mutmut leaves out functions with a decorator, so all that is under `no_grad`, and
-cosmic-ray removes no statements and starts a new process for every mutant.
+Why not a library: mutmut leaves out functions with a decorator, so all that is under `no_grad`, and wants a layout of
+its own; cosmic-ray removes no statement and no `detach`, and imports torch anew for every mutant.
 """
 
 import argparse

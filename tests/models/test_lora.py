@@ -33,9 +33,10 @@ def test_scale_0_is_the_bare_network_bit_for_bit(inputs):
     assert not torch.allclose(lora(*inputs, lora_scale=1.0), network(*inputs), atol=1e-3)
 
 
-def test_a_new_adapter_has_no_effect(inputs):
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_new_adapter_has_no_effect(inputs, rank):
     network = bare()
-    lora = LoRANetwork(copy.deepcopy(network), rank=4, alpha=4, targets=["to_q"])
+    lora = LoRANetwork(copy.deepcopy(network), rank=rank, alpha=4, targets=["to_q"])
     assert torch.equal(lora(*inputs), network(*inputs))
 
 

@@ -1,7 +1,7 @@
 """Rewards as objectives, what they see, and their weights; formulas are written out by hand."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +56,14 @@ def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> 
     _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
     assert values["past_margin/refl"] == share
     assert all(isinstance(value, float) for value in values.values())
+
+
+def test_a_reward_at_its_margin_is_not_past_it() -> None:
+    made = replace(sample(), x0=torch.zeros(2, 1, 2, 2))
+    _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=0.0), Reader())(made)
+    assert values["past_margin/refl"] == 0.0
+    with pytest.raises(FrozenInstanceError):
+        made.step = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("silent", [0.0, 2.0])
@@ -185,6 +193,7 @@ def test_a_picture_without_a_score_is_left_out() -> None:
     assert torch.equal(slope[:1], slope_alone)
     assert not slope[1].any()
     assert (values["unscored/refl"], term.failure) == (0.5, "")
+    assert isinstance(values["unscored/refl"], float)
     _, loss, values, slope = moody("skip all")
     assert loss == 0
     assert not slope.any()
