@@ -70,8 +70,8 @@ def test_no_gradient_reaches_the_scores_or_a_target():
 def test_nan_becomes_zero_and_infinity_stays():
     x0, real, fake = torch.ones(4, 2), torch.zeros(4, 2), torch.full((4, 2), 3.0)
     real[0, 0] = x0[1, 1] = fake[2, 0] = math.nan
-    fake[3, 0] = math.inf
-    assert dmd_gradient(x0, real, fake).tolist() == [[0, 0], [0, 0], [0, 3], [math.inf, 3]]
+    fake[3] = torch.tensor([math.inf, -math.inf])
+    assert dmd_gradient(x0, real, fake).tolist() == [[0, 0], [0, 0], [0, 3], [math.inf, -math.inf]]
 
 
 def test_perfect_scores_leave_a_perfect_sample_alone():

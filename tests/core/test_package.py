@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dmdr_core
 import pytest
+import torch
 
 SOURCES = sorted(Path(dmdr_core.__file__).parent.glob("**/*.py"))
 SIGNATURES = {
@@ -20,6 +21,10 @@ SIGNATURES = {
     "cosine_anneal": "(start, end, step, total)",
     "guided": "(cond, uncond, scale)",
     "rollout": "(predict, process, grid, noise, mode='sde', generator=None, num_steps=None)",
+    "visit": "(predict, process, grid, noise, mode='sde', generator=None)",
+    "visited_states": "(predict, process, grid, noise, chosen, mode='sde', generator=None, in_step=False)",
+    "authors_states": "(predict, process, grid, noise, chosen, mode='sde', generator=None, in_step=False)",
+    "randn": "(shape, generator=None, *, device=None, dtype=torch.float32)",
     "dmd_gradient": "(x0, x0_real, x0_fake, eps=1e-08)",
     "dmd_loss": "(x0, x0_real, x0_fake, eps=1e-08)",
     "denoising_loss": "(prediction, target)",
@@ -81,10 +86,15 @@ def test_every_public_thing_is_documented_and_sorted():
 
 
 def test_dataclasses_are_frozen():
-    for process in (dmdr_core.FlowMatching(), dmdr_core.StepGrid(4), dmdr_core.BetaRenoise()):
-        field = dataclasses.fields(process)[0].name
+    table = torch.tensor([0.9, 0.1])
+    for frozen in (
+        *(dmdr_core.FlowMatching(), dmdr_core.VariancePreserving(table), dmdr_core.StepGrid(4)),
+        *(dmdr_core.TimestepGrid(4), dmdr_core.BetaRenoise(), dmdr_core.UniformRenoise()),
+        dmdr_core.Rollout((), table, table),
+    ):
+        names = [field.name for field in dataclasses.fields(frozen)] or ["anything"]
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(process, field, 2)
+            setattr(frozen, names[0], 2)
     assert dmdr_core.StepGrid(4) == dmdr_core.StepGrid(4)
 
 

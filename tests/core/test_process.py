@@ -123,6 +123,14 @@ def test_arithmetic_is_float32_or_better(process, t, t_next, dtype, working):
         assert torch.equal(result, exact.to(kept))  # one rounding, at the very end
 
 
+def test_a_coarse_time_is_computed_with_in_float32():
+    x, y = normal(2, 50, dtype=torch.float32), normal(2, 50, seed=1, dtype=torch.float32)
+    t, process = torch.tensor([0.001, 0.626]).bfloat16(), FlowMatching(t_end=0.001)
+    for method in ("add_noise", "to_x0"):
+        assert torch.equal(getattr(process, method)(x, y, t), getattr(process, method)(x, y, t.float()))
+    assert torch.equal(process.step(x, y, t, t / 2), process.step(x, y, t.float(), t.float() / 2))
+
+
 def test_time_at():
     fraction = torch.tensor([0.0, 0.25, 0.9999, 1.0])
     assert torch.equal(FlowMatching().time_at(fraction), fraction)
@@ -139,7 +147,26 @@ def test_gradient_reaches_samples_and_predictions():
 
 
 def test_the_table_is_a_copy():
-    table = ALPHAS.clone()
+    table = ALPHAS.clone().requires_grad_()
     process = VariancePreserving(table)
-    table.zero_()
+    with torch.no_grad():
+        table.zero_()
     assert torch.equal(process.alphas_cumprod, ALPHAS)
+    assert not process.alphas_cumprod.requires_grad
+
+
+def test_a_table_may_begin_without_noise():
+    x, y = normal(2, 3), normal(2, 3, seed=1)
+    assert torch.equal(VariancePreserving(torch.tensor([1.0, 0.5])).add_noise(x, y, 0), x)
+
+
+def test_variance_preserving_processes_are_compared_by_identity():
+    process = VariancePreserving(ALPHAS)
+    assert process == process
+    assert process != VariancePreserving(ALPHAS)
+
+
+@pytest.mark.parametrize(("process", "t"), [(FlowMatching(), 0.5), (VariancePreserving(ALPHAS), 399)])
+def test_a_target_has_the_dtype_of_its_sample(process, t):
+    x, y = normal(2, 50).bfloat16(), normal(2, 50, seed=1)
+    assert torch.equal(process.target(x, y, t), process.target(x.double(), y, t).bfloat16())

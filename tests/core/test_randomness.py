@@ -30,7 +30,8 @@ def test_a_list_of_generators_makes_samples_independent_of_the_split(shape, spli
 def test_low_precision_noise_is_rounded_float32_noise():
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(randn((2, 50), seeded(), dtype=dtype), randn((2, 50), seeded()).to(dtype))
-    assert randn((2, 50), seeded(), dtype=torch.float64).dtype == torch.float64
+    wide = torch.randn(2, 50, generator=seeded(), dtype=torch.float64)
+    assert torch.equal(randn((2, 50), seeded(), dtype=torch.float64), wide)
 
 
 def test_the_device_is_the_callers():

@@ -66,6 +66,21 @@ def test_a_list_of_generators_makes_samples_independent_of_the_split(renoise):
 
 
 @pytest.mark.parametrize("renoise", [BetaRenoise(anneal_steps=10), UniformRenoise()])
+def test_the_device_is_the_callers(renoise):
+    assert renoise.sample(4, 0, device="meta").device.type == "meta"
+    assert renoise.sample(4, 0, seeded(), device="meta").device.type == "meta"
+
+
+def test_draws_are_made_in_float64():
+    """So that a time near 1 is drawn as finely as one near 0, before it is rounded."""
+    expected = torch.rand(40, generator=seeded(), dtype=torch.float64).float()
+    assert torch.equal(UniformRenoise().sample(40, 0, seeded()), expected)
+    shape = torch.tensor([4.0, 1.5], dtype=torch.float64).expand(40, 2)
+    x, y = torch._standard_gamma(shape, generator=seeded()).unbind(1)
+    assert torch.equal(BetaRenoise(anneal_steps=10).sample(40, 0, seeded()), (x / (x + y)).float())
+
+
+@pytest.mark.parametrize("renoise", [BetaRenoise(anneal_steps=10), UniformRenoise()])
 def test_the_generator_alone_decides(renoise):
     generator = seeded()
     first = renoise.sample(4, 0, generator)

@@ -75,3 +75,9 @@ def test_arithmetic_is_float32_or_better(dtype):
         assert function(*arguments).dtype == working
         assert torch.equal(function(*arguments), function(*(x.to(working) for x in arguments)))
     assert group_advantage(a, 2).dtype == working
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_an_extreme_spread_is_not_lost_in_float32(scale):
+    rewards = torch.tensor([0.0, 1.0, 4.0])
+    torch.testing.assert_close(group_advantage(rewards * scale, 3), group_advantage(rewards, 3))

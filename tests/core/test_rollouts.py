@@ -68,6 +68,15 @@ def test_sde_vp_by_hand():
     torch.testing.assert_close(result.x0, x0, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_fresh_noise_is_as_precise_as_x0(dtype):
+    start = torch.randn(3, 7, generator=seeded(9), dtype=torch.float64).to(dtype)
+    first, second = rollout(lambda x_t, t: torch.zeros_like(x_t), *FLOW, start, "sde", seeded(), num_steps=2).states
+    working = torch.promote_types(dtype, torch.float32)
+    fresh = torch.randn(3, 7, generator=seeded(), dtype=working)
+    assert torch.equal(second, FLOW[0].add_noise(first.to(working), fresh, FLOW[1].times[1]).to(dtype))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_ode_vp_is_exact_for_a_single_point(steps):
     """If all data is one point, the noise never changes along the path: DDIM is exact at any number of steps."""

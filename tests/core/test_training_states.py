@@ -27,14 +27,16 @@ def noise():
 
 
 CHOSEN = torch.tensor([0, 3, 1, 2, 3, 0])
+ALONE = torch.tensor([0, 3, 1, 2, 2, 0])  # one sample goes on after all others have stopped
 
 
 @pytest.mark.parametrize("mode", ["sde", "ode"])
 @pytest.mark.parametrize("in_step", [False, True])
-def test_visited_states_are_those_of_a_rollout(noise, mode, in_step):
+@pytest.mark.parametrize("chosen", [CHOSEN, ALONE])
+def test_visited_states_are_those_of_a_rollout(noise, mode, in_step, chosen):
     whole = rollout(Model(), PROCESS, GRID, noise, mode, generators())
-    states, times = visited_states(Model(), PROCESS, GRID, noise, CHOSEN, mode, generators(), in_step)
-    for row, position in enumerate(CHOSEN.tolist()):
+    states, times = visited_states(Model(), PROCESS, GRID, noise, chosen, mode, generators(), in_step)
+    for row, position in enumerate(chosen.tolist()):
         torch.testing.assert_close(states[row], whole.states[position][row], rtol=0, atol=0)
         assert times[row] == GRID.times[position]
 
@@ -43,6 +45,9 @@ def test_simulation_stops_at_the_state_that_is_needed(noise):
     model = Model()
     visited_states(model, PROCESS, GRID, noise, CHOSEN, "ode")
     assert [model.asked.count(row) for row in range(6)] == CHOSEN.tolist()
+    model = Model()
+    authors_states(model, PROCESS, GRID, noise, CHOSEN, "sde", generators())
+    assert [model.asked.count(row) for row in range(6)] == (CHOSEN + 1).tolist()
 
 
 def test_in_step_every_process_asks_equally_often(noise):
@@ -84,5 +89,7 @@ def test_positions_that_the_grid_does_not_have_are_refused(noise, choose):
     for chosen in (torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([-1, 0, 0, 0, 0, 0]), torch.tensor([0])):
         with pytest.raises(ValueError, match=r"one position in \[0, 4\)"):
             choose(Model(), PROCESS, GRID, noise, chosen)
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(ValueError, match="mode = 'euler' is unknown"):
         choose(Model(), PROCESS, GRID, noise, CHOSEN, "euler")
+    with pytest.raises(TypeError, match="noise has dtype"):
+        choose(Model(), PROCESS, GRID, noise.long(), CHOSEN)

@@ -33,14 +33,16 @@ def test_scale_0_is_the_bare_network_bit_for_bit(inputs):
     assert not torch.allclose(lora(*inputs, lora_scale=1.0), network(*inputs), atol=1e-3)
 
 
-def test_a_new_adapter_has_no_effect(inputs):
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_new_adapter_has_no_effect(inputs, rank):
     network = bare()
-    lora = LoRANetwork(copy.deepcopy(network), rank=4, alpha=4, targets=["to_q"])
+    lora = LoRANetwork(copy.deepcopy(network), rank=rank, alpha=4, targets=["to_q"])
     assert torch.equal(lora(*inputs), network(*inputs))
 
 
 def test_scale_2_is_doubling_b(inputs):
     lora = adapted(bare())
+    assert torch.equal(lora(*inputs), lora(*inputs, lora_scale=1.0)), "the strength that it is trained at"
     twice = lora(*inputs, lora_scale=2.0)
     for layer in lora.layers:
         layer.lora_B[lora.name].weight.data.mul_(2)
@@ -53,6 +55,7 @@ def test_strength_is_alpha_over_rank_times_b_a():
     weight, bias = linear.layer.weight.clone(), linear.layer.bias.clone()
     lora = adapted(linear, targets=["layer"])
     a, b = lora.layers[0].lora_A[lora.name].weight, lora.layers[0].lora_B[lora.name].weight
+    assert (a.shape, b.shape) == ((4, 5), (3, 4))
     x = torch.randn(2, 5)
     expected = x @ (weight + 0.5 * (8 / 4) * b @ a).T + bias
     torch.testing.assert_close(lora(x, lora_scale=0.5), expected)
@@ -63,6 +66,9 @@ def test_only_the_adapter_is_trained(inputs):
     trainable = {name for name, parameter in lora.named_parameters() if parameter.requires_grad}
     assert trainable == {name for name, _ in lora.named_parameters() if "lora_" in name}
     assert len(trainable) == 2 * len(lora.layers) == 2 * (2 * 2 + 1)
+    assert len(list(lora.parameters())) == len(trainable) + len(list(bare().parameters())), (
+        "the frozen ones are its own"
+    )
     lora(*inputs).square().mean().backward()
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in lora.parameters())
 
@@ -83,6 +89,7 @@ def test_start_values_come_from_the_generator():
 def test_targets_that_match_nothing():
     network = bare()
     assert {"to_q", "to_k", "to_v", "to_out", "fc1", "fc2", "modulation", "proj_out"} < set(lora_target_names(network))
+    assert not {"blocks", "attn"} & set(lora_target_names(network)), "what holds layers is none"
     check_targets(network, ["to_q", "blocks.1.attn.to_v"])
     with pytest.raises(ValueError, match="LoRA target 'to_p' matches no layer of the network; did you mean 'to_"):
         check_targets(network, ["to_q", "to_p"])
@@ -141,6 +148,21 @@ def test_checkpointing_changes_no_gradient(inputs):
 
     for a, b in zip(gradient(False), gradient(True), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_inputs_may_have_names(inputs):
+    lora = adapted(bare())
+    x, t, labels = inputs
+    assert torch.equal(lora(x, t, class_labels=labels, lora_scale=0.5), lora(*inputs, lora_scale=0.5))
+
+
+def test_the_adapter_is_saved_under_the_names_of_peft():
+    state = adapted(bare(), targets=["blocks.1.attn.to_q"]).adapter_state()
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
+        "blocks.1.attn.to_q.lora_A.weight": (4, 16),
+        "blocks.1.attn.to_q.lora_B.weight": (16, 4),
+    }
+    assert not any(tensor.requires_grad for tensor in state.values())
 
 
 def test_config_is_the_networks():

@@ -1,15 +1,18 @@
 """Rewards as objectives, what they see, and their weights; formulas are written out by hand."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from dmdr_rewards import RewardInfo
+from dmdr_rewards import RewardInfo, TowerReward
+from dmdr_rewards.text_cache import TextCache
 from dmdr_train import recipe
 from dmdr_train.draws import Draws
-from dmdr_train.objectives import SRPO, ReFL, Sample
+from dmdr_train.objectives import SRPO, DistributionMatching, ReFL, Sample
+from dmdr_train.session import make_reward
 from dmdr_train.views import View
 from dmdr_train.weights import Weight
 from torch import Tensor
@@ -52,6 +55,43 @@ def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> 
     made = replace(sample(), x0=torch.full((2, 1, 2, 2), 0.8))  # scores 0.8 · 5 / 10 and 0.8 · 14 / 10
     _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
     assert values["past_margin/refl"] == share
+    assert all(isinstance(value, float) for value in values.values())
+
+
+def test_a_reward_at_its_margin_is_not_past_it() -> None:
+    made = replace(sample(), x0=torch.zeros(2, 1, 2, 2))
+    _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=0.0), Reader())(made)
+    assert values["past_margin/refl"] == 0.0
+    with pytest.raises(FrozenInstanceError):
+        made.step = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("silent", [0.0, 2.0])
+def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance: Any, silent: float) -> None:
+    """A NaN in one entry of a prediction silences its sample; a quarter of the samples, then."""
+    settings = recipe.DistributionMatching(kind="distribution_matching")
+    guidance = recipe.Guidance(ratio=1, cfg=2.0)
+    made = replace(sample(samples=range(4)), prompts=[0] * 4, condition=toy_family.condition([0] * 4))
+
+    def network(x: Tensor, t: Tensor, class_labels: Tensor, lora_scale: float) -> Tensor:
+        prediction = toy_guidance(x, t, class_labels, lora_scale=lora_scale).clone()
+        if lora_scale == silent:  # 0 is the teacher's, 2 the fake score's
+            prediction[2, 0, 0, 0] = float("nan")
+        return prediction
+
+    loss, values = DistributionMatching(settings, guidance, toy_family, network)(made)
+    assert values == {"teacher_scale": 0.0, "silenced/distribution_matching": 0.25}
+    assert isinstance(values["silenced/distribution_matching"], float)
+    assert loss.isfinite()
+
+
+def test_the_dynamic_phase_begins_with_the_objective(toy_family: Any, toy_guidance: Any) -> None:
+    settings = recipe.DistributionMatching(kind="distribution_matching", start=4)
+    dynamics = recipe.Dynamics(steps=10, teacher_scale=0.75)
+    guidance = recipe.Guidance(ratio=1, dynamics=dynamics, cfg=3.0, cfg_jitter=0.5)
+    matching = DistributionMatching(settings, guidance, toy_family, toy_guidance)
+    assert [matching.teacher_scale(step) for step in (4, 9, 14, 15)] == pytest.approx([0.75, 0.375, 0.0, 0.0])
+    assert isinstance(matching.cfg(sample().draws), float)
 
 
 def test_srpo_is_what_the_adjective_adds() -> None:
@@ -93,6 +133,30 @@ def test_pictures_are_decoded_once_for_all_rewards() -> None:
     assert len(decoded) == 1
 
 
+class Remembering(TowerReward):
+    """A reward with a text tower that notes the batches of texts that it embeds."""
+
+    def __init__(self) -> None:
+        self.info = Reader().info
+        self.batches: list[list[str]] = []
+        self.towers = SimpleNamespace(texts=TextCache(self.embed))
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        self.batches.append(prompts)
+        return torch.ones(len(prompts), 1)
+
+
+def test_rewards_remember_no_text_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding's last bits depend on its batch, and a resumed run has not met the batches before."""
+    monkeypatch.setattr("dmdr_rewards.create", lambda *_, **__: Remembering())
+    settings: Any = SimpleNamespace(memory=recipe.Memory())
+    family: Any = SimpleNamespace(num_classes=None)
+    made = make_reward("objectives.0.reward", REWARD, settings, family, torch.device("cpu"))
+    for batch in (["a cat", "a dog"], ["a dog", "a bird"]):
+        made.towers.texts(batch)
+    assert made.batches == [["a cat", "a dog"], ["a dog", "a bird"]]
+
+
 # -- rewards that fail
 
 
@@ -129,6 +193,7 @@ def test_a_picture_without_a_score_is_left_out() -> None:
     assert torch.equal(slope[:1], slope_alone)
     assert not slope[1].any()
     assert (values["unscored/refl"], term.failure) == (0.5, "")
+    assert isinstance(values["unscored/refl"], float)
     _, loss, values, slope = moody("skip all")
     assert loss == 0
     assert not slope.any()
@@ -235,6 +300,12 @@ def test_an_automatic_weight_brings_the_gradient_to_its_ratio() -> None:
     weight.observe(own=0.0, other=9.0)  # all rewards are past the margin
     assert weight.at(4) == before
     assert weight.at(0) == 0.0
+    even = refl(weight="auto")
+    even.observe(own=4.0, other=2.0)
+    assert even.at(1) == 0.5
+    for own, other in ((float("inf"), 1.0), (1.0, float("nan"))):  # an update that is skipped
+        even.observe(own, other)
+    assert (even.own, even.other) == (4.0, 2.0)
 
 
 def test_a_given_weight_follows_nothing() -> None:

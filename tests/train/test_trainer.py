@@ -12,7 +12,7 @@ from dmdr_train.draws import Draws, named_generator
 from dmdr_train.objectives import DistributionMatching, ReFL
 from dmdr_train.prompts import ClassLabels
 from dmdr_train.recipe import Recipe
-from dmdr_train.trainer import Trainer
+from dmdr_train.trainer import Teacher, Trainer
 from torch import Tensor
 
 CLASSES = 3
@@ -43,8 +43,9 @@ def make_trainer(
         prompts = ClassLabels(list(range(CLASSES)))
         device = torch.device("cpu")
         models = recipe, toy_family, toy_generator, toy_guidance
-        trainer = Trainer(*models, made, prompts, lambda sample: toy_family.decode(sample.x0), device, rank, world)
-        trainer.step = step
+        share = {} if world == 1 else {"rank": rank, "world": world}  # one process is the default
+        trainer = Trainer(*models, made, prompts, lambda sample: toy_family.decode(sample.x0), device, **share)
+        trainer.step += step
         return trainer
 
     return make
@@ -197,6 +198,15 @@ def test_generator_loss(make_trainer: Callable[..., Trainer], case: str) -> None
     assert logs["loss/distribution_matching"] == loss.item()
 
 
+def test_the_teacher_is_the_guidance_network_without_its_lora(toy_guidance: Any) -> None:
+    x, t, labels = torch.randn(3, 1, 2, 2), torch.rand(3), torch.arange(3)
+    asked = Teacher(toy_guidance)(x, t, class_labels=labels)
+    assert not torch.equal(asked, toy_guidance(x, t, labels))
+    with torch.no_grad():
+        toy_guidance.change.zero_()
+    assert torch.equal(asked, toy_guidance(x, t, labels))
+
+
 def test_every_grid_step_is_trained(make_trainer: Callable[..., Trainer]) -> None:
     """The cases above are worth something only if their samples stand at different times."""
     trainer = make_trainer(optim__batch_size=400, rollout={"steps": 4})
@@ -204,6 +214,28 @@ def test_every_grid_step_is_trained(make_trainer: Callable[..., Trainer]) -> Non
     counts = torch.bincount(chosen, minlength=4)
     assert len(counts) == 4
     assert (counts - 100).abs().max() < 35  # four standard deviations
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_3_asks_the_generator_equally_often_on_every_process(
+    make_trainer: Callable[..., Trainer], stage: int
+) -> None:
+    trainer = make_trainer(optim__batch_size=1, optim__zero_stage=stage, rollout={"steps": 4})
+    generator, asked = trainer.generator, []
+
+    def count(*inputs: Any) -> Tensor:
+        asked.append(inputs)
+        return generator(*inputs)
+
+    trainer.generator = lambda x, t, class_labels: count(x, t, class_labels)
+    counts = set()
+    for update in range(12):
+        (draws,) = trainer.micro_batches("generator", update)
+        asked.clear()
+        trainer.generate(draws)
+        assert len(asked) == (4 if stage == 3 else trainer.choose_steps(draws).item() + 1)
+        counts.add(len(asked))
+    assert counts == ({4} if stage == 3 else {1, 2, 3, 4})
 
 
 def test_jittered_guidance_is_one_number_per_update(make_trainer: Callable[..., Trainer]) -> None:
@@ -330,6 +362,78 @@ class Engine:
         self.calls.append(f"{self.name} step")
 
 
+class Mute(Engine):
+    """An engine that keeps its gradients, and has nothing to update."""
+
+    def __init__(self, module: Any):
+        super().__init__("", module, [])
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_what_an_update_does_is_the_mean_over_its_micro_batches(
+    make_trainer: Callable[..., Trainer], parts: int
+) -> None:
+    """The losses that are logged, and the gradient that comes to the networks."""
+    settings: dict[str, Any] = {"objectives": [{"kind": "distribution_matching"}, {**REFL, "start": 0}]}
+    whole, split = (make_trainer(optim__accumulation=parts, **settings) for parts in (1, parts))
+    expected = whole.fake_score_loss(whole.micro_batches("fake_score", 0)[0])
+    expected.backward()
+    fake_slope = gradients(whole.guidance)
+    zero(whole.guidance)
+    loss, values, slopes = whole.generator_loss(whole.micro_batches("generator", 0)[0])
+    loss.backward()
+    slope = gradients(whole.generator)
+    zero(whole.generator)
+
+    split.generator, split.guidance = Mute(split.generator), Mute(split.guidance)
+    assert split.update_fake_score(0) == {"loss/fake_score": pytest.approx(expected.item(), rel=1e-5)}
+    torch.testing.assert_close(gradients(split.guidance.module) / parts, fake_slope, rtol=1e-4, atol=1e-6)
+    logs = split.update_generator()
+    norms = {f"grad_norm/{name}": each.norm().item() for name, each in slopes.items()}
+    assert logs == pytest.approx({**values, **norms}, rel=1e-5)
+    torch.testing.assert_close(gradients(split.generator.module) / parts, slope, rtol=1e-4, atol=1e-6)
+    assert split.trouble == []
+
+
+def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer: Callable[..., Trainer]) -> None:
+    """Also where its gradient is finite, as that of a sum with infinity is."""
+    trainer = make_trainer(optim__accumulation=4)
+    trainer.generator, trainer.guidance = Mute(trainer.generator), Mute(trainer.guidance)
+    fake_score_loss, matching = trainer.fake_score_loss, trainer.objectives[0]
+
+    def broken(loss: Tensor, draws: Draws) -> Tensor:
+        return loss + (math.inf if 2 in draws.samples else 0)
+
+    trainer.fake_score_loss = lambda draws: broken(fake_score_loss(draws), draws)  # type: ignore[method-assign]
+    trainer.update_fake_score(0)
+    prompts = trainer.prompts.draw(trainer.micro_batches("fake_score", 0)[2])
+    assert trainer.trouble == [("fake_score", prompts)]
+    assert gradients(trainer.guidance.module).isnan().all()
+
+    class Broken(type(matching)):  # type: ignore[misc]
+        def __call__(self, sample: Any) -> Any:
+            loss, values = super().__call__(sample)
+            return broken(loss, sample.draws), values
+
+    matching.__class__ = Broken
+    trainer.trouble = []
+    trainer.update_generator()
+    prompts = trainer.prompts.draw(trainer.micro_batches("generator", 0)[2])
+    assert trainer.trouble == [("distribution_matching", prompts)]
+    assert gradients(trainer.generator.module).isnan().all()
+
+
+def test_rewards_share_the_way_from_x0_to_the_pictures(make_trainer: Callable[..., Trainer]) -> None:
+    refl = {**REFL, "start": 0}
+    trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
+    _, _, once = trainer.generator_loss(trainer.micro_batches("generator", 0)[0])
+    second = ReFL(trainer.settings.objectives[1], Reward(), "second")
+    trainer.objectives = [*trainer.objectives, second]
+    _, _, twice = trainer.generator_loss(trainer.micro_batches("generator", 0)[0])
+    assert torch.equal(twice["refl"], once["refl"])
+    assert torch.equal(twice["second"], once["refl"])
+
+
 def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
     """`ratio` updates of the fake score, each on samples of its own, then one of the generator."""
     trainer = make_trainer(guidance__ratio=3, optim__accumulation=2)
@@ -344,6 +448,8 @@ def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: 
         return micro_batches(update, number)
 
     monkeypatch.setattr(trainer, "micro_batches", spy)
+    seeded: list[tuple[int, ...]] = []
+    monkeypatch.setattr("dmdr_train.trainer.seed_others", lambda *name: seeded.append(name))
     for _ in range(2):
         logs = trainer.train_step()
     once = ["F backward", "F step"] * 6 + ["G backward", "G step"] * 2
@@ -351,4 +457,5 @@ def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: 
     fake = [("fake_score", i) for i in range(6)]
     assert asked == [*fake[:3], ("generator", 0), *fake[3:], ("generator", 1)]
     assert trainer.step == 2
+    assert seeded == [(7, 0, 0), (7, 1, 0)]  # seed, step and rank
     assert {"loss/fake_score", "loss/distribution_matching", "teacher_scale"} <= logs.keys()

@@ -92,6 +92,33 @@ def test_the_processes_share_the_pictures(make_watch: Callable[[int], Watch], mo
     assert drawn == [[[0, 1]], [[2, 3]], [[4, 5]], [[0, 1]]]
 
 
+def test_pictures_that_are_drawn_twice_count_once(
+    make_watch: Callable[[int], Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six pictures on four processes are eight rows; the measures are those of one process."""
+    alone = make_watch(4)
+    network = alone.family.load_network()
+    expected = alone.look(network, 2, "sde")
+    rows: list[list[torch.Tensor]] = []
+
+    def keep(mine: torch.Tensor) -> torch.Tensor:
+        rows[-1].append(mine)
+        return mine
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setattr("dmdr_train.watch.gather_rows", keep)
+    for rank in range(4):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        rows.append([])
+        make_watch(4).look(network, 2, "sde")
+    whole = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
+    monkeypatch.setattr("dmdr_train.watch.gather_rows", lambda mine: next(whole))
+    seen = alone.look(network, 2, "sde")
+    assert seen.values == pytest.approx(expected.values, rel=1e-4)
+    torch.testing.assert_close(seen.mean, expected.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen.std, expected.std, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -1,6 +1,6 @@
 """Secrets stay in the environment: error lines and tracebacks of `dmdr-generate` do not show them.
 
-What is a secret is what `dmdr_rewards.secrets` takes for one; neither package needs the other. Imports no torch.
+All of this is also in `dmdr_rewards.secrets`, word for word: neither package needs the other. Imports no torch.
 """
 
 import os
@@ -11,7 +11,8 @@ from types import TracebackType
 
 _SECRET = r"(?:(?:\w+[_-])?(?:api|access|private|secret)[_-]?key|(?:(?:api|access|auth|bearer|hf|hub)[_-]?)?token"
 _SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|authorization)"
-_IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_SECRET}=[^&;#\s]+", re.IGNORECASE)
+_IN_ADDRESS = rf"(?:{_SECRET}|(?:[\w-]+[_-])?(?:key|token|credential|sig(?:nature)?))"
+_IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_IN_ADDRESS}=[^&;#\s]+", re.IGNORECASE)
 _VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
 _SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
 

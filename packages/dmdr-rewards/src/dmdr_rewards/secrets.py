@@ -1,14 +1,15 @@
 """Secrets stay in the environment: a recipe, a table or a log may hold the name of a variable, never its value.
 
 Looked for are values of options that are called like a secret, names and passwords in URLs, and the values of
-environment variables that are called like a secret. Imports no torch.
+environment variables that are called like a secret. The redaction is also in `dmdr_models.secrets`, word for word:
+neither package needs the other. Imports no torch.
 """
 
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,12 +20,11 @@ ADVICE = (
 
 _SECRET = r"(?:(?:\w+[_-])?(?:api|access|private|secret)[_-]?key|(?:(?:api|access|auth|bearer|hf|hub)[_-]?)?token"
 _SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|authorization)"
-_OPTION = re.compile(_SECRET, re.IGNORECASE)
+_IN_ADDRESS = rf"(?:{_SECRET}|(?:[\w-]+[_-])?(?:key|token|credential|sig(?:nature)?))"
+_IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_IN_ADDRESS}=[^&;#\s]+", re.IGNORECASE)
 _VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
-_IN_URL = re.compile(
-    rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;])(?:{_SECRET}|(?:[\w-]+[_-])?key|sig(?:nature)?)=[^&;#\s]+", re.IGNORECASE
-)
 _SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
+_OPTION = re.compile(_SECRET, re.IGNORECASE)
 
 
 def secret_in(node: Any, key: str = "") -> str | None:
@@ -48,8 +48,9 @@ def secret_in(node: Any, key: str = "") -> str | None:
 def redacted(text: str) -> str:
     """The text with *** in the place of secrets in URLs, and of the values of secret environment variables."""
     text = _IN_URL.sub("***", text)
-    for value in _values():
-        text = text.replace(value, "***")
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name):
+            text = text.replace(value, "***")
     return text
 
 
@@ -60,9 +61,3 @@ def redact_tracebacks() -> None:
         print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
     sys.excepthook = show
-
-
-def _values() -> Iterator[str]:
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name):
-            yield value
