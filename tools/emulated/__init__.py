@@ -35,6 +35,7 @@ def replace_gpu() -> None:
     import os
 
     install()
+    os.environ["LOCAL_RANK"] = "0"  # every process has a device to itself and sees no other
     os.environ["DS_ACCELERATOR"] = "cpu"  # until it is replaced: DeepSpeed would look for a GPU when it is imported
     import deepspeed
     from deepspeed.accelerator import set_accelerator

@@ -1,6 +1,5 @@
 """The device as DeepSpeed sees it."""
 
-import os
 from typing import Any
 
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -26,7 +25,7 @@ class EmulatedAccelerator(CPU_Accelerator):
         return f"{NAME}:0"
 
     def device_count(self) -> int:
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return 1
 
     def is_fp16_supported(self) -> bool:
         return True
