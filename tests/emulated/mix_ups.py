@@ -65,10 +65,10 @@ def of_texts(folder: Path) -> dict[str, Any]:
 
 
 def of_noise_levels(folder: Path) -> dict[str, Any]:
-    """An SDXL, whose process is a table of noise levels."""
+    """An SDXL, whose process is a table of noise levels, trained on the states that the authors train on."""
     recipe = of_texts(folder)
     recipe["model"] = {"family": "sdxl", "path": str(folder / "sdxl"), **MODEL}
-    recipe["rollout"] = {"steps": 2}
+    recipe["rollout"] = {"steps": 2, "states": "authors"}
     return recipe
 
 
