@@ -272,8 +272,10 @@ def test_the_full_size(sdxl, full_size):
     assert kinds_of_layers(sdxl.load_network()) == kinds_of_layers(full_size), "the tiny one has all of its layers"
 
 
+@pytest.mark.bits
 def test_lora_on_every_layer(sdxl):
-    network = sdxl.load_network()
+    # Frozen from the start: torch may multiply with weights that are to be trained in another way.
+    network = sdxl.load_network().requires_grad_(False)
     x, t, condition = latents(2), torch.tensor([399, 20]), sdxl.condition(["a", "b"])
     with torch.no_grad():
         bare = sdxl.predict(network, x, t, condition)
