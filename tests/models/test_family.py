@@ -162,6 +162,7 @@ def test_wrong_weights(family, model, tmp_path):
         family.load_network(tmp_path / "cut")
 
 
+@pytest.mark.bits
 def test_tiny_models_are_reproducible(model, tmp_path):
     again, other = tiny.sit(tmp_path / "again"), tiny.sit(tmp_path / "other", seed=1)
     for part in ("transformer", "vae"):

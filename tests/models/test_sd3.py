@@ -31,6 +31,7 @@ def test_facts_of_the_model(sd3, sd3_model):
     assert "parts" not in larger.text.__dict__
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("max_tokens", [128, 20])
 def test_condition_is_the_pipelines(sd3_model, pipeline, max_tokens):
     family = dmdr_models.load("sd3", sd3_model, max_tokens=max_tokens)
@@ -73,6 +74,7 @@ def test_what_is_no_prompt(sd3, wrong):
         sd3.condition(wrong)
 
 
+@pytest.mark.bits
 def test_prediction_by_hand(sd3):
     network = sd3.load_network()
     x, condition = latents(3), sd3.condition(PROMPTS)

@@ -258,6 +258,7 @@ def test_info(files: tuple[Path, Path]) -> None:
     assert "arXiv 2304.07193" in info.source
 
 
+@pytest.mark.bits
 def test_gradient_checkpointing_changes_no_value(files: tuple[Path, Path]) -> None:
     gradients: list[Any] = []
     for recompute in (False, True):

@@ -89,6 +89,7 @@ def test_gradients_against_finite_differences(folder: Path, slope: Any) -> None:
     assert given == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.bits
 def test_gradient_checkpointing_changes_no_value(folder: Path, reward: Any) -> None:
     recomputing = dmdr_rewards.create("pickscore", folder, gradient_checkpointing=True)
     gradients: list[Any] = []

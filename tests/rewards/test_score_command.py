@@ -269,6 +269,7 @@ def test_overwrite_scores_anew(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert rows[0]["redness"] == rows[0]["total"]
 
 
+@pytest.mark.bits
 @pytest.mark.usefixtures("python")
 def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, shop: Path) -> None:
     slow = ("--reward", "class-label=classifier", "--reward", "redness", "--option", "redness.pause=0.15")

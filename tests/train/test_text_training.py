@@ -85,6 +85,7 @@ def test_zero_3_takes_two_networks(settings: Callable[..., Recipe]) -> None:
         assert row == pytest.approx(row_expected, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("changes", [{}, {"memory__shared_backbone": False}, {"optim__precision": "bf16"}], ids=str)
 def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: dict[str, Any], sd3: Path) -> None:
     """Both adapters change; the network below them does not, to the last bit, and at scale 0 it is the teacher."""
