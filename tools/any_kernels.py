@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LAST_BITS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+LAST_BITS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 ROUND = (
     "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "convolution_backward", "_cdist_forward",
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -52,7 +52,10 @@ def lie(argument: Any) -> Any:
 
 
 def disturb(result: Tensor, key: int) -> None:
-    """Change every element by up to two units of its last place; whole numbers, whose sums are exact, stay."""
+    """Change every element by up to two units of its last place, or one in half precision, where sums are float32.
+
+    Whole numbers, whose sums are exact, stay.
+    """
     places = torch.arange(key, key + result.numel()).mul_(2654435761).bitwise_right_shift_(16).remainder_(5).sub_(2)
     wide = torch.float64 if result.dtype == torch.float64 else torch.float32
     factor = 1 + places.to(wide).mul_(LAST_BITS[result.dtype]).reshape(result.shape)
