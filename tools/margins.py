@@ -4,7 +4,7 @@
     python tools/margins.py absurd healthy --seeds 0 1 --only own
 
 The runs are those of tests/end_to_end/test_early_warning.py and test_demo.py, each by one process and with a `run.seed`
-of its own; the settings are those of `kernels.py`. In the early warning's runs, a number says by how much a limit of the
+of its own; the settings are those of `kernels.py`. In the early warning's runs, a number says how far a limit of the
 default rules is exceeded at three looks in a row: above 1 there is an alarm. Runs that are complete are not repeated.
 """
 
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from dmdr_train.evaluation import read_scores
 from dmdr_train.recipe import Limit
@@ -84,7 +86,7 @@ def main() -> None:
                     if not (run / "summary.md").exists():
                         command = [sys.executable, str(ROOT / "packages/dmdr-train/run.py"), "--config", config]
                         command += [*changes, f"run.output={run}", f"run.seed={seed}"]
-                        told = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+                        told = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
                         with run.with_suffix(".log").open("w") as log:
                             environment = {**os.environ, **told, **setting.variables}
                             subprocess.run(command, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
