@@ -54,12 +54,15 @@ def lie(argument: Any) -> Any:
 def disturb(result: Tensor, key: int) -> None:
     """Change every element by up to two units of its last place, or one in half precision, where sums are float32.
 
-    Whole numbers, whose sums are exact, stay.
+    Whole numbers and those of a few bits, such as ½, stay: their sums are exact.
     """
     places = torch.arange(key, key + result.numel()).mul_(2654435761).bitwise_right_shift_(16).remainder_(5).sub_(2)
     wide = torch.float64 if result.dtype == torch.float64 else torch.float32
     factor = 1 + places.to(wide).mul_(LAST_BITS[result.dtype]).reshape(result.shape)
-    result.copy_(torch.where(result == result.round(), result, result.to(wide) * factor))
+    exact = result == result.round()
+    if result.dtype == wide:
+        exact |= result == result.bfloat16()
+    result.copy_(torch.where(exact, result, result.to(wide) * factor))
 
 
 def pytest_sessionstart() -> None:
