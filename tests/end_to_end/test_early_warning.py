@@ -52,9 +52,9 @@ def test_an_absurd_weight_of_the_demos_reward_is_noticed_and_its_own_is_not(
 ) -> None:
     """The pictures of a class grow alike.
 
-    By how much the limit of the diversity is exceeded, three looks in a row, as `python tools/margins.py absurd healthy`
-    says; above 1 there is an alarm. Absurd, seed 0: 5.4 on an AMD's own kernels and 4.3 on Intel's with AVX-512, both by
-    step 130; on SSE kernels 1.4 at step 90. Healthy: 0.83 on Intel's (seed 0), 0.89 on AMD's own (seed 3).
+    By how much the diversity's limit is exceeded at three looks in a row, by `python tools/margins.py absurd healthy`;
+    above 1 there is an alarm. Absurd, seed 0: 5.3 on an AMD's own kernels, 4.4 on Intel's with AVX-512, and on SSE's
+    1.4 at step 90 already. Healthy: 0.83 on Intel's (seed 0), 0.89 on the AMD's own (seed 3).
     """
     assert bool(warnings(workshop, "demo", *DEMO[name])) == said
 
