@@ -20,6 +20,7 @@ SHORT = (
     "tracking.evaluation.pictures=500",
     "tracking.evaluation.teacher_steps=[1]",
 )
+CONTROL = ("objectives=[{kind: distribution_matching}]", "tracking.evaluation.teacher_steps=[]")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,7 @@ def rewarded(train: Callable[..., dict[str, Scores]]) -> dict[str, Scores]:
 @pytest.fixture(scope="module")
 def control(train: Callable[..., dict[str, Scores]]) -> Scores:
     """As long without the reward."""
-    return train("control", "objectives=[{kind: distribution_matching}]", "tracking.evaluation.teacher_steps=[]")[
-        "cold_start"
-    ]
+    return train("control", *CONTROL)["cold_start"]
 
 
 def test_one_step_of_the_student_beats_one_step_of_the_teacher(rewarded: dict[str, Scores], control: Scores) -> None:

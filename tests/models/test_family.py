@@ -68,7 +68,7 @@ def test_labels_reach_the_network(family, noise):
     x, t = torch.randn(3, 4, 4, 4, generator=noise), torch.full((3,), 0.5)
     batch = family.predict(network, x, t, family.condition([1, 2, 1]))
     same = family.predict(network, x[[0, 0, 0]], t, family.condition([1, 2, 1]))
-    assert torch.equal(same[0], same[2])
+    torch.testing.assert_close(same[0], same[2], atol=1e-6, rtol=1e-5)  # a kernel may treat a batch's last rows alone
     assert not torch.allclose(same[0], same[1], atol=1e-4)
     alone = family.predict(network, x[1:2], t[:1], family.condition([2]))
     torch.testing.assert_close(batch[1:2], alone, atol=1e-6, rtol=1e-5)
@@ -162,6 +162,7 @@ def test_wrong_weights(family, model, tmp_path):
         family.load_network(tmp_path / "cut")
 
 
+@pytest.mark.bits
 def test_tiny_models_are_reproducible(model, tmp_path):
     again, other = tiny.sit(tmp_path / "again"), tiny.sit(tmp_path / "other", seed=1)
     for part in ("transformer", "vae"):

@@ -33,6 +33,7 @@ def student(model, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.bits
 def test_as_a_program(model, tmp_path, python):
     """In a process of its own once; the other tests call `main` in this one."""
     command = ["-m", "dmdr_models.generate", "--family", "sit", "--model", str(model)]
@@ -73,6 +74,7 @@ def test_rows_are_classes(model, tmp_path):
     assert len({picture.tobytes() for picture in got.reshape(6, -1)}) == 6
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("method", ["euler", "sde"])
 def test_a_picture_depends_on_its_seed_and_class_alone(model, tmp_path, method):
     arguments = ["--family", "sit", "--model", model, "--steps", 3, "--method", method, "--guidance", 2]
@@ -84,6 +86,7 @@ def test_a_picture_depends_on_its_seed_and_class_alone(model, tmp_path, method):
     assert (many[1, 1] != pictures(tmp_path / "other.png", 1)[0, 0]).any()
 
 
+@pytest.mark.bits
 def test_a_picture_is_a_sample_decoded(family):
     from dmdr_models.sampling import sample
 
@@ -104,6 +107,7 @@ def test_every_option_changes_the_picture(model, tmp_path):
     assert len(seen) == 8
 
 
+@pytest.mark.bits
 def test_a_student_brings_its_settings(student, model, tmp_path):
     def file(*arguments) -> bytes:
         generate(*arguments, "--classes", "1", "--per-class", 1, "-o", tmp_path / "a.png")
@@ -118,6 +122,7 @@ def test_a_student_brings_its_settings(student, model, tmp_path):
     assert file(*plain, "--weights", model) == file(*plain) != as_trained
 
 
+@pytest.mark.bits
 def test_the_weights_are_the_students(model, student, tmp_path):
     import dmdr_models
 
@@ -134,6 +139,7 @@ def test_the_weights_are_the_students(model, student, tmp_path):
     assert (tmp_path / "student.png").read_bytes() != (tmp_path / "teacher.png").read_bytes()
 
 
+@pytest.mark.bits
 def test_heun_with_one_step_is_euler(model, tmp_path):
     for method in ("heun", "euler"):
         generate(

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from dmdr_models import tiny
@@ -10,6 +8,11 @@ from torch import nn
 
 def bare() -> SiTTransformer:
     return tiny.randomise(SiTTransformer(sample_size=4, width=16, depth=2, num_heads=2, num_classes=3), std=0.1)
+
+
+def frozen() -> SiTTransformer:
+    """As an adapter's network is. Torch may multiply with weights that are to be trained in another way."""
+    return bare().requires_grad_(False)
 
 
 def adapted(network: nn.Module, targets=("to_q", "to_v", "patch_embed"), b: float = 0.3) -> LoRANetwork:
@@ -26,20 +29,62 @@ def inputs(noise):
     return torch.randn(3, 4, 4, 4, generator=noise), torch.rand(3, generator=noise), torch.tensor([0, 3, 1])
 
 
+@pytest.mark.bits
 def test_scale_0_is_the_bare_network_bit_for_bit(inputs):
-    network = bare()
-    lora = adapted(copy.deepcopy(network))
-    assert torch.equal(lora(*inputs, lora_scale=0.0), network(*inputs))
-    assert not torch.allclose(lora(*inputs, lora_scale=1.0), network(*inputs), atol=1e-3)
+    network = frozen()
+    expected = network(*inputs)
+    lora = adapted(network)
+    assert torch.equal(lora(*inputs, lora_scale=0.0), expected)
+    assert not torch.allclose(lora(*inputs, lora_scale=1.0), expected, atol=1e-3)
 
 
+@pytest.mark.bits
+def test_scale_0_does_not_compute_the_adapter(inputs):
+    """Whatever it holds: 0 times something infinite is not 0."""
+    lora = adapted(bare())
+    expected = lora(*inputs, lora_scale=0.0)
+    lora.layers[0].lora_B[lora.name].weight.data.fill_(torch.inf)
+    assert torch.equal(lora(*inputs, lora_scale=0.0), expected)
+    assert not lora(*inputs).isfinite().all()
+    lora.layers[0].lora_B[lora.name].weight.data.zero_()
+    assert not torch.equal(lora(*inputs), expected), "and the next call has it again"
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_scale_0_gives_gradients_to_its_inputs_alone(inputs, checkpointing):
+    """Also where activations are recomputed after the network was called at another scale."""
+    x, *others = inputs
+
+    def gradient(network, **named):
+        leaf = x.clone().requires_grad_()
+        output = network(leaf, *others, **named)
+        if named:
+            with torch.no_grad():
+                network(leaf, *others, lora_scale=2.0)
+        output.square().mean().backward()
+        return leaf.grad
+
+    network = frozen()
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    expected = gradient(network)
+    lora = adapted(network)
+    assert torch.equal(gradient(lora, lora_scale=0.0), expected)
+    assert all(parameter.grad is None for parameter in lora.parameters())
+    assert not lora(*inputs, lora_scale=0.0).requires_grad
+
+
+@pytest.mark.bits
 @pytest.mark.parametrize("rank", [1, 4])
 def test_a_new_adapter_has_no_effect(inputs, rank):
-    network = bare()
-    lora = LoRANetwork(copy.deepcopy(network), rank=rank, alpha=4, targets=["to_q"])
-    assert torch.equal(lora(*inputs), network(*inputs))
+    network = frozen()
+    expected = network(*inputs)
+    lora = LoRANetwork(network, rank=rank, alpha=4, targets=["to_q"])
+    assert torch.equal(lora(*inputs), expected)
 
 
+@pytest.mark.bits
 def test_scale_2_is_doubling_b(inputs):
     lora = adapted(bare())
     assert torch.equal(lora(*inputs), lora(*inputs, lora_scale=1.0)), "the strength that it is trained at"
@@ -100,10 +145,11 @@ def test_targets_that_match_nothing():
     assert all(parameter.requires_grad for parameter in network.parameters()), "a refused network is not touched"
 
 
-def test_merged_is_scale_1(inputs, tmp_path):
+@pytest.mark.parametrize("last", [0.25, 0.0])
+def test_merged_is_scale_1(inputs, tmp_path, last):
     lora = adapted(bare())
     expected = lora(*inputs, lora_scale=1.0)
-    lora(*inputs, lora_scale=0.25)
+    lora(*inputs, lora_scale=last)
     merged = lora.merged()
     torch.testing.assert_close(merged(*inputs), expected, atol=1e-5, rtol=1e-5)
     assert merged.state_dict().keys() == bare().state_dict().keys()
@@ -180,6 +226,7 @@ def two_on_one(network: nn.Module) -> tuple[LoRANetwork, LoRANetwork]:
     return generator, fake
 
 
+@pytest.mark.bits
 def test_two_adapters_on_one_network_are_those_on_two(inputs):
     shared = two_on_one(bare())
     alone = (LoRANetwork(bare(), 4, 8, ["to_q", "to_v"]), LoRANetwork(bare(), 2, 2, ["to_q", "to_k"]))

@@ -31,6 +31,7 @@ def test_facts_of_the_model(sd3, sd3_model):
     assert "parts" not in larger.text.__dict__
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("max_tokens", [128, 20])
 def test_condition_is_the_pipelines(sd3_model, pipeline, max_tokens):
     family = dmdr_models.load("sd3", sd3_model, max_tokens=max_tokens)
@@ -73,6 +74,7 @@ def test_what_is_no_prompt(sd3, wrong):
         sd3.condition(wrong)
 
 
+@pytest.mark.bits
 def test_prediction_by_hand(sd3):
     network = sd3.load_network()
     x, condition = latents(3), sd3.condition(PROMPTS)
@@ -110,9 +112,11 @@ def test_a_network_is_asked_in_its_own_dtype(sd3_model, adapted):
     [{}, {"qk_norm": "rms_norm"}, {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}],
     ids=["SD3-M", "SD3.5-L", "SD3.5-M"],
 )
+@pytest.mark.bits
 def test_lora_on_every_kind(config, tmp_path):
     family = dmdr_models.load("sd3", tiny.sd3(tmp_path / "model", **config))
-    network = family.load_network()
+    # Frozen from the start: torch may multiply with weights that are to be trained in another way.
+    network = family.load_network().requires_grad_(False)
     x, t, condition = latents(2), torch.tensor([0.9, 0.3]), family.condition(["a", "b"])
     with torch.no_grad():
         bare = family.predict(network, x, t, condition)

@@ -61,6 +61,7 @@ def stock(model, adapter=None, prompt="a red circle", seed=0, dtype=torch.float3
     return np.asarray(pipeline(prompt, **call).images[0])
 
 
+@pytest.mark.bits
 def test_the_command_of_the_manual(sd3_model, published, tmp_path):
     expected = stock(sd3_model, published, height=64, width=64)
     assert (expected != stock(sd3_model, height=64, width=64)).mean() > 0.5, "the adapter matters"
@@ -70,6 +71,7 @@ def test_the_command_of_the_manual(sd3_model, published, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.png"]
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
@@ -88,6 +90,7 @@ def test_options_are_the_pipelines(sd3_model, published, tmp_path, options, sett
     assert (pixels(tmp_path / "out.png") == stock(sd3_model, published, **settings)).all()
 
 
+@pytest.mark.bits
 def test_what_we_export(sd3, sd3_model, adapter, tmp_path):
     sd3.save_lora(adapter, tmp_path / "student")
     expected = stock(sd3_model, tmp_path / "student", prompt="a blue square")
@@ -101,6 +104,7 @@ def test_what_we_export(sd3, sd3_model, adapter, tmp_path):
     assert np.abs(pixels(tmp_path / "b.png").astype(int) - expected).max() <= 1
 
 
+@pytest.mark.bits
 def test_a_student_brings_its_settings(sd3_model, published, tmp_path):
     def file(folder, *options) -> bytes:
         generate("--model", sd3_model, "--adapter", folder, "a", *options, "-o", tmp_path / "a.png")
@@ -121,6 +125,7 @@ def test_a_student_brings_its_settings(sd3_model, published, tmp_path):
     assert file(student, "--shift", 3, "--method", "euler") == file(published), "and else the model's own shift is 3"
 
 
+@pytest.mark.bits
 def test_several_prompts(sd3_model, tmp_path, capsys):
     prompts = ["a red circle", "a blue square", "ein grünes Dreieck"]
     arguments = ["--model", sd3_model, "--steps", 2, "--seed", 4]

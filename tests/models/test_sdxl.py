@@ -41,6 +41,7 @@ def test_facts_of_the_model(sdxl, sdxl_model):
     assert "parts" not in larger.text.__dict__
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("zeros", [True, False])
 def test_condition_is_the_pipelines(sdxl_model, tmp_path, zeros):
     model = sdxl_model if zeros else tiny.sdxl(tmp_path / "model", force_zeros_for_empty_prompt=False)
@@ -88,6 +89,7 @@ def test_another_source_of_texts(sdxl):
         sdxl.condition("a red circle")
 
 
+@pytest.mark.bits
 def test_prediction_by_hand(sdxl):
     network = sdxl.load_network()
     x, condition, t = latents(3), sdxl.condition(PROMPTS), torch.tensor([999, 399, 0])
@@ -272,8 +274,10 @@ def test_the_full_size(sdxl, full_size):
     assert kinds_of_layers(sdxl.load_network()) == kinds_of_layers(full_size), "the tiny one has all of its layers"
 
 
+@pytest.mark.bits
 def test_lora_on_every_layer(sdxl):
-    network = sdxl.load_network()
+    # Frozen from the start: torch may multiply with weights that are to be trained in another way.
+    network = sdxl.load_network().requires_grad_(False)
     x, t, condition = latents(2), torch.tensor([399, 20]), sdxl.condition(["a", "b"])
     with torch.no_grad():
         bare = sdxl.predict(network, x, t, condition)
@@ -386,6 +390,7 @@ def test_a_vae_that_overflows_is_not_opened_in_float16(sdxl_model, taesd, tmp_pa
 # -- files
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".pth"])
 def test_a_file_with_a_state_dict(sdxl, sdxl_model, tmp_path, suffix):
     network = sdxl.load_network()

@@ -76,6 +76,7 @@ def lcm(model, file=None, prompt="a red circle", seed=0, dtype=torch.float32, va
     return np.asarray(pipe(prompt, generator=torch.Generator().manual_seed(seed), **call).images[0])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", ["unet_fp32.bin", "unet.safetensors"])
 def test_the_command_of_the_manual(sdxl_model, published, tmp_path, name):
     expected = lcm(sdxl_model, published / name, height=64, width=64)
@@ -86,6 +87,7 @@ def test_the_command_of_the_manual(sdxl_model, published, tmp_path, name):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.png"]
 
 
+@pytest.mark.bits
 def test_options_are_the_pipelines(sdxl_model, published, taesd, tmp_path):
     file, out = published / "unet_fp32.bin", tmp_path / "out.png"
     cases = [
@@ -103,6 +105,7 @@ def test_options_are_the_pipelines(sdxl_model, published, taesd, tmp_path):
         assert (pixels(out) == lcm(sdxl_model, file, **settings)).all(), options
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("times", ["trained", "stock"])
 def test_the_teacher(sdxl_model, tmp_path, times):
     """The deterministic sampler, with guidance: the model's own scheduler."""
@@ -137,6 +140,7 @@ def test_a_model_with_another_scheduler(sdxl_model, published, tmp_path):
     assert (pixels(tmp_path / "out.png") != pixels(tmp_path / "stock.png")).mean() > 0.5
 
 
+@pytest.mark.bits
 def test_what_we_export(sdxl, sdxl_model, tmp_path):
     lora = LoRANetwork(sdxl.load_network(), 4, 6, sdxl.lora_targets, torch.Generator().manual_seed(5))
     for layer in lora.layers:
@@ -156,6 +160,7 @@ def test_what_we_export(sdxl, sdxl_model, tmp_path):
         assert np.abs(pixels(out).astype(int) - expected).max() <= 1, place
 
 
+@pytest.mark.bits
 def test_a_student_brings_its_settings(sdxl_model, published, tmp_path):
     def file(student, *options) -> bytes:
         generate("--model", sdxl_model, "--unet", student, "a", *options, "-o", tmp_path / "a.png")
@@ -177,6 +182,7 @@ def test_a_student_brings_its_settings(sdxl_model, published, tmp_path):
     assert file(student / "unet.safetensors") == file(published / "unet_fp32.bin")
 
 
+@pytest.mark.bits
 def test_several_prompts(sdxl_model, published, tmp_path):
     prompts = ["a red circle", "a blue square", "ein grünes Dreieck"]
     arguments = ["--model", sdxl_model, "--unet", published / "unet.safetensors", "--seed", 4, "--steps", 2]

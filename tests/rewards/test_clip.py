@@ -128,6 +128,7 @@ def test_the_callers_autocast_has_no_say(dfn: Any) -> None:
         assert torch.equal(dfn.score(pictures, ["not", "met before"]), exact)
 
 
+@pytest.mark.bits
 def test_gradient_checkpointing_changes_no_value(clip_file: Path, clip_json: Path) -> None:
     results = []
     for recompute in (False, True):

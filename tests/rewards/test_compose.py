@@ -49,6 +49,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[int]
     return calls
 
 
+@pytest.mark.bits
 def test_the_sum_and_its_parts(dfn: Any, hps: Any, pictures: Tensor) -> None:
     weighted = WeightedSum({dfn: 0.3, hps: -2.0, Brightness(): 1.0})
     total, parts = weighted(pictures, PROMPTS)
@@ -82,6 +83,7 @@ def test_rewards_of_one_name_are_told_apart(dfn: Any, clip_file: Path, clip_json
     assert list(WeightedSum({dfn: 1.0, other: 1.0})(pictures, PROMPTS).parts) == ["dfn-clip", "dfn-clip 2"]
 
 
+@pytest.mark.bits
 def test_equal_towers_run_once(
     dfn: Any, clip_file: Path, clip_json: Path, pictures: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ def test_equal_towers_run_once(
     assert len(forwards) == 2, "nothing is kept from one batch to the next"
 
 
+@pytest.mark.bits
 def test_one_tower_behind_two_preprocessings_runs_twice(
     clip_file: Path, clip_json: Path, pictures: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +123,7 @@ def test_pixels_are_resized_once_where_the_geometry_agrees(
     assert len(calls) == resizes
 
 
+@pytest.mark.bits
 def test_eight_bit_and_float_resizing_are_not_mixed_up(dfn: Any, hps: Any) -> None:
     square = [eight_bit(50, 50)] * 2
     parts = WeightedSum({dfn: 1.0, hps: 1.0})(square, PROMPTS).parts
@@ -128,6 +132,7 @@ def test_eight_bit_and_float_resizing_are_not_mixed_up(dfn: Any, hps: Any) -> No
     assert not torch.equal(dfn.pixels(square), hps.pixels(square))
 
 
+@pytest.mark.bits
 def test_lists_of_pictures_are_read_once(dfn: Any, hps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 

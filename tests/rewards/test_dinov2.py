@@ -230,7 +230,8 @@ def test_a_folder_holds_both_files(suffix: str, files: tuple[Path, Path], tmp_pa
             save_file(tensors, tmp_path / (name + suffix))
     pictures = pictures_of(16)
     reward = dmdr_rewards.create("dinov2", checkpoint=tmp_path, image_size=16)
-    assert torch.equal(reward.score(pictures, [1, 4]), load(files, image_size=16).score(pictures, [1, 4]))
+    # To rounding: where a file's tensors are not aligned in memory, kernels may round otherwise.
+    torch.testing.assert_close(reward.score(pictures, [1, 4]), load(files, image_size=16).score(pictures, [1, 4]))
 
     with pytest.raises(ValueError, match="has its own, so leave head out"):
         dmdr_rewards.create("dinov2", checkpoint=tmp_path, head=files[1])
@@ -258,6 +259,7 @@ def test_info(files: tuple[Path, Path]) -> None:
     assert "arXiv 2304.07193" in info.source
 
 
+@pytest.mark.bits
 def test_gradient_checkpointing_changes_no_value(files: tuple[Path, Path]) -> None:
     gradients: list[Any] = []
     for recompute in (False, True):

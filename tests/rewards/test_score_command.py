@@ -174,7 +174,10 @@ def test_what_cannot_be_scored_has_an_error_in_its_row(home: Path, capsys: pytes
     again = run(*BOTH)
     assert "11 pictures, 2 with an error; 3 scored now" in capsys.readouterr().out
     assert again[3]["error"] is None
-    assert [row for row in again if row != rows[int(row["file_name"][:2])]] == [again[3]]
+    asked = (2, 3, 5)
+    assert [row for i, row in enumerate(again) if i not in asked] == [r for i, r in enumerate(rows) if i not in asked]
+    for i in (2, 5):  # in another batch, which may round otherwise
+        assert again[i] == pytest.approx(rows[i])
 
 
 def test_strict_stops_at_an_error_and_keeps_the_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,6 +272,7 @@ def test_overwrite_scores_anew(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert rows[0]["redness"] == rows[0]["total"]
 
 
+@pytest.mark.bits
 @pytest.mark.usefixtures("python")
 def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, shop: Path) -> None:
     slow = ("--reward", "class-label=classifier", "--reward", "redness", "--option", "redness.pause=0.15")

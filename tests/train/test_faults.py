@@ -359,6 +359,7 @@ def test_a_run_does_not_begin_where_nothing_can_be_written(make_run: Any, monkey
 # -- writing in the background
 
 
+@pytest.mark.bits
 def test_training_goes_on_while_a_checkpoint_is_written(make_run: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """It holds what was there when it began, is seen when it is whole, and the next one waits for it."""
     changes = {"run__keep_last": 9, "optim__zero_stage": 2, "optim__ema": 0.5}
@@ -607,6 +608,7 @@ def test_a_folder_in_which_nothing_came_to_be_is_as_it_was(tmp_path: Path, there
 # -- a run that goes on elsewhere
 
 
+@pytest.mark.bits
 def test_a_run_goes_on_in_another_folder_with_all_its_rows(make_run: Any, tmp_path: Path) -> None:
     run = make_run()
     during_step(run, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -9,6 +9,7 @@ import pytest
 GOLDEN = runpy.run_path(str(Path(__file__).with_name("make_golden.py")))
 
 
+@pytest.mark.bits
 def test_ten_steps_give_the_recorded_losses(one_process: None, tmp_path: Path) -> None:
     expected = json.loads(GOLDEN["FILE"].read_text())
     found = GOLDEN["losses"](tmp_path)

@@ -106,6 +106,7 @@ def test_texts_are_drawn_each_once_in_an_epoch(
 # -- how they are written
 
 
+@pytest.mark.bits
 def test_several_processes_write_what_one_writes(
     teach: Recipe, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_several_processes_write_what_one_writes(
     assert content(tmp_path / "pairs") == content(pairs)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("after", [0, 4])
 def test_an_interrupted_command_goes_on(
     teach: Recipe, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -289,6 +291,7 @@ def test_a_dry_run_reaches_every_stage(settings: Callable[..., Recipe]) -> None:
 # -- the command
 
 
+@pytest.mark.bits
 def test_the_command(
     teach: Recipe, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

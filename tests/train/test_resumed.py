@@ -131,6 +131,7 @@ def carried_out(settings: Recipe) -> dict[str, str]:
     return contents(run.folder)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(("family", "trained", "stage", "accumulation", "killed"), CASES)
 def test_resumed_equals_uninterrupted(
     settings: Callable[..., Recipe], family: str, trained: str, stage: int, accumulation: int, killed: int

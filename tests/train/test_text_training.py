@@ -85,6 +85,7 @@ def test_zero_3_takes_two_networks(settings: Callable[..., Recipe]) -> None:
         assert row == pytest.approx(row_expected, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("changes", [{}, {"memory__shared_backbone": False}, {"optim__precision": "bf16"}], ids=str)
 def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: dict[str, Any], sd3: Path) -> None:
     """Both adapters change; the network below them does not, to the last bit, and at scale 0 it is the teacher."""
@@ -101,7 +102,7 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: d
         assert changed == {n for n in adapters if "transformer_blocks.1.attn.add_q_proj" not in n}
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.optim.precision]
     family = dmdr_models.load("sd3", sd3, max_tokens=8, dtype=precision)
-    teacher = family.load_network()
+    teacher = family.load_network().requires_grad_(False)
     x, t, condition = (
         torch.randn(2, *family.latent_shape),
         torch.tensor([0.2, 0.9]),

@@ -57,6 +57,7 @@ def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], d
     return [session.trainer.train_step() for _ in range(steps)], before, weights(session)
 
 
+@pytest.mark.bits
 def test_who_learns_and_who_does_not(settings: Callable[..., Recipe]) -> None:
     """The generator and the fake score's LoRA change; the teacher does not, to the last bit."""
     session = build(settings(), CPU)
@@ -68,7 +69,8 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe]) -> None:
             return family.predict(guidance, x, t, family.condition([1, 2, 3]), lora_scale=0.0)
 
     first, before = teacher(), weights(session)
-    bare = family.predict(family.load_network(), x, t, family.condition([1, 2, 3]))
+    with torch.no_grad():
+        bare = family.predict(family.load_network().requires_grad_(False), x, t, family.condition([1, 2, 3]))
     assert torch.equal(first, bare)
     for _ in range(3):
         session.trainer.train_step()
@@ -143,6 +145,7 @@ def test_gradient_checkpointing_changes_nothing(settings: Callable[..., Recipe])
         assert row == pytest.approx(row_expected, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.bits
 def test_the_same_seed_is_the_same_run(settings: Callable[..., Recipe]) -> None:
     first, again, other = trained(settings()), trained(settings()), trained(settings(run__seed=8))
     assert first[0] == again[0]
@@ -163,6 +166,7 @@ def test_data_classes_are_the_only_ones_asked_for(settings: Callable[..., Recipe
     assert set(sample.prompts) == {3, 8}
 
 
+@pytest.mark.bits
 def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier: Path, tmp_path: Path) -> None:
     """Evaluation, samples and logging draw nothing that training draws, and nothing from torch's own generator."""
     evaluation = {"classifier": str(classifier), "reference": "shapes", "pictures": 100, "every": 1}

@@ -1,8 +1,8 @@
 """LoRA through peft, with a strength that is chosen at every call.
 
 The guidance network is one frozen network that plays two roles: at scale s_f it is the fake score, at scale s_r the
-teacher. Scale 0 is the bare network bit for bit; scale 2 is the same as doubling B. Where the generator is a LoRA too,
-its adapter can live on the very same frozen network.
+teacher. Scale 0 leaves the adapter out, and so is the bare frozen network bit for bit; scale 2 is the same as doubling
+B. Where the generator is a LoRA too, its adapter can live on the very same frozen network.
 """
 
 import difflib
@@ -44,9 +44,10 @@ class LoRANetwork(nn.Module):
     """A frozen network with a trainable LoRA of a given strength.
 
     Calling it as `network(*inputs, lora_scale=s, **inputs)` runs the network with the adapter's contribution
-    (alpha / rank) · B·A multiplied by `s`, and without the adapters of others. A backward pass that recomputes
-    activations (gradient checkpointing) finds the adapter and the scale of its own forward pass, also when the network
-    was called with others in between.
+    (alpha / rank) · B·A multiplied by `s`, and without the adapters of others. At scale 0 the adapter is not computed:
+    the call does what the frozen network alone does, at its cost, and gives the adapter no gradient. A backward pass
+    that recomputes activations (gradient checkpointing) finds the adapter and the scale of its own forward pass, also
+    when the network was called with others in between.
 
     Args:
         network: any module; all of its parameters but those of earlier adapters are frozen, and its layers are changed
@@ -121,10 +122,11 @@ class LoRANetwork(nn.Module):
         }
 
     def set_scale(self, scale: float) -> None:
-        """Switch the network to this adapter, at this scale."""
+        """Switch the network to this adapter, at this scale; at 0, to none."""
+        active = [self.name] if scale else []
         for layer in self._adapted_by_anyone():
             # peft's set_adapter would also change which parameters require a gradient.
-            layer._active_adapter = [self.name]
+            layer._active_adapter = active
         for layer in self.layers:
             layer.scaling[self.name] = scale * self.alpha / self.rank
 

@@ -177,7 +177,7 @@ class Guidance(Section):
     """Teacher and fake score."""
 
     ratio: Positive = Field(default=5, description="fake-score updates per generator update")
-    fake_scale: float = Field(default=2.0, description="LoRA scale of the fake score, s_f")
+    fake_scale: Annotated[float, Field(gt=0)] = Field(default=2.0, description="LoRA scale of the fake score, s_f")
     cfg: Annotated[float, Field(ge=1)] = Field(default=1.0, description="the teacher's guidance scale w; 1 is none")
     cfg_jitter: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="w is uniform in [w - jitter, w + jitter]"
