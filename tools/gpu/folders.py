@@ -104,9 +104,7 @@ def pairs(bench: Bench, name: str) -> Path:
         made = {key: torch.randn(shape, generator=generator) for key in ("noise", "x0")}
         return made, {"prompts": json.dumps([PROMPTS[row] for row in rows])}
 
-    return once(
-        bench.work / f"{name}-pairs", lambda path: write(pairs_folder("data.pairs", path), len(PROMPTS), make)
-    )
+    return once(bench.work / f"{name}-pairs", lambda path: write(pairs_folder("data.pairs", path), len(PROMPTS), make))
 
 
 def write(folder: ShardFolder, count: int, make: Any) -> None:

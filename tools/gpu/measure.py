@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpu.plan import Measured
 
 GIB = 2**30
 WAITED = "called a synchronizing CUDA operation"
-"""What torch warns of in its sync-debug mode."""
+PROTOTYPE = "Synchronization debug mode is a prototype"
+"""What torch warns of in its sync-debug mode, and when it is switched on."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,27 @@ class Bench:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def measure(self, step: Callable[[], Mapping[str, float]], batch: int) -> Measured:
-        """Warm up with one step, whose operations are counted, then time two to five: at most two seconds for more."""
+    def measure(self, step: Callable[[], Mapping[str, float | Tensor]], batch: int) -> Measured:
+        """Warm up with one step, whose operations are counted, then time two, or up to five within two seconds.
+
+        Args:
+            step: returns numbers that must be finite.
+        """
         with FlopCounterMode(display=False) as counter:
-            logs = dict(step())
+            step()
         self.wait()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         seconds: list[float] = []
-        with counted_waits(self.cuda) as places:
+        with observed(self.cuda) as (places, warned):
             while len(seconds) < 2 or (sum(seconds) < 2 and len(seconds) < 5):
                 start = time.perf_counter()
-                logs = dict(step())
+                logs = step()
                 self.wait()
                 seconds.append(time.perf_counter() - start)
-        found = Measured(batch, statistics.median(seconds), numbers=logs, more={"seconds": seconds})
+        numbers = {name: float(value) for name, value in logs.items()}
+        found = Measured(batch, statistics.median(seconds), numbers=numbers)
+        found.more = {"seconds": seconds, "warnings": warned}
         found.flops = float(counter.get_total_flops())
         if self.cuda:
             found.peak = torch.cuda.max_memory_allocated() / GIB
@@ -78,28 +85,33 @@ class Bench:
 
 
 @contextmanager
-def counted_waits(cuda: bool) -> Iterator[Counter[str]]:
-    """Count the operations that wait for the device, by the line of Python that they come from.
+def observed(cuda: bool) -> Iterator[tuple[Counter[str], list[str]]]:
+    """Count the operations that wait for the device, by the line of Python that they come from; and collect warnings.
 
     Explicit waits, such as `torch.cuda.synchronize`, are not seen.
+
+    Yields:
+        The counts, and the first lines of all other warnings, both filled when this ends.
     """
     places: Counter[str] = Counter()
+    warned: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if cuda:
             torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield places
+            yield places, warned
         finally:
             if cuda:
                 torch.cuda.set_sync_debug_mode("default")
     for warning in caught:
-        if WAITED in str(warning.message):
+        text = str(warning.message).splitlines()[0]
+        if WAITED in text:
             places[f"{short(warning.filename)}:{warning.lineno}"] += 1
+        elif PROTOTYPE not in text and text not in warned:
+            warned.append(text)
 
 
 def short(file: str) -> str:
     """A path from its package on."""
     return "/".join(Path(file).parts[-2:])
-
-

@@ -10,7 +10,7 @@ import torch
 from dmdr_rewards.mlp import mlp
 from dmdr_rewards.towers import open_clip_config
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from gpu.measure import Bench
 from gpu.plan import Measured
@@ -48,17 +48,16 @@ def reward(bench: Bench, name: str) -> Measured:
     pictures = torch.rand(batch, 3, side, side, device=bench.device, requires_grad=True)
     prompts: list[Any] = [LABEL if made.info.prompt == "class_label" else PROMPT] * batch
 
-    def step() -> dict[str, float]:
+    def step() -> dict[str, Tensor]:
         pictures.grad = None
         scores = made.score(pictures, prompts)
         scores.sum().backward()
         assert pictures.grad is not None
-        gradient = float(pictures.grad.norm())
-        if gradient == 0:
-            raise ValueError("no gradient reaches the pixels")
-        return {"score": float(scores.detach().mean()), "gradient": gradient}
+        return {"score": scores.detach().mean(), "gradient": pictures.grad.norm()}
 
     found = bench.measure(step, batch)
+    if found.numbers["gradient"] == 0:
+        raise ValueError("no gradient reaches the pixels")
     found.notes += ["bf16", f"{side}² pictures"]
     return found
 

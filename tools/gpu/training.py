@@ -92,5 +92,3 @@ def notes(settings: Recipe, shipped: Recipe, session: Session) -> list[str]:
     if skipped:
         found.append(f"{skipped} updates skipped by the loss scale")
     return found
-
-
