@@ -11,8 +11,8 @@ from gpu.plan import FAILED, LEFT_OUT, MistakeError, Result, Row
 
 GRACE = 30.0
 """Seconds that a row may take beside three times what is expected of it."""
-START = 120.0
-"""Seconds in which a process must have imported everything."""
+PATIENCE = 600.0
+"""Seconds in which a process must have imported everything, and in which a row of the rehearsal must end."""
 
 
 class Worker:
@@ -30,7 +30,7 @@ class Worker:
         self.process.start()
         other.close()
         try:
-            found = self._answer(START)
+            found = self._answer(PATIENCE)
         except RuntimeError:
             self.end()
             raise
@@ -98,7 +98,7 @@ def check(
             try:
                 current = current or Worker(options)
                 environment = environment or current.environment
-                answer = current.measure(row, 3 * expected + GRACE)
+                answer = current.measure(row, PATIENCE if options.tiny else 3 * expected + GRACE)
             except RuntimeError as error:
                 answer = worker.Answer(Result(row.name, FAILED, f"before it began: {error}"), sound=False)
             results.append(answer.result)
