@@ -95,18 +95,18 @@ def resumed(bench: Bench) -> Measured:
     folder = bench.work / "checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     with deterministic():
-        whole = training.built(bench, settings, random=False)
-        steps(whole, 2)
-        middle = weights(whole)
-        average = Average(whole.trainer.generator.module, settings.optim.ema)
-        path = checkpoint.Saving(folder, settings, whole.trainer, average).finish()
-        expected = steps(whole, 2)
-        again = training.built(bench, settings, random=False)
-        checkpoint.load(path, again.trainer, Average(again.trainer.generator.module, settings.optim.ema))
-        found = steps(again, 2)
-    compare_losses(found, expected, 0.0)
-    compare_bits(weights(again), weights(whole))
-    if not moved(weights(whole), middle):
+        with training.built(bench, settings, random=False) as whole:
+            steps(whole, 2)
+            middle = weights(whole)
+            average = Average(whole.trainer.generator.module, settings.optim.ema)
+            path = checkpoint.Saving(folder, settings, whole.trainer, average).finish()
+            expected, end = steps(whole, 2), weights(whole)
+        with training.built(bench, settings, random=False) as again:
+            checkpoint.load(path, again.trainer, Average(again.trainer.generator.module, settings.optim.ema))
+            found = steps(again, 2)
+            compare_losses(found, expected, 0.0)
+            compare_bits(weights(again), end)
+    if not moved(end, middle):
         raise DisagreementError("nothing was learnt after the checkpoint, so that equal weights mean nothing")
     notes = ["tiny SD3, bf16, ZeRO-2", "weights equal bit for bit", "deterministic algorithms"]
     return Measured(settings.optim.batch_size, numbers=found[-1], notes=notes)
@@ -121,7 +121,8 @@ def one_backbone(bench: Bench) -> Measured:
     found = []
     for shared in (True, False):
         settings = tiny_sd3(bench, f"memory.shared_backbone={str(shared).lower()}")
-        found.append(steps(training.built(bench, settings, random=False), 3))
+        with training.built(bench, settings, random=False) as made:
+            found.append(steps(made, 3))
     compare_losses(*found, BF16_TOLERANCE)
     notes = ["tiny SD3, bf16", f"at most {worst(*found):.1e} apart"]
     return Measured(settings.optim.batch_size, numbers=found[0][-1], notes=notes)
@@ -138,42 +139,53 @@ def overflow(bench: Bench) -> Measured:
     shipped = load_recipe("sdxl-1step-cold-start")
     changes = ["guidance.ratio=1", "optim.generator.lr=1e-3", "optim.fake_score.lr=1e-3"]
     values = training.overrides(tiny(bench), shipped, 2, "sdxl-base", "taesdxl")
-    made = training.built(bench, load_recipe("sdxl-1step-cold-start", [*values, *changes]), random=False)
-    trainer = made.trainer
-    engines = {"generator": trainer.generator, "fake_score": trainer.guidance}
-    for _ in range(20):  # until the loss scale has come down to what these weights bear
-        skipped = {name: engine.skipped_steps for name, engine in engines.items()}
-        logs = trainer.train_step()
-        if all(engine.skipped_steps == skipped[name] for name, engine in engines.items()):
-            break
-    else:
-        raise DisagreementError("twenty steps in a row were skipped before the overflow was made")
-    with too_large(bench, engines):
+    settings = load_recipe("sdxl-1step-cold-start", [*values, *changes])
+    with training.built(bench, settings, random=False) as made:
+        logs = settled(made)
+        with too_large(bench, engines(made)):
+            before, skipped = weights(made), skips(made)
+            made.trainer.train_step()
+            compare_bits(weights(made), before)
+        if idle := [name for name, count in skips(made).items() if count == skipped[name]]:
+            raise DisagreementError(f"{' and '.join(idle)} did not skip the update that overflowed")
         before = weights(made)
-        skipped = {name: engine.skipped_steps for name, engine in engines.items()}
-        trainer.train_step()
-        compare_bits(weights(made), before)
-    if idle := [name for name, engine in engines.items() if engine.skipped_steps == skipped[name]]:
-        raise DisagreementError(f"{' and '.join(idle)} did not skip the update that overflowed")
-    before = weights(made)
-    if not any(trainer.train_step() and moved(weights(made), before) for _ in range(5)):
-        raise DisagreementError("no weight moves in five steps after the overflow")
+        if not any(made.trainer.train_step() and moved(weights(made), before) for _ in range(5)):
+            raise DisagreementError("no weight moves in five steps after the overflow")
     kind = "a loss scale of 2^60" if bench.cuda else "fp32 for fp16, a weight of 1e30"
     return Measured(2, numbers=logs, notes=["tiny SDXL", kind, "both updates skipped, weights as they were"])
 
 
+def settled(made: Session) -> Logs:
+    """Train until a step is not skipped: until the loss scale has come down to what these weights bear."""
+    for _ in range(20):
+        skipped = skips(made)
+        logs = made.trainer.train_step()
+        if skips(made) == skipped:
+            return logs
+    raise DisagreementError("twenty steps in a row were skipped before the overflow was made")
+
+
+def engines(made: Session) -> dict[str, Any]:
+    return {"generator": made.trainer.generator, "fake_score": made.trainer.guidance}
+
+
+def skips(made: Session) -> dict[str, int]:
+    """The updates that each engine has skipped so far."""
+    return {name: engine.skipped_steps for name, engine in engines(made).items()}
+
+
 @contextmanager
-def too_large(bench: Bench, engines: Mapping[str, Any]) -> Iterator[None]:
+def too_large(bench: Bench, asked: Mapping[str, Any]) -> Iterator[None]:
     """Every engine's next update overflows; afterwards all is as it was."""
     if bench.cuda:
-        scales = {name: engine.optimizer.loss_scale for name, engine in engines.items()}
-        for engine in engines.values():
+        scales = {name: engine.optimizer.loss_scale for name, engine in asked.items()}
+        for engine in asked.values():
             engine.optimizer.loss_scale = 2.0**60
         yield
-        for name, engine in engines.items():
+        for name, engine in asked.items():
             engine.optimizer.loss_scale = scales[name]
         return
-    trained = [next(p for p in engine.module.parameters() if p.requires_grad) for engine in engines.values()]
+    trained = [next(p for p in engine.module.parameters() if p.requires_grad) for engine in asked.values()]
     kept = [parameter.detach().clone() for parameter in trained]
     with torch.no_grad():
         for parameter in trained:
@@ -221,10 +233,9 @@ def steps(made: Session, count: int) -> list[Logs]:
 
 def weights(made: Session) -> dict[str, Tensor]:
     """Copies of all that both engines train."""
-    engines = {"generator": made.trainer.generator, "fake_score": made.trainer.guidance}
     return {
         f"{role}.{name}": parameter.detach().clone()
-        for role, engine in engines.items()
+        for role, engine in engines(made).items()
         for name, parameter in engine.module.named_parameters()
         if parameter.requires_grad
     }

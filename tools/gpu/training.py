@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,22 +27,29 @@ def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> 
     batch = min(batch, 2) if bench.tiny else batch
     settings = load_recipe(name, overrides(bench, load_recipe(name), batch, model, vae))
     start = time.perf_counter()
-    session = built(bench, settings)
-    seconds = time.perf_counter() - start
-    found = bench.measure(session.trainer.train_step, batch)
-    found.notes += notes(settings, load_recipe(name), session)
+    with built(bench, settings) as session:
+        seconds = time.perf_counter() - start
+        found = bench.measure(session.trainer.train_step, batch)
+        found.notes += notes(settings, load_recipe(name), session)
     found.more["build_seconds"] = seconds
     return found
 
 
-def built(bench: Bench, settings: Recipe, random: bool = True) -> Session:
-    """The session of a recipe, with random weights on the device in the place of files."""
+@contextmanager
+def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Session]:
+    """The session of a recipe, with random weights on the device in the place of files.
+
+    Its engines are destroyed when this ends: DeepSpeed's hooks would keep them in memory.
+    """
     start_processes(bench.device)
     torch.manual_seed(0)
-    if not random:
-        return build(settings, bench.device)
-    with random_weights(bench.device):
-        return build(settings, bench.device)
+    with random_weights(bench.device) if random else nullcontext():
+        made = build(settings, bench.device)
+    try:
+        yield made
+    finally:
+        for engine in (made.trainer.generator, made.trainer.guidance):
+            engine.destroy()
 
 
 def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | None) -> list[str]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "timm", "bitsandbytes")
 
+LEFT_BEHIND = 2**30
+"""Bytes on the GPU that a row may leave allocated before the next one starts in a new process."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -90,7 +93,7 @@ def carry_out(row: Row, bench: "Bench") -> Answer:
 
 
 def sound(bench: "Bench") -> bool:
-    """Free what the row has left, and see whether the device still works."""
+    """Free what the row has left, and see whether the device still works and is empty enough for the next row."""
     import torch
 
     gc.collect()
@@ -99,7 +102,8 @@ def sound(bench: "Bench") -> bool:
     try:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return torch.ones(2, device=bench.device).sum().item() == 2
+        works = torch.ones(2, device=bench.device).sum().item() == 2
+        return works and torch.cuda.memory_allocated() < LEFT_BEHIND
     except Exception:
         return False
 
