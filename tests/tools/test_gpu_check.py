@@ -158,7 +158,6 @@ def test_rows_are_chosen_by_their_names_or_beginnings(capsys: pytest.CaptureFixt
     assert gpu_check.main(["--list"]) == 0
     assert capsys.readouterr().out.split() == [row.name for row in plan.rows()]
     assert [row.name for row in plan.select(["sit", "demo"])] == ["demo", "sit-xl-2-cold-start"]
-    assert sum(row.seconds for row in plan.rows()) < 260, "all rows are to fit into four minutes"
 
 
 @pytest.mark.parametrize(
