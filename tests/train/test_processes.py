@@ -10,6 +10,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from dmdr_train.engines import processes, start_processes
 
 # Runs, dry runs and evaluations of which each ends in its own way; then what is left of the group.
@@ -90,13 +91,13 @@ def test_nccl_knows_its_device(
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
     monkeypatch.setattr(dist, "init_process_group", lambda *given, **named: asked.append((given, named)))
     monkeypatch.setattr(dist, "new_group", lambda *given, **named: asked.append((given, named)))
-    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(get_accelerator(), "set_device", asked.append, raising=False)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: None)
     monkeypatch.setattr(deepspeed.utils.groups, "_WORLD_GROUP", None)
     start_processes(device, 60.0)
     *chosen, (given, named), (ranks, more) = asked
-    assert chosen == ([] if device_id is None else [device_id])
+    assert chosen == ([] if device_id is None else [3])
     assert given == (backend,)
     assert (named["device_id"], named["rank"], named["world_size"]) == (device_id, 3, 4)
     assert (list(ranks[0]), more) == ([0, 1, 2, 3], {})

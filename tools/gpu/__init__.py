@@ -1,0 +1,8 @@
+"""The parts of tools/gpu_check.py. They find the packages of this repository also where none is installed."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("dmdr_train") is None:
+    sys.path[:0] = [str(path) for path in sorted(Path(__file__).parents[2].glob("packages/*/src"))]

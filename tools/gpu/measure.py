@@ -1,0 +1,117 @@
+"""How a step is measured."""
+
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpu.plan import Measured
+
+GIB = 2**30
+WAITED = "called a synchronizing CUDA operation"
+PROTOTYPE = "Synchronization debug mode is a prototype"
+"""What torch warns of in its sync-debug mode, and when it is switched on."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where rows are measured.
+
+    Args:
+        tiny: with tiny models, to rehearse.
+        work: folder for what rows write; it is shared by all of them.
+    """
+
+    device: torch.device
+    tiny: bool
+    work: Path
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def wait(self) -> None:
+        """Until the device has done all that it was asked."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def measure(self, step: Callable[[], Mapping[str, float | Tensor]], batch: int) -> Measured:
+        """Warm up with one step, whose operations are counted, then time two; of full size up to five in two seconds.
+
+        Args:
+            step: returns numbers that must be finite.
+        """
+        with FlopCounterMode(display=False) as counter:
+            step()
+        self.wait()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds: list[float] = []
+        with observed(self.cuda) as (places, warned):
+            while len(seconds) < 2 or (sum(seconds) < 2 and len(seconds) < 5 and not self.tiny):
+                start = time.perf_counter()
+                logs = step()
+                self.wait()
+                seconds.append(time.perf_counter() - start)
+        numbers = {name: float(value) for name, value in logs.items()}
+        found = Measured(batch, statistics.median(seconds), numbers=numbers)
+        found.more = {"seconds": seconds, "warnings": warned}
+        found.flops = float(counter.get_total_flops())
+        if self.cuda:
+            found.peak = torch.cuda.max_memory_allocated() / GIB
+            found.waits = places.total() / len(seconds)
+            found.more["waits"] = dict(places.most_common())
+        return found
+
+    def matmul(self) -> float:
+        """Operations per second of a product of random bf16 matrices, 8192³; 256³ on a CPU."""
+        side, count = (8192, 20) if self.cuda else (256, 2)
+        a, b = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+        a @ b
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            a @ b
+        self.wait()
+        return count * 2 * side**3 / (time.perf_counter() - start)
+
+
+@contextmanager
+def observed(cuda: bool) -> Iterator[tuple[Counter[str], list[str]]]:
+    """Count the operations that wait for the device, by the line of Python that they come from; and collect warnings.
+
+    Explicit waits, such as `torch.cuda.synchronize`, are not seen.
+
+    Yields:
+        The counts, and the first lines of all other warnings, both filled when this ends.
+    """
+    places: Counter[str] = Counter()
+    warned: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places, warned
+        finally:
+            if cuda:
+                torch.cuda.set_sync_debug_mode("default")
+    for warning in caught:
+        text = str(warning.message).splitlines()[0]
+        if WAITED in text:
+            places[f"{short(warning.filename)}:{warning.lineno}"] += 1
+        elif PROTOTYPE not in text and text not in warned:
+            warned.append(text)
+
+
+def short(file: str) -> str:
+    """A path from its package on."""
+    return "/".join(Path(file).parts[-2:])

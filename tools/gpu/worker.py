@@ -1,0 +1,146 @@
+"""The process that measures. It imports torch; the one that writes the table does not.
+
+A row that takes the whole process with it (a crash, a device that answers nothing any more, memory) then costs itself
+alone: the other process starts this one again for the rows that are left.
+"""
+
+import gc
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpu.plan import FAILED, Result, Row, judged
+
+if TYPE_CHECKING:
+    from gpu.measure import Bench
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "timm", "bitsandbytes")
+
+LEFT_BEHIND = 2**30
+"""Bytes on the GPU that a row may leave allocated before the next one starts in a new process."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a check: with tiny models or not, and a folder for what rows write."""
+
+    tiny: bool
+    work: Path
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Why nothing can be measured here, as one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A row's result, and whether this process can go on to the next."""
+
+    result: Result
+    sound: bool
+
+
+def main(connection: Any, options: Options) -> None:
+    """Say what there is here, then carry out the rows that come over `connection`, until None comes."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the row that compares bits
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_CACHE", str(options.work / "datasets"))
+    if options.tiny:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tensors so small, a second thread costs more than it brings
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.dup2(2, 1)  # what libraries print is no part of the table
+    import torch
+
+    if not torch.cuda.is_available() and not options.tiny:
+        connection.send(Mistake("no GPU here; --tiny rehearses on the CPU, with tiny models"))
+        return
+    from gpu import agreement, rewards, training  # noqa: F401  (so that no row pays for it)
+    from gpu.measure import Bench
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    bench = Bench(device, options.tiny, options.work)
+    connection.send({**environment(device), "matmul": bench.matmul()})
+    while (row := connection.recv()) is not None:
+        connection.send(carry_out(row, bench))
+
+
+def carry_out(row: Row, bench: "Bench") -> Answer:
+    """Measure one row; whatever it raises is its failure."""
+    module, _, name = row.function.partition(":")
+    start = time.perf_counter()
+    try:
+        measured = getattr(importlib.import_module(module), name)(bench, **row.options)
+        result = judged(row.name, measured, time.perf_counter() - start)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        result = Result(row.name, FAILED, text[:300], time.perf_counter() - start)
+    return Answer(result, sound(bench))
+
+
+def sound(bench: "Bench") -> bool:
+    """Free what the row has left, and see whether the device still works and is empty enough for the next row."""
+    import torch
+
+    gc.collect()
+    if not bench.cuda:
+        return True
+    try:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        works = torch.ones(2, device=bench.device).sum().item() == 2
+        return works and torch.cuda.memory_allocated() < LEFT_BEHIND
+    except Exception:
+        return False
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """What the numbers depend on: the card, its driver, versions."""
+    import torch
+
+    found: dict[str, Any] = {"device": processor(), "python": platform.python_version()}
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        found |= {"device": card.name, "memory_gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+        found["driver"] = driver()
+    found["versions"] = {name: installed(name) for name in PACKAGES}
+    return found
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {len(os.sched_getaffinity(0))} cores"
+
+
+def driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    return answer[0] if answer else None
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,101 @@
+"""Check dmdr on one GPU of 80 GB, and measure it: one command, no network, at most four minutes.
+
+    python tools/gpu_check.py                          # all rows, into runs/gpu-check
+    python tools/gpu_check.py --only sd35 reward-      # those whose names begin so
+    python tools/gpu_check.py --tiny                   # a rehearsal with tiny models, on a CPU too
+
+The shipped recipes take their steps at full size, with random weights that are made on the device; what is compared
+(GPU and CPU, a resumed run and a whole one, …) is compared on small models. docs/benchmarks.md explains the table. Rows
+write up to 8 GB into the folder for temporary files (TMPDIR), which is emptied at the end.
+
+Exit code: 1 where a row has failed or a number is not finite, 2 for a mistake in the command line or without a GPU.
+"""
+
+import argparse
+import math
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gpu import plan, table
+from gpu.check import check
+from gpu.worker import Options
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise plan.MistakeError(f"{message}; see --help")
+
+
+def parser() -> Parser:
+    found = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--list", action="store_true", help="print the names of the rows and stop")
+    found.add_argument("--only", nargs="+", default=[], metavar="ROW", help="names of rows, or their beginnings")
+    found.add_argument(
+        "--budget",
+        type=seconds,
+        default=240.0,
+        metavar="SECONDS",
+        help="from the start of the program; a row that does not fit into the rest is left out (default: 240)",
+    )
+    found.add_argument("--tiny", action="store_true", help="rehearse with tiny models, on whatever device is there")
+    found.add_argument("-o", "--output", type=Path, default=Path("runs/gpu-check"), metavar="FOLDER")
+    return found
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text}")
+    return number
+
+
+def run(arguments: Sequence[str]) -> int:
+    began = time.monotonic()
+    options = parser().parse_args(arguments)
+    rows = plan.select(options.only)
+    if options.list:
+        print("\n".join(row.name for row in rows))
+        return 0
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise plan.MistakeError(f"--output {options.output}: {error.strerror}; give another folder") from None
+    command = shlex.join(["python", "tools/gpu_check.py", *arguments])
+
+    def tell(results: list[plan.Result], environment: dict[str, Any]) -> None:
+        table.write(options.output, results, environment, command)
+        last = results[-1]
+        line = f"{time.monotonic() - began:4.0f} s  {last.name}, {last.took:.1f} s: {table.told(last)}"
+        print(line, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as work:
+        results = check(
+            rows,
+            Options(options.tiny, Path(work)),
+            lambda: options.budget - (time.monotonic() - began),
+            tell,
+        )
+    print((options.output / "gpu-check.md").read_text(encoding="utf-8"), end="")
+    return plan.exit_code(results)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out a command line, and return its exit code."""
+    try:
+        return run(arguments)
+    except plan.MistakeError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C; the rows before are in the table", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
