@@ -44,6 +44,9 @@ def parser() -> Parser:
         help="from the start of the program; a row that does not fit into the rest is left out (default: 240)",
     )
     found.add_argument("--tiny", action="store_true", help="rehearse with tiny models, on whatever device is there")
+    found.add_argument(
+        "--emulated", action="store_true", help="rehearse with tiny models on an emulated device, see tools/emulated"
+    )
     found.add_argument("-o", "--output", type=Path, default=Path("runs/gpu-check"), metavar="FOLDER")
     return found
 
@@ -77,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as work:
         results = check(
             rows,
-            Options(options.tiny, Path(work)),
+            Options(options.tiny or options.emulated, Path(work), options.emulated),
             lambda: options.budget - (time.monotonic() - began),
             tell,
         )

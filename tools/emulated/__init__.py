@@ -7,7 +7,7 @@
 
     python -m emulated PROGRAM …                  # a whole program, with this device in the place of a GPU
 
-Tensors of this device lie in the CPU's memory, and the CPU computes with them, so every number equals the CPU's own.
+Tensors of this device lie in the CPU's memory, and the CPU computes with them, so numbers equal the CPU's to rounding.
 The device differs in what a program may do with it. As on CUDA,
 
 - an operation takes tensors of one device. It also takes CPU tensors where CUDA does: numbers without a dimension in
@@ -21,13 +21,13 @@ It is torch's `PrivateUse1` device, registered from Python, so torch itself hand
 gradients, optimizers and checkpoints as those of any other device. `emulated.waits` counts, by the name of the
 operation, how often the CPU would have had to wait for the device.
 
-It does not emulate streams, limits of memory, autocast, generators of the device (`torch.Generator("emulated")` is an
-error), or the rounding of a GPU.
+It does not emulate streams, limits of memory, generators of the device (`torch.Generator("emulated")` is an error), or
+the rounding of a GPU.
 """
 
-from emulated.device import install, waits
+from emulated.device import NAME, install, waits
 
-__all__ = ["install", "replace_gpu", "waits"]
+__all__ = ["NAME", "install", "replace_gpu", "waits"]
 
 
 def replace_gpu() -> None:

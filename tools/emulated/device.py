@@ -84,6 +84,8 @@ def install() -> torch.device:
     """Register the device, once in a process and before the first backward pass of any device."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+    from emulated import autocast  # which builds on this module
+
     _setup_privateuseone_for_python_backend(NAME, backend_module=Module)
     library("_").fallback(run, "PrivateUse1")
     kernels = library("aten")
@@ -105,6 +107,7 @@ def install() -> torch.device:
     torch.UntypedStorage.clone = lambda storage: (  # torch would ask for memory in a way that Python cannot answer
         _storage(storage.memory.clone()) if storage.device.type == NAME else of_others(storage)
     )
+    autocast.install()
     return torch.device(NAME, 0)
 
 
@@ -229,14 +232,14 @@ def run(op: Any, *args: Any, **named: Any) -> Any:
         return CPU if isinstance(value, torch.device) else value
 
     with own if known.draws else NOTHING:
-        result = op(*_map(mirror, args), **{name: _map(mirror, value) for name, value in named.items()})
+        result = op(*map_leaves(mirror, args), **{name: map_leaves(mirror, value) for name, value in named.items()})
     ours: dict[int, Tensor] = {}
     for key, tensor in outputs.items():
         found = mirrors[key]
         ours[id(found)] = tensor
         if (found.size(), found.stride()) != (tensor.size(), tensor.stride()):  # torch wants an output resized
             _rebind(tensor, found)
-    return _map(lambda x: ours[id(x)] if id(x) in ours else as_device(x) if isinstance(x, Tensor) else x, result)
+    return map_leaves(lambda x: ours[id(x)] if id(x) in ours else as_device(x) if isinstance(x, Tensor) else x, result)
 
 
 def _leaves(values: Any) -> list[Any]:
@@ -246,9 +249,9 @@ def _leaves(values: Any) -> list[Any]:
     return [leaf for value in values for leaf in (value if isinstance(value, (list, tuple)) else (value,))]
 
 
-def _map(change: Callable[[Any], Any], value: Any) -> Any:
+def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
     """The same value with every leaf changed."""
-    return type(value)(_map(change, v) for v in value) if isinstance(value, (list, tuple)) else change(value)
+    return type(value)(map_leaves(change, v) for v in value) if isinstance(value, (list, tuple)) else change(value)
 
 
 def check(op: Operation, leaves: list[Any], indices: list[Tensor], outputs: dict[int, Tensor]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import emulated
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +39,10 @@ class Bench:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def cpu(self) -> bool:
+        return self.device.type == "cpu"
+
     def wait(self) -> None:
         """Until the device has done all that it was asked."""
         if self.cuda:
@@ -55,7 +60,7 @@ class Bench:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         seconds: list[float] = []
-        with observed(self.cuda) as (places, warned):
+        with observed(self.device) as (places, warned):
             while len(seconds) < 2 or (sum(seconds) < 2 and len(seconds) < 5 and not self.tiny):
                 start = time.perf_counter()
                 logs = step()
@@ -67,6 +72,7 @@ class Bench:
         found.flops = float(counter.get_total_flops())
         if self.cuda:
             found.peak = torch.cuda.max_memory_allocated() / GIB
+        if not self.cpu:
             found.waits = places.total() / len(seconds)
             found.more["waits"] = dict(places.most_common())
         return found
@@ -85,10 +91,10 @@ class Bench:
 
 
 @contextmanager
-def observed(cuda: bool) -> Iterator[tuple[Counter[str], list[str]]]:
+def observed(device: torch.device) -> Iterator[tuple[Counter[str], list[str]]]:
     """Count the operations that wait for the device, by the line of Python that they come from; and collect warnings.
 
-    Explicit waits, such as `torch.cuda.synchronize`, are not seen.
+    Explicit waits, such as `torch.cuda.synchronize`, are not seen. The emulated device counts by operation.
 
     Yields:
         The counts, and the first lines of all other warnings, both filled when this ends.
@@ -97,13 +103,17 @@ def observed(cuda: bool) -> Iterator[tuple[Counter[str], list[str]]]:
     warned: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if cuda:
+        if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
+        elif device.type == emulated.NAME:
+            emulated.waits.clear()
         try:
             yield places, warned
         finally:
-            if cuda:
+            if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
+            elif device.type == emulated.NAME:
+                places.update(emulated.waits)
     for warning in caught:
         text = str(warning.message).splitlines()[0]
         if WAITED in text:

@@ -73,7 +73,7 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         values["guidance.ratio"] = 1
     if bench.tiny and shipped.model.resolution is not None:
         values["model.resolution"] = 32
-    if shipped.optim.precision == "fp16" and not bench.cuda:
+    if shipped.optim.precision == "fp16" and bench.cpu:
         values["optim.precision"] = "fp32"
     for i, objective in enumerate(shipped.objectives):
         if isinstance(objective, RewardObjective):

@@ -31,10 +31,17 @@ LEFT_BEHIND = 2**30
 
 @dataclass(frozen=True)
 class Options:
-    """Of a check: with tiny models or not, and a folder for what rows write."""
+    """Of a check.
+
+    Args:
+        tiny: with tiny models.
+        work: folder for what rows write.
+        emulated: on the emulated device.
+    """
 
     tiny: bool
     work: Path
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,20 @@ def main(connection: Any, options: Options) -> None:
     os.dup2(2, 1)  # what libraries print is no part of the table
     import torch
 
-    if not torch.cuda.is_available() and not options.tiny:
+    if options.emulated:
+        import emulated
+
+        emulated.replace_gpu()
+    elif not torch.cuda.is_available() and not options.tiny:
         connection.send(Mistake("no GPU here; --tiny rehearses on the CPU, with tiny models"))
         return
+    from deepspeed.accelerator import get_accelerator
+
     from gpu import agreement, rewards, training  # noqa: F401  (so that no row pays for it)
     from gpu.measure import Bench
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(get_accelerator().device_name(), 0)
+    device = torch.device("cpu") if device.type == "cpu" else device
     bench = Bench(device, options.tiny, options.work)
     connection.send({**environment(device), "matmul": bench.matmul()})
     while (row := connection.recv()) is not None:
@@ -112,7 +126,8 @@ def environment(device: Any) -> dict[str, Any]:
     """What the numbers depend on: the card, its driver, versions."""
     import torch
 
-    found: dict[str, Any] = {"device": processor(), "python": platform.python_version()}
+    emulated = "" if device.type in ("cpu", "cuda") else "an emulated device on "
+    found: dict[str, Any] = {"device": emulated + processor(), "python": platform.python_version()}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         found |= {"device": card.name, "memory_gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
