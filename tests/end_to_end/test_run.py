@@ -237,6 +237,29 @@ def test_a_run_goes_on_on_an_emulated_gpu(emulated: Any, read_rows: Rows) -> Non
         assert all(torch.equal(a[key], b[key]) for key in a), name
 
 
+def test_pictures_are_drawn_and_scored_on_an_emulated_gpu(emulated: Any) -> None:
+    """By dmdr-generate and dmdr-score: what the CPU draws and scores."""
+    folder, devices = emulated.folder, ("cpu", "emulated")
+    (folder / "drawn").mkdir()
+    draw = ("--family", "sit", "--model", "emulated/student", "--classes", "3", "--seed", "5")
+    for device in devices:
+        where = ("--device", device, "-o", f"drawn/{device}.png")
+        emulated.execute("-m", "dmdr_models.generate", *draw, *where, emulated=True).check()
+    cpu, other = (Image.open(folder / f"drawn/{device}.png").convert("RGB").tobytes() for device in devices)
+    assert max(abs(a - b) for a, b in zip(cpu, other, strict=True)) <= 1
+
+    labels = [{"file_name": f"{device}.png", "label": 3} for device in devices]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    score = ("drawn", "--reward", "class-label=classifier", "--prompts", "labels.jsonl", "--workers", "0")
+    for device in devices:
+        where = ("--device", device, "-o", f"scores-{device}.jsonl")
+        emulated.execute("-m", "dmdr_rewards.cli", *score, *where, emulated=True).check()
+    files = ((folder / f"scores-{device}.jsonl").read_text().splitlines() for device in devices)
+    ours, theirs = ([json.loads(line)["class-label"] for line in lines] for lines in files)
+    assert len(ours) == 2
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_an_emulated_gpu_takes_half_precision(emulated: Any, read_rows: Rows) -> None:
     """fp16 with DeepSpeed's loss scaling, which a CPU refuses; ZeRO 2 on two processes."""
     changes = ["run.output=half", "optim.precision=fp16", "optim.zero_stage=2", "optim.accumulation=1"]
