@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import emulated
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -105,14 +104,16 @@ def observed(device: torch.device) -> Iterator[tuple[Counter[str], list[str]]]:
         warnings.simplefilter("always")
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
-        elif device.type == emulated.NAME:
+        elif device.type != "cpu":
+            import emulated
+
             emulated.waits.clear()
         try:
             yield places, warned
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-            elif device.type == emulated.NAME:
+            elif device.type != "cpu":
                 places.update(emulated.waits)
     for warning in caught:
         text = str(warning.message).splitlines()[0]
