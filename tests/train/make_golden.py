@@ -18,8 +18,8 @@ KEYS = ("loss/fake_score", "loss/distribution_matching", "loss/refl", "teacher_s
 def losses(folder: Path) -> list[dict[str, float]]:
     """Train ten steps on models written to `folder`; the process group must be up."""
     from dmdr_models import tiny
+    from dmdr_train.build import build
     from dmdr_train.recipe import Recipe
-    from dmdr_train.session import build
 
     reward = {"name": "class-label", "checkpoint": str(tiny.classifier(folder / "classifier"))}
     recipe = Recipe.model_validate(

@@ -12,13 +12,13 @@ import pytest
 import torch
 from dmdr_train import checkpoint
 from dmdr_train.average import Average
+from dmdr_train.build import build
 from dmdr_train.errors import UserError
 from dmdr_train.files import fingerprint
 from dmdr_train.inputs import fingerprints
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, run_of, signed, step_of, verify
-from dmdr_train.session import build
 from dmdr_train.trainer import Trainer
 from dmdr_train.versions import versions
 from safetensors.torch import load_file

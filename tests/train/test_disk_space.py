@@ -9,12 +9,12 @@ import pytest
 import torch
 from dmdr_train import checkpoint, disk_space, runner
 from dmdr_train.average import Average
+from dmdr_train.build import build
 from dmdr_train.disk_space import Space, checkpoints_at_once, moment_bytes, space, student_bytes
 from dmdr_train.errors import UserError
 from dmdr_train.export import export_student
 from dmdr_train.recipe import Recipe, Run
 from dmdr_train.resume import checkpoints_in
-from dmdr_train.session import build
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")

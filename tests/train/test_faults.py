@@ -18,6 +18,7 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_train import checkpoint, rules, signals, tracking
+from dmdr_train.build import build
 from dmdr_train.engines import agreed
 from dmdr_train.errors import STOPPED, StoppedError, UserError
 from dmdr_train.evaluation import read_scores
@@ -26,7 +27,6 @@ from dmdr_train.preflight import check_output, goes_on
 from dmdr_train.recipe import Recipe
 from dmdr_train.resume import checkpoints_in, find_checkpoint, read_manifest, verify
 from dmdr_train.runner import Run, locked
-from dmdr_train.session import build
 from dmdr_train.tracking import Rows, Tracker, read_metrics
 from dmdr_train.writes import Unhurried
 

@@ -12,7 +12,7 @@ from dmdr_rewards.text_cache import TextCache
 from dmdr_train import recipe
 from dmdr_train.draws import Draws
 from dmdr_train.objectives import SRPO, DistributionMatching, ReFL, Sample
-from dmdr_train.session import make_reward
+from dmdr_train.registry import make_reward
 from dmdr_train.views import View
 from dmdr_train.weights import Weight
 from torch import Tensor

@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 from dmdr_train import make_pairs, preflight, runner
+from dmdr_train.build import Session, build
 from dmdr_train.cli import main
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.errors import UserError
 from dmdr_train.pairs import Pairs, check_pairs
 from dmdr_train.recipe import Recipe
-from dmdr_train.session import Session, build
 from dmdr_train.shards import MANIFEST
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -12,9 +12,9 @@ import pytest
 import torch
 from dmdr_train import checkpoint
 from dmdr_train.average import Average
+from dmdr_train.build import build
 from dmdr_train.recipe import Recipe
 from dmdr_train.reshard import Cuts, cut, reshard, window
-from dmdr_train.session import build
 from safetensors.torch import load_file
 
 FILES = ("generator.safetensors", "student.safetensors", "fake_score.safetensors")
@@ -78,7 +78,7 @@ from dmdr_train import checkpoint
 from dmdr_train.average import Average
 from dmdr_train.engines import start_processes
 from dmdr_train.recipe import Recipe
-from dmdr_train.session import build
+from dmdr_train.build import build
 rank = 0 if os.fork() else 1  # both have imported all of this by now
 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
 start_processes(torch.device("cpu"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dmdr_train import session
+from dmdr_train import build, registry
 from dmdr_train.recipe import Recipe
 from dmdr_train.resume import checkpoints_in, find_checkpoint
 from dmdr_train.runner import Run
@@ -93,12 +93,12 @@ def settings(
             "guidance": {"ratio": 1, "cfg": 7.0, "cfg_jitter": 0.5},
         },
     }
-    make_reward = session.make_reward
+    make_reward = registry.make_reward
 
     def small_reward(key: str, reward: Any, *others: Any) -> Any:
         return Brightness() if reward.name == "clip" else make_reward(key, reward, *others)
 
-    monkeypatch.setattr(session, "make_reward", small_reward)
+    monkeypatch.setattr(registry, "make_reward", small_reward)
 
     def settings(family: str, trained: str, stage: int, accumulation: int) -> Recipe:
         rates = {"lr": 1e-3, "eps": 1e-4, "schedule": "cosine"}
@@ -125,7 +125,7 @@ def settings(
 def carried_out(settings: Recipe) -> dict[str, str]:
     """Begin or go on, in objects of their own -> all that the run leaves."""
     resume_from = find_checkpoint(settings, lambda text: None)
-    run: Any = Run(settings, session.build(settings, CPU), resume_from)
+    run: Any = Run(settings, build.build(settings, CPU), resume_from)
     run.finish = run.results.begin = run.results.sample_student = lambda *_: None
     run.carry_out()
     return contents(run.folder)

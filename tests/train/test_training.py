@@ -9,11 +9,11 @@ import pytest
 import torch
 from dmdr_train import checkpoint, runner
 from dmdr_train.average import Average
+from dmdr_train.build import Session, build
 from dmdr_train.draws import Draws, seed_others
 from dmdr_train.engines import gathered
 from dmdr_train.recipe import Recipe
 from dmdr_train.runner import Run
-from dmdr_train.session import Session, build
 from dmdr_train.tracking import read_metrics
 from safetensors.torch import load_file
 from torch import Tensor

@@ -50,14 +50,12 @@ def test_drift() -> None:
 @pytest.fixture(scope="module")
 def make_watch(one_process: None, model: Path, classifier: Path, make_recipe: Any) -> Callable[[int], Watch]:
     family = dmdr_models.load("sit", model)
-    session: Any = SimpleNamespace(
-        family=family, device=torch.device("cpu"), trainer=SimpleNamespace(objectives=[])
-    )  # fmt: skip
+    trainer: Any = SimpleNamespace(family=family, device=torch.device("cpu"), objectives=[])
 
     def make(batch: int) -> Watch:
         reward = {"name": "class-label", "checkpoint": str(classifier)}
         settings = make_recipe(watch={"prompts": 3, "pictures": 2, "rewards": [reward]})
-        return Watch(settings, session, pooled_pixels, batch)
+        return Watch(settings, trainer, pooled_pixels, batch)
 
     return make
 

@@ -8,12 +8,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from dmdr_train import checkpoint, session
+from dmdr_train import build, checkpoint
 from dmdr_train.average import Average
+from dmdr_train.build import Session
 from dmdr_train.engines import adamw, learning_rate, start_processes
 from dmdr_train.recipe import Optim, Optimizer, Recipe
 from dmdr_train.recipe_file import load_recipe
-from dmdr_train.session import Session
 from torch import Tensor, nn
 
 from gpu import training
@@ -47,9 +47,9 @@ def demo(bench: Bench) -> Measured:
     shared = ["objectives.1.start=2", f"run.output={bench.work / 'run'}", "run.resume=never"]
     settings = load_recipe("demo", shared)
     start_processes(bench.device)
-    here = steps(session.build(settings, bench.device), 4)
-    with mock.patch.object(session, "make_engine", PlainEngine):
-        there = steps(session.build(settings, torch.device("cpu")), 4)
+    here = steps(build.build(settings, bench.device), 4)
+    with mock.patch.object(build, "make_engine", PlainEngine):
+        there = steps(build.build(settings, torch.device("cpu")), 4)
     compare_losses(here, there, DEMO_TOLERANCE)
     lines = [f"step {i}: {pairs_of(a, b)}" for i, (a, b) in enumerate(zip(here, there, strict=True))]
     notes = [f"{bench.device.type} beside plain torch on the cpu, at most {worst(here, there):.1e} apart", lines[-1]]

@@ -10,12 +10,12 @@ from dmdr_train.engines import processes
 from dmdr_train.errors import UserError, naming
 from dmdr_train.evaluation import Evaluator, read_scores
 from dmdr_train.export import export_state_dict, export_student, sampling_settings
-from dmdr_train.preflight import check_writable
+from dmdr_train.folders import check_writable
+from dmdr_train.networks import load_family, make_generator
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import parse_recipe, read_yaml
 from dmdr_train.report import draw_curves, print_table
 from dmdr_train.resume import RECIPE, newest_verified
-from dmdr_train.session import load_family, make_generator
 
 
 def open_run(folder: Path) -> Recipe:

@@ -9,12 +9,12 @@ from typing import Any
 from dmdr_models.lora import LoRANetwork
 from torch import nn
 
+from dmdr_train.build import Session
 from dmdr_train.checkpoint import kept_steps
 from dmdr_train.errors import UserError
-from dmdr_train.preflight import nearest
+from dmdr_train.folders import nearest
 from dmdr_train.recipe import Optim, Recipe, Run
 from dmdr_train.resume import checkpoints_in, step_of
-from dmdr_train.session import Session
 
 FILE, RECORD, NAME = 8192, 1100, 256
 """Bytes, at most, that a file takes without its tensors; the optimizer's state of a tensor; and a tensor's name."""

@@ -18,8 +18,8 @@ from dmdr_models.lora import LoRANetwork
 from dmdr_train import recipe, report
 from dmdr_train.checkpoint import STUDENT, load_weights
 from dmdr_train.evaluation import Scores
+from dmdr_train.networks import load_family, make_generator
 from dmdr_train.recipe_file import dump_recipe
-from dmdr_train.session import load_family, make_generator
 
 
 def export_student(

@@ -17,9 +17,10 @@ from dmdr_models.sampling import sample
 from dmdr_train.draws import Draws
 from dmdr_train.engines import DTYPES, choose_device
 from dmdr_train.errors import naming
+from dmdr_train.networks import load_family, load_network
 from dmdr_train.pairs import made_with, pairs_folder
+from dmdr_train.prompts import make_prompts
 from dmdr_train.recipe import Recipe
-from dmdr_train.session import load_family, load_network, make_prompts
 from dmdr_train.shards import Made, ShardFolder, processes
 
 

@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,10 @@ from dmdr_models.describe import STATE_DICTS, Description, describe
 
 from dmdr_train.embeddings import check_embeddings
 from dmdr_train.errors import UserError, naming
+from dmdr_train.folders import check_writable
 from dmdr_train.lock import check_free
 from dmdr_train.pairs import check_pairs
+from dmdr_train.picture_folder import PICTURES, pictures_in
 from dmdr_train.prompt_files import check_prompts
 from dmdr_train.recipe import DRAWN, SRPO, Recipe, ReFL, Reward
 from dmdr_train.resume import RECIPE, checkpoints_in, newest
@@ -20,12 +21,6 @@ from dmdr_train.tracking import METRICS
 
 if TYPE_CHECKING:
     from dmdr_rewards import RewardInfo
-
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-
-
-def pictures_in(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
 
 
 def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
@@ -215,14 +210,6 @@ def folder(key: str, path: str) -> None:
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 
-def nearest(path: Path) -> Path:
-    """The path, or the first above it that exists."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
 def check_output(settings: Recipe) -> None:
     """The output folder can be written, and holds no run but the one to go on with."""
     output, resume = Path(settings.run.output), settings.run.resume
@@ -244,14 +231,3 @@ def check_output(settings: Recipe) -> None:
         if os.path.lexists(part) and not part.is_dir():  # a link whose disk is not there
             raise UserError("run.output", f"{part} is no folder; remove it, or give another folder")
     check_free(output)
-
-
-def check_writable(key: str, path: Path) -> None:
-    """A folder can be made there, or written to."""
-    existing = nearest(path)
-    if not existing.is_dir():
-        raise UserError(key, f"{existing} is a file; give a folder")
-    try:
-        tempfile.TemporaryDirectory(dir=existing).cleanup()  # asks the file system, which permissions do not tell all
-    except OSError as error:
-        raise UserError(key, f"{existing} cannot be written to ({error.strerror}); give another folder") from None

@@ -6,11 +6,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from dmdr_models.family import Family
 from torch import Tensor
 
 from dmdr_train.draws import Draws, named_generator
 from dmdr_train.prompt_files import open_prompts
-from dmdr_train.recipe import Data
+from dmdr_train.recipe import Data, Recipe
 
 
 class Start(NamedTuple):
@@ -135,3 +136,11 @@ def _endless(texts: Any) -> Iterator[str]:
         texts.set_epoch(epoch)
         for row in texts:
             yield row["prompt"]
+
+
+def make_prompts(settings: Recipe, family: Family) -> Prompts:
+    """What samples are made for: class labels if the model takes these, otherwise the recipe's prompts."""
+    if family.num_classes is None:
+        return text_prompts(settings.data, settings.optim.batch_size)
+    classes = settings.data.classes
+    return ClassLabels(list(range(family.num_classes)) if classes == "all" else classes)

@@ -9,7 +9,7 @@ from dmdr_models.family import Family
 from torch import Tensor
 
 from dmdr_train.draws import named_generator
-from dmdr_train.preflight import pictures_in
+from dmdr_train.picture_folder import pictures_in
 
 
 class Reference(Protocol):

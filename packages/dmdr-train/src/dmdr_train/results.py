@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from dmdr_train import report
 from dmdr_train.average import Average
+from dmdr_train.build import Session
 from dmdr_train.checkpoint import NotSavedError, save_student
 from dmdr_train.engines import agreed
 from dmdr_train.errors import NOT_SAVED, StoppedError, naming
@@ -22,7 +23,6 @@ from dmdr_train.pictures import draw_samples, labelled_rows, sample_row, save_ro
 from dmdr_train.recipe import Recipe
 from dmdr_train.recipe_file import is_number
 from dmdr_train.resume import run_of
-from dmdr_train.session import Session
 from dmdr_train.tracking import Tracker
 from dmdr_train.trainer import Teacher
 from dmdr_train.writes import Unhurried, reason_of

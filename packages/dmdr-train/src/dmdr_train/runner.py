@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from dmdr_train import checkpoint, rules
 from dmdr_train.average import Average
+from dmdr_train.build import Session, build
 from dmdr_train.disk_space import space
 from dmdr_train.engines import agreed, anywhere, choose_device, mean_over_processes, processes, said_anywhere
 from dmdr_train.errors import (
@@ -33,7 +34,6 @@ from dmdr_train.recipe import EVALUATED, Recipe
 from dmdr_train.recipe_file import dump_recipe
 from dmdr_train.results import Results, due
 from dmdr_train.resume import RECIPE, checkpoints_in, find_checkpoint, step_of
-from dmdr_train.session import Session, build
 from dmdr_train.shared import check_shared
 from dmdr_train.signals import Signals
 from dmdr_train.tracking import METRICS, Tracker
@@ -109,7 +109,7 @@ class Run:
         if settings.watch.every:
             evaluator = self.results.evaluator
             features = evaluator.classifier.features if evaluator else pooled_pixels
-            self.watch = Watch(settings, session, features, self.results.batch)
+            self.watch = Watch(settings, self.trainer, features, self.results.batch)
             agreed(self.watch.check)
 
     def carry_out(self) -> None:

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from dmdr_train.engines import agreed
 from dmdr_train.errors import UserError, naming
+from dmdr_train.folders import nearest
 from dmdr_train.peers import Peers
-from dmdr_train.preflight import nearest
 
 
 def check_shared(folder: Path, peers: Peers) -> None:

@@ -28,8 +28,9 @@ from dmdr_train.engines import gather_rows
 from dmdr_train.errors import UNANSWERED, StoppedError, UserError
 from dmdr_train.objectives import RewardTerm
 from dmdr_train.pictures import sample_prompts
+from dmdr_train.registry import make_reward
 from dmdr_train.rules import PREFIX
-from dmdr_train.session import Session, make_reward
+from dmdr_train.trainer import Trainer
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue, ITU-R BT.709."""
@@ -90,14 +91,14 @@ class Watch:
 
     failure = ""
 
-    def __init__(self, settings: recipe.Recipe, session: Session, features: Callable[[Tensor], Tensor], batch: int):
+    def __init__(self, settings: recipe.Recipe, trainer: Trainer, features: Callable[[Tensor], Tensor], batch: int):
         self.settings = settings.watch
-        self.family, self.device = session.family, session.device
+        self.family, self.device = trainer.family, trainer.device
         self.features = features
         samples = settings.tracking.samples.model_copy(update={"count": settings.watch.prompts})
         prompts = sample_prompts(self.family.num_classes, samples)
         self.prompts = [prompt for prompt in prompts for _ in range(settings.watch.pictures)]
-        self.trained = [term for term in session.trainer.objectives if isinstance(term, RewardTerm)]
+        self.trained = [term for term in trainer.objectives if isinstance(term, RewardTerm)]
         self.held_out = {
             name: make_reward(f"watch.rewards.{i}", reward, settings, self.family, self.device)
             for i, (name, reward) in enumerate(zip(settings.held_out, settings.watch.rewards, strict=True))
