@@ -23,7 +23,7 @@ IMPORTED = (
     "dmdr_models.sdxl.family",
     "dmdr_models.sit.family",
     "dmdr_rewards.score_command",
-    "dmdr_train.runner",
+    "dmdr_train.run.runner",
     "matplotlib.pyplot",
     "open_clip",
     "torch.utils.tensorboard",

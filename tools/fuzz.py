@@ -94,15 +94,15 @@ Target = tuple[SearchStrategy[Any], Callable[[Any, Path], None]]
 
 
 def recipe_base() -> dict[str, Any]:
-    from dmdr_train.recipe_file import BUILT_IN, load_recipe
+    from dmdr_train.recipe.load import BUILT_IN, load_recipe
 
     return load_recipe(str(BUILT_IN / "demo-t2i.yaml")).model_dump(mode="json")
 
 
 def recipe() -> Target:
     """A recipe file, down to the checks before torch is imported."""
-    from dmdr_train import preflight
-    from dmdr_train.recipe_file import dump_recipe, from_yaml, load_recipe, parse_recipe
+    from dmdr_train.recipe.load import dump_recipe, from_yaml, load_recipe, parse_recipe
+    from dmdr_train.run import preflight
 
     def read(content: bytes, folder: Path) -> None:
         (folder / "recipe.yaml").write_bytes(content)
@@ -116,7 +116,7 @@ def recipe() -> Target:
 
 def override() -> Target:
     """`key=value` on the command line."""
-    from dmdr_train.recipe_file import load_recipe
+    from dmdr_train.recipe.load import load_recipe
 
     def items(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
         inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -139,8 +139,8 @@ def override() -> Target:
 
 def prompts() -> Target:
     """A file of prompts, as far as it is looked at before anything large is imported."""
-    from dmdr_train.prompt_files import check_prompts
-    from dmdr_train.recipe import Data
+    from dmdr_train.data.prompt_files import check_prompts
+    from dmdr_train.recipe.schema import Data
 
     def read(example: tuple[str, bytes], folder: Path) -> None:
         path = folder / f"prompts{example[0]}"
@@ -164,8 +164,8 @@ def prompt_file() -> SearchStrategy[tuple[str, bytes]]:
 
 def opened_prompts() -> Target:
     """The same, opened to its rows."""
-    from dmdr_train.prompt_files import check_prompts, open_prompts
-    from dmdr_train.recipe import Data
+    from dmdr_train.data.prompt_files import check_prompts, open_prompts
+    from dmdr_train.recipe.schema import Data
 
     def read(example: tuple[str, bytes], folder: Path) -> None:
         path = folder / f"prompts{example[0]}"
@@ -182,9 +182,9 @@ def embeddings() -> Target:
     import datasets
     import numpy as np
     from dmdr_models.describe import text_fingerprint
-    from dmdr_train.embeddings import EmbeddingCache, cache_folder, check_embeddings, made_with, prompt_hash
-    from dmdr_train.encode import plan
-    from dmdr_train.recipe_file import load_recipe
+    from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder, check_embeddings, made_with, prompt_hash
+    from dmdr_train.data.encode import plan
+    from dmdr_train.recipe.load import load_recipe
     from safetensors.numpy import save
 
     shard = save({"hash": np.array([prompt_hash("a cat")]), "states": np.zeros((1, 2), np.float32)})
@@ -210,8 +210,8 @@ def embeddings() -> Target:
 def pairs() -> Target:
     """A folder of pairs: its manifest, and what a shard says of itself."""
     import numpy as np
-    from dmdr_train.pairs import Pairs, check_pairs, made_with
-    from dmdr_train.recipe_file import load_recipe
+    from dmdr_train.data.pairs import Pairs, check_pairs, made_with
+    from dmdr_train.recipe.load import load_recipe
     from safetensors.numpy import save
 
     settings = load_recipe("demo-sdxl")
@@ -237,10 +237,10 @@ def pairs() -> Target:
 
 def run() -> Target:
     """What a run that goes on finds in its folder beside its checkpoints: rows and scores."""
-    from dmdr_train.evaluation import read_scores
-    from dmdr_train.recipe_file import load_recipe
-    from dmdr_train.report import early_warning
-    from dmdr_train.tracking import Rows, read_metrics
+    from dmdr_train.evaluation.evaluator import read_scores
+    from dmdr_train.recipe.load import load_recipe
+    from dmdr_train.reporting.report import early_warning
+    from dmdr_train.tracking.trackers import Rows, read_metrics
 
     settings = load_recipe("demo")
     row = {"step": 30, "loss/refl": 0.5, "watch/diversity": 0.1, "watch/teacher/diversity": 0.4}
@@ -262,9 +262,9 @@ def run() -> Target:
 def checkpoint() -> Target:
     """The manifest and the recipe of a checkpoint that a run is to go on from."""
     from dmdr_rewards.untrusted import from_json
-    from dmdr_train import resume
-    from dmdr_train.files import fingerprint
-    from dmdr_train.recipe_file import dump_recipe, load_recipe
+    from dmdr_train.base.atomic_files import fingerprint
+    from dmdr_train.checkpoint import resume
+    from dmdr_train.recipe.load import dump_recipe, load_recipe
 
     settings = load_recipe("demo-t2i")
     tree = settings.model_dump(mode="json")
@@ -306,7 +306,7 @@ def checkpoint() -> Target:
 def model() -> Target:
     """A model's folder and an adapter, as far as they are looked at before torch is imported."""
     from dmdr_models.describe import check_adapter, describe
-    from dmdr_train.errors import naming
+    from dmdr_train.base.errors import naming
 
     home = Path(recipe_base()["model"]["path"])
     files = [path for path in home.rglob("*") if path.is_file()]
@@ -454,7 +454,7 @@ def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
     number: the seed; without one the same examples come each time.
     """
     from dmdr_rewards import errors as score_errors
-    from dmdr_train import errors as train_errors
+    from dmdr_train.base import errors as train_errors
 
     refusals = (train_errors.UserError, score_errors.UserError)
     strategy, read = TARGETS[name]()

@@ -3,8 +3,8 @@
     python tools/make_demo.py                    # everything, in order; each part prints its seconds
     python tools/make_demo.py --only teacher     # one part, from the parts already there
 
-Writes to packages/dmdr-train/src/dmdr_train/demo/: `teacher/` (vae and transformer) and `classifiers/` (cnn and vit).
-Weights are stored in half precision, which keeps all files together under 8 MB.
+Writes to packages/dmdr-train/src/dmdr_train/problems/shapes/: `teacher/` (vae and transformer) and `classifiers/` (cnn
+and vit). Weights are stored in half precision, which keeps all files together under 8 MB.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from dmdr_core import FlowMatching, denoising_loss
 from dmdr_models.sit.transformer import SiTTransformer
-from dmdr_train.demo import drawing
+from dmdr_train.problems.shapes import drawing
 from making import (
     Training,
     batches,
@@ -36,7 +36,7 @@ from making import (
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-HOME = Path(__file__).parents[1] / "packages/dmdr-train/src/dmdr_train/demo"
+HOME = Path(__file__).parents[1] / "packages/dmdr-train/src/dmdr_train/problems/shapes"
 NUM_CLASSES = len(drawing.CLASSES)
 NUM_PICTURES = 60_000
 

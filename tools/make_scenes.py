@@ -3,8 +3,8 @@
     python tools/make_scenes.py                    # everything, in order; each part prints its seconds
     python tools/make_scenes.py --only teacher     # one part, from the parts already there
 
-Writes to packages/dmdr-train/src/dmdr_train/scenes/. Weights are stored in half precision, which keeps all files
-together under 16 MB.
+Writes to packages/dmdr-train/src/dmdr_train/problems/scenes/. Weights are stored in half precision, which
+keeps all files together under 16 MB.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from diffusers import (
 from dmdr_core import FlowMatching, VariancePreserving, denoising_loss
 from dmdr_rewards import create
 from dmdr_rewards.clip import ClipReward
-from dmdr_train import scenes
-from dmdr_train.scenes.captions import COLOURS, HORIZONTAL, SHAPE_NAMES, STYLES, VERTICAL, Scene, parse
+from dmdr_train.problems import scenes
+from dmdr_train.problems.scenes.captions import COLOURS, HORIZONTAL, SHAPE_NAMES, STYLES, VERTICAL, Scene, parse
 from making import (
     Training,
     batches,
@@ -62,7 +62,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-HOME = Path(__file__).parents[1] / "packages/dmdr-train/src/dmdr_train/scenes"
+HOME = Path(__file__).parents[1] / "packages/dmdr-train/src/dmdr_train/problems/scenes"
 CAPTIONS = scenes.all_captions()
 WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
 TEXT_LENGTH = 12

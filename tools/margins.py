@@ -19,11 +19,11 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-from dmdr_train.evaluation import read_scores
-from dmdr_train.recipe import Limit
-from dmdr_train.recipe_file import load_recipe
-from dmdr_train.rules import evaluations
-from dmdr_train.tracking import read_metrics
+from dmdr_train.evaluation.evaluator import read_scores
+from dmdr_train.monitoring.rules import evaluations
+from dmdr_train.recipe.load import load_recipe
+from dmdr_train.recipe.schema import Limit
+from dmdr_train.tracking.trackers import read_metrics
 from kernels import settings
 
 ROOT = Path(__file__).parents[1]

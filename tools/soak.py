@@ -46,14 +46,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from dmdr_train.checkpoint import deepspeed_types
-from dmdr_train.evaluation import read_scores
-from dmdr_train.lock import LOCK
-from dmdr_train.recipe import Recipe
-from dmdr_train.recipe_file import load_recipe
-from dmdr_train.resume import MANIFEST, checkpoints_in
-from dmdr_train.signals import STOPPING
-from dmdr_train.tracking import METRICS, read_metrics
+from dmdr_train.checkpoint.checkpoint import deepspeed_types
+from dmdr_train.checkpoint.resume import MANIFEST, checkpoints_in
+from dmdr_train.distributed.run_lock import LOCK
+from dmdr_train.distributed.signals import STOPPING
+from dmdr_train.evaluation.evaluator import read_scores
+from dmdr_train.recipe.load import load_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.tracking.trackers import METRICS, read_metrics
 from soak_faults import (
     DAMAGES,
     Damage,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dmdr_train.errors import EXIT_CODE, LOST, NOT_SAVED, STOPPED, UserError
-from dmdr_train.resume import checkpoints_in, step_of, verify
+from dmdr_train.base.errors import EXIT_CODE, LOST, NOT_SAVED, STOPPED, UserError
+from dmdr_train.checkpoint.resume import checkpoints_in, step_of, verify
 from soak_starts import GRACE, Attempt
 
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from dmdr_train.resume import RECIPE
-from dmdr_train.tracking import METRICS
+from dmdr_train.checkpoint.resume import RECIPE
+from dmdr_train.tracking.trackers import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
 OUT = "out"  # run.output of every run, each in a folder of its own, so that the files that name it are the same
@@ -22,7 +22,7 @@ GRACE = 30.0
 """Seconds that the processes of a run have to end after the first of them: to name it, and to go."""
 
 SERVER = multiprocessing.get_context("forkserver")
-IMPORTS = ["dmdr_train.runner", "matplotlib.pyplot", "torchmetrics.image.fid", "torchmetrics.image.inception"]
+IMPORTS = ["dmdr_train.run.runner", "matplotlib.pyplot", "torchmetrics.image.fid", "torchmetrics.image.inception"]
 """What its processes would import first, besides the model's family."""
 
 

@@ -21,8 +21,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # before torch 
 import emulated
 import pytest
 from dmdr_models import tiny
-from dmdr_train import runner
-from dmdr_train.recipe import Recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import runner
 
 emulated.replace_gpu()
 
@@ -99,7 +99,7 @@ MIX_UPS = {
         of_texts,
     ),
     "noise stays on the CPU": MixUp(
-        "dmdr_train.objectives",
+        "dmdr_train.objectives.terms",
         'draws.each("renoise_noise"), device=x0.device)',
         'draws.each("renoise_noise"))',
         of_labels,
@@ -130,10 +130,10 @@ MIX_UPS = {
     ),
     "weights stay on the CPU": MixUp("dmdr_models.vae", "self.vae.to(self.device)", 'self.vae.to("cpu")', of_labels),
     "pictures are read before they are copied": MixUp(
-        "dmdr_train.objectives", "score.detach().mean().item()", "float(score.detach().numpy().mean())", of_labels
+        "dmdr_train.objectives.terms", "score.detach().mean().item()", "float(score.detach().numpy().mean())", of_labels
     ),
     "a group of the device gets a tensor of the CPU": MixUp(
-        "dmdr_train.engines",
+        "dmdr_train.distributed.engines",
         """        return values
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=_communicating())""",
         """        pass

@@ -63,8 +63,8 @@ def test_an_absurd_weight_of_the_demos_reward_is_noticed_and_its_own_is_not(
 
 BRIGHT = (
     "kind: srpo, margin: 1.0, positive: [bright], negative: [dull], reward: {name: clip, "
-    "checkpoint: ../scenes/reward/open_clip_model.safetensors, "
-    "options: {model: ../scenes/reward/open_clip_config.json}}"
+    "checkpoint: ../problems/scenes/reward/open_clip_model.safetensors, "
+    "options: {model: ../problems/scenes/reward/open_clip_config.json}}"
 )
 SHORT = (
     *QUICK,

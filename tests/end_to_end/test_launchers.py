@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from dmdr_train.resume import checkpoints_in, verify
+from dmdr_train.checkpoint.resume import checkpoints_in, verify
 
 RUN = str(Path(__file__).parents[2] / "packages/dmdr-train/run.py")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train.resume import checkpoints_in, verify
+from dmdr_train.checkpoint.resume import checkpoints_in, verify
 from safetensors.torch import load_file
 
 ROOT, BIN, RUN = Path(__file__).parents[2], Path(sys.executable).parent, "packages/dmdr-train/run.py"
@@ -24,7 +24,7 @@ ADDRESSES = {"first": "10.77.0.1", "second": "10.77.0.2"}
 # Two processes on one host, forked, so that everything is imported once.
 UNDISTURBED = """
 import os, sys
-from dmdr_train import runner
+from dmdr_train.run import runner
 from dmdr_train.cli import run_main
 os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29501"}
 os.environ["RANK"] = "1" if (child := os.fork()) == 0 else "0"

@@ -11,11 +11,11 @@ import pytest
 from dmdr_rewards.errors import UserError as ScoreError
 from dmdr_rewards.score_data import find, open_picture
 from dmdr_rewards.untrusted import inside, open_rgb
-from dmdr_train.embeddings import EmbeddingCache, cache_folder
-from dmdr_train.encode import plan
-from dmdr_train.errors import UserError
-from dmdr_train.files import fingerprint
-from dmdr_train.resume import signed, verify
+from dmdr_train.base.atomic_files import fingerprint
+from dmdr_train.base.errors import UserError
+from dmdr_train.checkpoint.resume import signed, verify
+from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder
+from dmdr_train.data.encode import plan
 from PIL import Image
 
 OUTSIDE = ["../secret.png", "a/../../secret.png", "/etc/secret.png", "a/../..", "x\0.png"]

@@ -19,11 +19,11 @@ from dmdr_models.describe import PARTS, STATE_DICTS, check_adapter, describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
 from dmdr_rewards.score_data import find, open_picture, with_prompts
-from dmdr_train import checkpoint
-from dmdr_train.embeddings import EmbeddingCache
-from dmdr_train.errors import naming
-from dmdr_train.prompt_files import check_prompts, open_prompts
-from dmdr_train.recipe import Data
+from dmdr_train.base.errors import naming
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.data.embedding_cache import EmbeddingCache
+from dmdr_train.data.prompt_files import check_prompts, open_prompts
+from dmdr_train.recipe.schema import Data
 from safetensors import SafetensorError
 
 Copy = Callable[[str], Path]

@@ -19,9 +19,9 @@ import yaml
 from dmdr_models import generate
 from dmdr_rewards.cli import main as dmdr_score
 from dmdr_rewards.secrets import redacted, secret_in
+from dmdr_train.base.errors import UserError
 from dmdr_train.cli import main as dmdr_train
-from dmdr_train.errors import UserError
-from dmdr_train.recipe_file import load_recipe
+from dmdr_train.recipe.load import load_recipe
 from PIL import Image
 
 CANARY = "canary-qwertzuiop"
@@ -151,7 +151,7 @@ def test_an_error_line_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(
     ("program", "arguments", "broken"),
     [
-        (dmdr_train, ["run", "--config", "demo"], "dmdr_train.recipe_file.load_recipe"),
+        (dmdr_train, ["run", "--config", "demo"], "dmdr_train.recipe.load.load_recipe"),
         (dmdr_score, ["list"], "dmdr_rewards.registry.available"),
         (generate.main, ["--model", "sit", "-o", "a.png"], "dmdr_models.generate._run"),
     ],

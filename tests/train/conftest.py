@@ -10,7 +10,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import pytest
 import torch
 from dmdr_core import FlowMatching, StepGrid
-from dmdr_train.recipe import Recipe
+from dmdr_train.recipe.schema import Recipe
 from torch import Tensor, nn
 
 RecipeMaker = Callable[..., Recipe]
@@ -142,7 +142,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def sdxl_pairs(make_recipe: RecipeMaker, sdxl: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pairs of the tiny SDXL; tests must not change them."""
-    from dmdr_train.make_pairs import make_pairs
+    from dmdr_train.commands.make_pairs import make_pairs
 
     data = {"model__family": "sdxl", "model__path": str(sdxl), "data__prompts": str(prompts), "guidance__cfg": 7.0}
     folder = tmp_path_factory.mktemp("pairs") / "sdxl"
@@ -163,7 +163,7 @@ def one_process() -> Iterator[None]:
     """DeepSpeed's process group, of this process alone; the environment is left as it was found."""
     import torch.distributed as dist
     from deepspeed import DeepSpeedEngine
-    from dmdr_train.engines import start_processes
+    from dmdr_train.distributed.engines import start_processes
 
     before = dict(os.environ)
     start_processes(torch.device("cpu"))

@@ -18,8 +18,8 @@ KEYS = ("loss/fake_score", "loss/distribution_matching", "loss/refl", "teacher_s
 def losses(folder: Path) -> list[dict[str, float]]:
     """Train ten steps on models written to `folder`; the process group must be up."""
     from dmdr_models import tiny
-    from dmdr_train.build import build
-    from dmdr_train.recipe import Recipe
+    from dmdr_train.recipe.schema import Recipe
+    from dmdr_train.run.build import build
 
     reward = {"name": "class-label", "checkpoint": str(tiny.classifier(folder / "classifier"))}
     recipe = Recipe.model_validate(
@@ -51,7 +51,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    from dmdr_train.engines import start_processes
+    from dmdr_train.distributed.engines import start_processes
 
     start_processes(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from dmdr_train.average import Average
+from dmdr_train.distributed.averaged_weights import Average
 from torch import nn
 
 

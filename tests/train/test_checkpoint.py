@@ -10,17 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train import checkpoint
-from dmdr_train.average import Average
-from dmdr_train.build import build
-from dmdr_train.errors import UserError
-from dmdr_train.files import fingerprint
-from dmdr_train.inputs import fingerprints
-from dmdr_train.recipe import Recipe
-from dmdr_train.recipe_file import dump_recipe
-from dmdr_train.resume import checkpoints_in, compare, find_checkpoint, newest, run_of, signed, step_of, verify
-from dmdr_train.trainer import Trainer
-from dmdr_train.versions import versions
+from dmdr_train.base.atomic_files import fingerprint
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.versions import versions
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.input_fingerprints import fingerprints
+from dmdr_train.checkpoint.resume import (
+    checkpoints_in,
+    compare,
+    find_checkpoint,
+    newest,
+    run_of,
+    signed,
+    step_of,
+    verify,
+)
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.recipe.load import dump_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.build import build
+from dmdr_train.training.trainer import Trainer
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -172,7 +181,7 @@ def test_a_disk_that_gives_nothing_back_is_damage(copy: Path, monkeypatch: pytes
     def failing(path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr("dmdr_train.resume.fingerprint", failing)
+    monkeypatch.setattr("dmdr_train.checkpoint.resume.fingerprint", failing)
     with pytest.raises(UserError, match=r"cannot be read \(Input/output error\); give another checkpoint"):
         verify("run.resume", copy)
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train import checkpoint, disk_space, runner
-from dmdr_train.average import Average
-from dmdr_train.build import build
-from dmdr_train.disk_space import Space, checkpoints_at_once, moment_bytes, space, student_bytes
-from dmdr_train.errors import UserError
-from dmdr_train.export import export_student
-from dmdr_train.recipe import Recipe, Run
-from dmdr_train.resume import checkpoints_in
+from dmdr_train.base.errors import UserError
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.resume import checkpoints_in
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.recipe.schema import Recipe, Run
+from dmdr_train.reporting.student_export import export_student
+from dmdr_train.run import disk_space, runner
+from dmdr_train.run.build import build
+from dmdr_train.run.disk_space import Space, checkpoints_at_once, moment_bytes, space, student_bytes
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from dmdr_train.demo.drawing import CLASSES, SIZE, draw
+from dmdr_train.problems.shapes.drawing import CLASSES, SIZE, draw
 
 LABELS = torch.arange(10).repeat(20)
 

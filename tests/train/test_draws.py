@@ -2,8 +2,8 @@
 
 import torch
 from dmdr_core import randn
-from dmdr_train.draws import Draws, named_generator
-from dmdr_train.prompts import ClassLabels
+from dmdr_train.base.random_draws import Draws, named_generator
+from dmdr_train.data.prompt_order import ClassLabels
 from torch import Tensor
 
 

@@ -15,16 +15,17 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from dmdr_train import preflight, shards
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.random_draws import named_generator
 from dmdr_train.cli import main
-from dmdr_train.draws import named_generator
-from dmdr_train.embeddings import EmbeddingCache, cache_folder, check_embeddings, prepare, prompt_hash
-from dmdr_train.encode import write_cache
-from dmdr_train.errors import UserError
-from dmdr_train.prompt_files import evaluation_prompts
-from dmdr_train.recipe import Recipe
-from dmdr_train.recipe_file import load_recipe
-from dmdr_train.shards import MANIFEST
+from dmdr_train.data import shard_folder
+from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder, check_embeddings, prepare, prompt_hash
+from dmdr_train.data.encode import write_cache
+from dmdr_train.data.prompt_files import evaluation_prompts
+from dmdr_train.data.shard_folder import MANIFEST
+from dmdr_train.recipe.load import load_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import preflight
 from torch import Tensor
 
 TEXTS = [f"a picture of {i} things" for i in range(23)]
@@ -220,7 +221,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, cache: Path, damage: str)
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(shards.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(shard_folder.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(UserError, match=r"--output: 24 prompts take 1.54e-06 GB and .* has 1e-06 GB left; give a"):
             write(tmp_path / "cache")
     assert list(content(tmp_path / "cache")) == [MANIFEST]
@@ -399,7 +400,8 @@ def test_a_damaged_cache(
 
 def test_the_check_imports_no_torch(made: Path, recipe_of: Callable[..., dict[str, Any]]) -> None:
     program = (
-        "import sys; from dmdr_train.embeddings import check_embeddings; from dmdr_train.recipe import Recipe\n"
+        "import sys; from dmdr_train.data.embedding_cache import check_embeddings\n"
+        "from dmdr_train.recipe.schema import Recipe\n"
         f"check_embeddings(Recipe.model_validate({recipe_of(data__embeddings=str(made))}))\n"
         "print(*{'torch', 'datasets', 'diffusers'} & set(sys.modules))"
     )

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train import engines
-from dmdr_train.engines import choose_device, gathered, learning_rate, make_engine
-from dmdr_train.errors import UserError
-from dmdr_train.recipe import Optim, Optimizer, Run
+from dmdr_train.base.errors import UserError
+from dmdr_train.distributed import engines
+from dmdr_train.distributed.engines import choose_device, gathered, learning_rate, make_engine
+from dmdr_train.recipe.schema import Optim, Optimizer, Run
 from torch import Tensor, nn
 
 UPDATES = 5

@@ -9,9 +9,8 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import recipe, scenes
-from dmdr_train.errors import UserError
-from dmdr_train.evaluation import (
+from dmdr_train.base.errors import UserError
+from dmdr_train.evaluation.evaluator import (
     Evaluator,
     Scores,
     frechet_distance,
@@ -20,7 +19,9 @@ from dmdr_train.evaluation import (
     read_scores,
     save_scores,
 )
-from dmdr_train.references import Folder, Scenes, Shapes
+from dmdr_train.evaluation.reference_sets import Folder, Scenes, Shapes
+from dmdr_train.problems import scenes
+from dmdr_train.recipe import schema
 from torch import Tensor
 
 
@@ -104,7 +105,7 @@ def make_evaluator(one_process: None, model: Path, classifier: Path) -> Callable
     family = dmdr_models.load("sit", model)
 
     def make(seed: int) -> Evaluator:
-        settings = recipe.Evaluation(classifier=str(classifier), reference="shapes", pictures=100, seed=seed)
+        settings = schema.Evaluation(classifier=str(classifier), reference="shapes", pictures=100, seed=seed)
         return Evaluator(settings, family, torch.device("cpu"))
 
     return make
@@ -164,7 +165,7 @@ def test_rewards_score_the_pictures_too(one_process: None, model: Path, classifi
             assert len(images) == len(prompts)
             return images.flatten(1).mean(dim=1)
 
-    settings = recipe.Evaluation(classifier=str(classifier), reference="shapes", pictures=200)
+    settings = schema.Evaluation(classifier=str(classifier), reference="shapes", pictures=200)
     evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), [Brightness()])
     pictures = torch.cat([evaluator.reference.pictures("real", index) for index in evaluator.batches])
     assert evaluator.real().more == {"brightness": pytest.approx(pictures.mean().item(), rel=1e-5)}
@@ -177,7 +178,7 @@ def test_a_reward_that_fails_leaves_the_other_scores(one_process: None, model: P
         def score(self, images: Tensor, prompts: list[int]) -> Tensor:
             raise ConnectionError("nobody answers")
 
-    settings = recipe.Evaluation(classifier=str(classifier), reference="shapes", pictures=100)
+    settings = schema.Evaluation(classifier=str(classifier), reference="shapes", pictures=100)
     evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), [Unreachable()])
     scores = evaluator.real()
     assert math.isnan(scores.more["unreachable"])

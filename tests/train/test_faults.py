@@ -17,18 +17,21 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import checkpoint, rules, signals, tracking
-from dmdr_train.build import build
-from dmdr_train.engines import agreed
-from dmdr_train.errors import STOPPED, StoppedError, UserError
-from dmdr_train.evaluation import read_scores
-from dmdr_train.lock import check_free, hold
-from dmdr_train.preflight import check_output, goes_on
-from dmdr_train.recipe import Recipe
-from dmdr_train.resume import checkpoints_in, find_checkpoint, read_manifest, verify
-from dmdr_train.runner import Run, locked
-from dmdr_train.tracking import Rows, Tracker, read_metrics
-from dmdr_train.writes import Unhurried
+from dmdr_train.base.errors import STOPPED, StoppedError, UserError
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.background_writes import Unhurried
+from dmdr_train.checkpoint.resume import checkpoints_in, find_checkpoint, read_manifest, verify
+from dmdr_train.distributed import signals
+from dmdr_train.distributed.engines import agreed
+from dmdr_train.distributed.run_lock import check_free, hold
+from dmdr_train.evaluation.evaluator import read_scores
+from dmdr_train.monitoring import rules
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.build import build
+from dmdr_train.run.preflight import check_output, goes_on
+from dmdr_train.run.runner import Run, locked
+from dmdr_train.tracking import trackers
+from dmdr_train.tracking.trackers import Rows, Tracker, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
@@ -133,7 +136,7 @@ def test_a_second_signal_ends_the_process_even_where_the_first_is_not_heeded() -
     """The main thread is stuck; a repetition at once is the same signal by another way."""
     program = """
 import ctypes, os, threading, time
-from dmdr_train import signals
+from dmdr_train.distributed import signals
 signals.SAME = 0.3
 with signals.Signals() as received:
     def send():
@@ -157,7 +160,8 @@ with signals.Signals() as received:
 def test_signals_outside_of_training_end_it_in_a_line(number: signal.Signals) -> None:
     program = f"""
 import os
-from dmdr_train import errors, signals
+from dmdr_train.base import errors
+from dmdr_train.distributed import signals
 with errors.user_errors(), signals.signals_end():
     with signals.Signals() as received:
         os.kill(os.getpid(), {number:d})
@@ -171,7 +175,8 @@ with errors.user_errors(), signals.signals_end():
 def test_signals_after_an_error_do_not_hide_it() -> None:
     program = """
 import os
-from dmdr_train import errors, signals
+from dmdr_train.base import errors
+from dmdr_train.distributed import signals
 with errors.user_errors():
     try:
         with signals.signals_end():
@@ -271,7 +276,9 @@ def test_the_student_outlives_a_last_checkpoint_without_space(make_run: Any, ful
     assert not rescued.exists()
 
 
-@pytest.mark.parametrize("name", ["dmdr_train.checkpoint.save_file", "dmdr_train.results.export_student"])
+@pytest.mark.parametrize(
+    "name", ["dmdr_train.checkpoint.checkpoint.save_file", "dmdr_train.run.milestones.export_student"]
+)
 def test_a_student_without_space_is_said(make_run: Any, full_disk: Any, monkeypatch: Any, name: str) -> None:
     monkeypatch.setattr(name, no_space)
     run = make_run(run__steps=1)
@@ -328,8 +335,8 @@ def test_what_training_can_do_without_is_written_later() -> None:
 def test_samples_wait_for_space_and_the_report_is_written_when_it_can(make_run: Any, monkeypatch: Any) -> None:
     run = make_run(run__steps=2, tracking__samples={"count": 2, "every": 1})
     del run.finish
-    monkeypatch.setattr("dmdr_train.pictures.save_png", no_space)
-    monkeypatch.setattr("dmdr_train.results.save_png", no_space)
+    monkeypatch.setattr("dmdr_train.evaluation.sample_sheets.save_png", no_space)
+    monkeypatch.setattr("dmdr_train.run.milestones.save_png", no_space)
     with pytest.raises(
         StoppedError, match=r"the report in .* could not be written \(No space left on device\)"
     ) as caught:
@@ -347,7 +354,7 @@ def test_samples_wait_for_space_and_the_report_is_written_when_it_can(make_run: 
 
 def test_a_run_does_not_begin_where_nothing_can_be_written(make_run: Any, monkeypatch: Any) -> None:
     run = make_run()
-    monkeypatch.setattr("dmdr_train.runner.write_whole", no_space)
+    monkeypatch.setattr("dmdr_train.run.runner.write_whole", no_space)
     with pytest.raises(StoppedError) as caught:
         run.carry_out()
     assert caught.value.code == 74
@@ -560,7 +567,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 def test_the_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
     """The lock is held by another process, and ends with it, even by kill -9."""
     program = (
-        "import sys, time; from pathlib import Path; from dmdr_train.lock import hold, sign\n"
+        "import sys, time; from pathlib import Path; from dmdr_train.distributed.run_lock import hold, sign\n"
         "file = hold(Path(sys.argv[1])); sign(file); print('held', flush=True); time.sleep(60)"
     )
     check_free(tmp_path)
@@ -697,7 +704,7 @@ class Broken:
 def test_a_tracker_that_fails_is_left_out(
     make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "TensorBoard", lambda folder, start: Broken())
+    monkeypatch.setattr(trackers, "TensorBoard", lambda folder, start: Broken())
     tracker = Tracker(tmp_path, make_recipe(tracking__tensorboard=True), 0)
     for step in (1, 2):
         tracker.log(step, {"loss/refl": 0.5})

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dmdr_train import errors
-from dmdr_train.errors import StoppedError, UserError
-from dmdr_train.slurm import first_node, join_step
+from dmdr_train.base import errors
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.distributed.slurm import first_node, join_step
 
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
 import torch, yaml
 import torch.distributed as dist
-from dmdr_train import peers, runner
-from dmdr_train.engines import make_engine
-from dmdr_train.errors import StoppedError, UserError
-from dmdr_train.recipe import Recipe
+from dmdr_train.distributed import lost_process
+from dmdr_train.run import runner
+from dmdr_train.distributed.engines import make_engine
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.recipe.schema import Recipe
 
 def stopped_in_build(settings, device, resumed):
     network = torch.nn.Linear(2, 2)
@@ -38,7 +39,7 @@ def process(case, rank, port):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     settings = Recipe.model_validate(json.loads(sys.argv[1]))
-    peers.WAIT = 2.0
+    lost_process.WAIT = 2.0
     runner.build = stopped_in_build
     if case == "folders":
         Path(str(rank)).mkdir()

@@ -9,15 +9,15 @@ import pytest
 import torch
 from dmdr_rewards import RewardInfo, TowerReward
 from dmdr_rewards.text_cache import TextCache
-from dmdr_train import recipe
-from dmdr_train.draws import Draws
-from dmdr_train.objectives import SRPO, DistributionMatching, ReFL, Sample
-from dmdr_train.registry import make_reward
-from dmdr_train.views import View
-from dmdr_train.weights import Weight
+from dmdr_train.base.random_draws import Draws
+from dmdr_train.objectives.loss_weight import Weight
+from dmdr_train.objectives.registry import make_reward
+from dmdr_train.objectives.terms import SRPO, DistributionMatching, ReFL, Sample
+from dmdr_train.recipe import schema
+from dmdr_train.training.reward_view import View
 from torch import Tensor
 
-REWARD = recipe.Reward(name="toy", checkpoint="there")
+REWARD = schema.Reward(name="toy", checkpoint="there")
 
 
 class Reader:
@@ -41,7 +41,7 @@ def sample(update: int = 3, samples: Sequence[int] = (0, 1)) -> Sample:
 
 def test_refl_reads_the_prompt_in_its_template() -> None:
     reward, made = Reader(), sample()
-    settings = recipe.ReFL(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo, {prompt}")
+    settings = schema.ReFL(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo, {prompt}")
     loss, values = ReFL(settings, reward)(made)
     assert reward.read == ["Realistic photo, a cat", "Realistic photo, a dog in a hat"]
     scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.2, 3.1])
@@ -53,14 +53,14 @@ def test_refl_reads_the_prompt_in_its_template() -> None:
 @pytest.mark.parametrize(("margin", "share"), [(-9.0, 1.0), (9.0, 0.0), (1.0, 0.5)])
 def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> None:
     made = replace(sample(), x0=torch.full((2, 1, 2, 2), 0.8))  # scores 0.8 · 5 / 10 and 0.8 · 14 / 10
-    _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
+    _, values = ReFL(schema.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
     assert values["past_margin/refl"] == share
     assert all(isinstance(value, float) for value in values.values())
 
 
 def test_a_reward_at_its_margin_is_not_past_it() -> None:
     made = replace(sample(), x0=torch.zeros(2, 1, 2, 2))
-    _, values = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=0.0), Reader())(made)
+    _, values = ReFL(schema.ReFL(kind="refl", reward=REWARD, margin=0.0), Reader())(made)
     assert values["past_margin/refl"] == 0.0
     with pytest.raises(FrozenInstanceError):
         made.step = 1  # type: ignore[misc]
@@ -69,8 +69,8 @@ def test_a_reward_at_its_margin_is_not_past_it() -> None:
 @pytest.mark.parametrize("silent", [0.0, 2.0])
 def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance: Any, silent: float) -> None:
     """A NaN in one entry of a prediction silences its sample; a quarter of the samples, then."""
-    settings = recipe.DistributionMatching(kind="distribution_matching")
-    guidance = recipe.Guidance(ratio=1, cfg=2.0)
+    settings = schema.DistributionMatching(kind="distribution_matching")
+    guidance = schema.Guidance(ratio=1, cfg=2.0)
     made = replace(sample(samples=range(4)), prompts=[0] * 4, condition=toy_family.condition([0] * 4))
 
     def network(x: Tensor, t: Tensor, class_labels: Tensor, lora_scale: float) -> Tensor:
@@ -86,9 +86,9 @@ def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance
 
 
 def test_the_dynamic_phase_begins_with_the_objective(toy_family: Any, toy_guidance: Any) -> None:
-    settings = recipe.DistributionMatching(kind="distribution_matching", start=4)
-    dynamics = recipe.Dynamics(steps=10, teacher_scale=0.75)
-    guidance = recipe.Guidance(ratio=1, dynamics=dynamics, cfg=3.0, cfg_jitter=0.5)
+    settings = schema.DistributionMatching(kind="distribution_matching", start=4)
+    dynamics = schema.Dynamics(steps=10, teacher_scale=0.75)
+    guidance = schema.Guidance(ratio=1, dynamics=dynamics, cfg=3.0, cfg_jitter=0.5)
     matching = DistributionMatching(settings, guidance, toy_family, toy_guidance)
     assert [matching.teacher_scale(step) for step in (4, 9, 14, 15)] == pytest.approx([0.75, 0.375, 0.0, 0.0])
     assert isinstance(matching.cfg(sample().draws), float)
@@ -96,7 +96,7 @@ def test_the_dynamic_phase_begins_with_the_objective(toy_family: Any, toy_guidan
 
 def test_srpo_is_what_the_adjective_adds() -> None:
     reward, made = Reader(), sample()
-    settings = recipe.SRPO(kind="srpo", reward=REWARD, margin=2.0, positive=["Detailed"], negative=["Oil"], k=0.3)
+    settings = schema.SRPO(kind="srpo", reward=REWARD, margin=2.0, positive=["Detailed"], negative=["Oil"], k=0.3)
     loss, values = SRPO(settings, reward)(made)
     brightness = made.x0.flatten(1).mean(dim=1)
     positive = brightness * torch.tensor([float(len("Detailed. a cat")), float(len("Detailed. a dog in a hat"))]) / 10
@@ -107,7 +107,7 @@ def test_srpo_is_what_the_adjective_adds() -> None:
 
 
 def test_the_adjectives_are_one_pair_per_update_on_every_process() -> None:
-    settings = recipe.SRPO(kind="srpo", reward=REWARD, positive=["A", "B", "C"], negative=["X", "Y", "Z"])
+    settings = schema.SRPO(kind="srpo", reward=REWARD, positive=["A", "B", "C"], negative=["X", "Y", "Z"])
 
     def adjectives(update: int, samples: Sequence[int]) -> set[str]:
         reward = Reader()
@@ -129,7 +129,7 @@ def test_pictures_are_decoded_once_for_all_rewards() -> None:
 
     made = replace(sample(), decode=decode)
     for _ in range(2):
-        ReFL(recipe.ReFL(kind="refl", reward=REWARD), Reader())(made)
+        ReFL(schema.ReFL(kind="refl", reward=REWARD), Reader())(made)
     assert len(decoded) == 1
 
 
@@ -149,7 +149,7 @@ class Remembering(TowerReward):
 def test_rewards_remember_no_text_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """An embedding's last bits depend on its batch, and a resumed run has not met the batches before."""
     monkeypatch.setattr("dmdr_rewards.create", lambda *_, **__: Remembering())
-    settings: Any = SimpleNamespace(memory=recipe.Memory())
+    settings: Any = SimpleNamespace(memory=schema.Memory())
     family: Any = SimpleNamespace(num_classes=None)
     made = make_reward("objectives.0.reward", REWARD, settings, family, torch.device("cpu"))
     for batch in (["a cat", "a dog"], ["a dog", "a bird"]):
@@ -179,7 +179,7 @@ class Moody(Reader):
 def moody(mood: str, made: Sample | None = None) -> tuple[ReFL, Tensor, dict[str, float], Tensor]:
     """The objective, its loss, what it logs, and the gradient at x0."""
     made = made or sample()
-    term = ReFL(recipe.ReFL(kind="refl", reward=REWARD, margin=2.0), Moody(mood))
+    term = ReFL(schema.ReFL(kind="refl", reward=REWARD, margin=2.0), Moody(mood))
     loss, values = term(made)
     (slope,) = torch.autograd.grad(loss, made.x0)
     return term, loss.detach(), dict(values), slope
@@ -240,12 +240,12 @@ def latents(samples: Sequence[int]) -> Sample:
 def test_rewards_see_the_whole_picture_unless_told_otherwise() -> None:
     family: Any = Doubling()
     made = latents([0, 1])
-    assert torch.equal(View(family, recipe.Memory())(made), family.decode(made.x0))
+    assert torch.equal(View(family, schema.Memory())(made), family.decode(made.x0))
 
 
 def test_a_crop_is_a_square_of_the_picture_at_each_samples_own_place() -> None:
     family: Any = Doubling()
-    view = View(family, recipe.Memory(reward_crop=6))
+    view = View(family, schema.Memory(reward_crop=6))
     made = latents(range(40))
     seen = view(made)
     assert seen.shape == (40, 1, 6, 6)
@@ -264,7 +264,7 @@ def test_a_crop_is_a_square_of_the_picture_at_each_samples_own_place() -> None:
 
 def test_a_lower_resolution_is_the_mean_of_latents() -> None:
     family: Any = Doubling()
-    seen = View(family, recipe.Memory(reward_scale=0.5))(latents([0]))
+    seen = View(family, schema.Memory(reward_scale=0.5))(latents([0]))
     assert seen.shape == (1, 1, 8, 8)
     assert seen[0, 0, 0, 0] == (0 + 1 + 8 + 9) / 4
 
@@ -273,14 +273,14 @@ def test_a_lower_resolution_is_the_mean_of_latents() -> None:
 def test_a_crop_that_cannot_be_is_refused(side: int) -> None:
     family: Any = Doubling()
     with pytest.raises(ValueError, match=f"{side} must be a multiple of 2, at most the resolution 16"):
-        View(family, recipe.Memory(reward_crop=side))
+        View(family, schema.Memory(reward_crop=side))
 
 
 # -- weights
 
 
 def refl(**settings: Any) -> Weight:
-    return Weight(recipe.ReFL(kind="refl", reward=REWARD, **settings))
+    return Weight(schema.ReFL(kind="refl", reward=REWARD, **settings))
 
 
 def test_a_weight_holds_from_start_to_stop_and_rises_over_its_ramp() -> None:

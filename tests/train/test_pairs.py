@@ -11,14 +11,15 @@ import dmdr_models
 import pytest
 import torch
 import yaml
-from dmdr_train import make_pairs, preflight, runner
-from dmdr_train.build import Session, build
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.cli import main
-from dmdr_train.draws import Draws, named_generator
-from dmdr_train.errors import UserError
-from dmdr_train.pairs import Pairs, check_pairs
-from dmdr_train.recipe import Recipe
-from dmdr_train.shards import MANIFEST
+from dmdr_train.commands import make_pairs
+from dmdr_train.data.pairs import Pairs, check_pairs
+from dmdr_train.data.shard_folder import MANIFEST
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import preflight, runner
+from dmdr_train.run.build import Session, build
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor

@@ -6,25 +6,25 @@ import sys
 from typing import Any
 
 import pytest
-from dmdr_train.errors import LOST, StoppedError
-from dmdr_train.peers import Peers
+from dmdr_train.base.errors import LOST, StoppedError
+from dmdr_train.distributed.lost_process import Peers
 
 PROGRAM = """
 import json, os, signal, sys, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from dmdr_train import peers
-from dmdr_train.errors import StoppedError
+from dmdr_train.distributed import lost_process
+from dmdr_train.base.errors import StoppedError
 
-peers.WAIT = 2.0
+lost_process.WAIT = 2.0
 cases = {"killed": (signal.SIGKILL, 1), "stopped": (signal.SIGSTOP, 2),
          "first killed": (signal.SIGKILL, 0), "first stopped": (signal.SIGSTOP, 0)}
 
 def process(rank, port, number, victim):
     store = dist.TCPStore("127.0.0.1", port, 3, rank == 0, wait_for_workers=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=timedelta(seconds=3))
-    us = peers.Peers()
+    us = lost_process.Peers()
     try:
         with us.expected():
             for step in range(100):

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dmdr_train import preflight
-from dmdr_train.embeddings import prepare
-from dmdr_train.errors import UserError
-from dmdr_train.recipe_file import apply_override, parse_recipe
+from dmdr_train.base.errors import UserError
+from dmdr_train.data.embedding_cache import prepare
+from dmdr_train.recipe.load import apply_override, parse_recipe
+from dmdr_train.run import preflight
 
 MISTAKES = [
     (["data.prompts=none.txt"], "data.prompts: no file or folder 'none.txt'; give one that exists, or a hub name"),

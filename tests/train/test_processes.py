@@ -11,23 +11,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from dmdr_train.engines import processes, start_processes
+from dmdr_train.distributed.engines import processes, start_processes
 
 # Runs, dry runs and evaluations of which each ends in its own way; then what is left of the group.
 ENDINGS = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
-from dmdr_train import commands, runner
-from dmdr_train.errors import LOST, STOPPED, StoppedError, UserError
-from dmdr_train.recipe import Recipe
+from dmdr_train.commands import finished_runs
+from dmdr_train.run import runner
+from dmdr_train.base.errors import LOST, STOPPED, StoppedError, UserError
+from dmdr_train.recipe.schema import Recipe
 
 settings = Recipe.model_validate(json.loads(sys.argv[1]))
-commands.open_run, commands.newest_verified = lambda folder: settings, lambda *_: Path("nowhere")
+finished_runs.open_run, finished_runs.newest_verified = lambda folder: settings, lambda *_: Path("nowhere")
 ways = {
     "run": lambda: runner.run(settings),
     "dry run": lambda: runner.dry_run(settings),
-    "evaluate": lambda: commands.evaluate(Path("nowhere")),
+    "evaluate": lambda: finished_runs.evaluate(Path("nowhere")),
 }
 errors = [UserError("model.path", "is of another family"), StoppedError(STOPPED, "by SIGTERM"), SystemExit(3),
           StoppedError(LOST, "rank 1 ended"), RuntimeError("out of memory"), KeyboardInterrupt()]
@@ -36,7 +37,7 @@ for name, way in ways.items():
         def fail(*_, **__):
             assert dist.is_initialized()
             raise error
-        runner.build = commands.load_family = fail
+        runner.build = finished_runs.load_family = fail
         try:
             way()
         except BaseException as raised:
@@ -48,8 +49,8 @@ import json, sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from dmdr_train import engines
-from dmdr_train.errors import UserError
+from dmdr_train.distributed import engines
+from dmdr_train.base.errors import UserError
 
 how, done = sys.argv[1], []
 engines.LEAVING = 30.0 if how == "all fail" else 0.5
@@ -149,7 +150,7 @@ def test_an_error_of_leaving_does_not_hide_the_first(monkeypatch: pytest.MonkeyP
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     there = iter([False, True])
-    engines = "dmdr_train.engines."
+    engines = "dmdr_train.distributed.engines."
     monkeypatch.setattr(engines + "dist", SimpleNamespace(is_initialized=lambda: next(there)))
     monkeypatch.setattr(engines + "start_processes", lambda *_: None)
     monkeypatch.setattr(engines + "end_processes", failing)

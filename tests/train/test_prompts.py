@@ -11,11 +11,11 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from dmdr_train.draws import Draws
-from dmdr_train.errors import UserError
-from dmdr_train.prompt_files import check_prompts, evaluation_prompts, open_prompts
-from dmdr_train.prompts import StreamedPrompts, TextPrompts, permutation, text_prompts
-from dmdr_train.recipe import Data
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.random_draws import Draws
+from dmdr_train.data.prompt_files import check_prompts, evaluation_prompts, open_prompts
+from dmdr_train.data.prompt_order import StreamedPrompts, TextPrompts, permutation, text_prompts
+from dmdr_train.recipe.schema import Data
 
 TEXTS = [f"{count} grey {animal}, “quoted”" for count in range(1, 6) for animal in ("cats", "ants")]  # ten
 BATCH = 4
@@ -277,7 +277,8 @@ def test_a_hub_name_passes(in_folder: Path) -> None:
 
 def test_the_check_imports_nothing_large(in_folder: Path) -> None:
     program = (
-        "import sys; from dmdr_train.prompt_files import check_prompts; from dmdr_train.recipe import Data\n"
+        "import sys; from dmdr_train.data.prompt_files import check_prompts\n"
+        "from dmdr_train.recipe.schema import Data\n"
         f"for name in {[write(in_folder) for write in KINDS]}: check_prompts(Data(prompts=name))\n"
         "print(*{'torch', 'datasets', 'pandas'} & set(sys.modules))"
     )

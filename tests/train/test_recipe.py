@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from dmdr_train import recipe
-from dmdr_train.errors import UserError
-from dmdr_train.recipe_file import BUILT_IN, dump_recipe, from_yaml, load_recipe, parse_recipe
+from dmdr_train.base.errors import UserError
+from dmdr_train.recipe import schema
+from dmdr_train.recipe.load import BUILT_IN, dump_recipe, from_yaml, load_recipe, parse_recipe
 
 REFL = {"kind": "refl", "reward": {"name": "class-label", "checkpoint": "reward"}}
 
@@ -42,7 +42,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ["objectives.1.weight=0.25", "guidance.dynamics.steps=7", "guidance.dynamics.renoise.alpha=2", "run.seed=3"],
     )
     assert found.objectives[1].weight == 0.25
-    assert found.guidance.dynamics == recipe.Dynamics(steps=7, renoise=recipe.Renoise(alpha=2.0))
+    assert found.guidance.dynamics == schema.Dynamics(steps=7, renoise=schema.Renoise(alpha=2.0))
     assert found.run.seed == 3
 
 
@@ -164,11 +164,11 @@ def test_a_missing_key_is_named(make_recipe_dict: Callable[..., dict[str, Any]],
     assert str(caught.value) == f"{key}: is required; add it to the recipe or give key=value"
 
 
-def test_objectives_are_told_apart_by_kind(make_recipe: Callable[..., recipe.Recipe]) -> None:
+def test_objectives_are_told_apart_by_kind(make_recipe: Callable[..., schema.Recipe]) -> None:
     found = make_recipe(objectives=[{**REFL, "start": 4, "weight": 0.5}, {"kind": "distribution_matching"}])
-    assert isinstance(found.objectives[0], recipe.ReFL)
+    assert isinstance(found.objectives[0], schema.ReFL)
     assert found.objectives[0].margin == 0.7
-    assert isinstance(found.objectives[1], recipe.DistributionMatching)
+    assert isinstance(found.objectives[1], schema.DistributionMatching)
 
 
 SRPO = {"kind": "srpo", "reward": REFL["reward"]}
@@ -187,7 +187,7 @@ SRPO = {"kind": "srpo", "reward": REFL["reward"]}
     ],
 )  # fmt: skip
 def test_stages_end_where_a_reward_joins(
-    make_recipe: Callable[..., recipe.Recipe], starts: list[tuple[str, int]], stages: dict[str, int]
+    make_recipe: Callable[..., schema.Recipe], starts: list[tuple[str, int]], stages: dict[str, int]
 ) -> None:
     rewards = [{**{"refl": REFL, "srpo": SRPO}[kind], "start": start} for kind, start in starts]
     found = make_recipe(objectives=[*rewards, {"kind": "distribution_matching"}]).stages
@@ -215,7 +215,7 @@ def test_stages_end_where_a_reward_joins(
     ],
 )
 def test_regression_is_a_stage_and_distribution_matching_another(
-    make_recipe: Callable[..., recipe.Recipe],
+    make_recipe: Callable[..., schema.Recipe],
     objectives: list[dict[str, Any]],
     stages: dict[str, int],
     matching: range,
@@ -225,7 +225,7 @@ def test_regression_is_a_stage_and_distribution_matching_another(
     assert found.matching == matching
 
 
-def test_a_recipe_does_not_change(make_recipe: Callable[..., recipe.Recipe]) -> None:
+def test_a_recipe_does_not_change(make_recipe: Callable[..., schema.Recipe]) -> None:
     with pytest.raises(ValueError, match="frozen"):
         make_recipe().run.steps = 3
 
@@ -242,11 +242,11 @@ def test_the_authors_numbers() -> None:
     assert (cold.run.steps, refl.run.steps) == (20000, 2000)
     assert (cold.optim.generator.lr, cold.optim.fake_score.lr) == (2e-5, 2e-5)
     assert (refl.optim.generator.lr, refl.optim.fake_score.lr) == (1e-5, 1e-5)
-    assert cold.guidance == recipe.Guidance(
+    assert cold.guidance == schema.Guidance(
         ratio=5,
         fake_scale=2.0,
         cfg=1.0,
-        dynamics=recipe.Dynamics(steps=10000, teacher_scale=0.75, renoise=recipe.Renoise(alpha=4.0, beta=1.5)),
+        dynamics=schema.Dynamics(steps=10000, teacher_scale=0.75, renoise=schema.Renoise(alpha=4.0, beta=1.5)),
     )
     assert refl.guidance.dynamics is None
     assert (refl.objectives[1].weight, refl.objectives[1].reward.name) == (0.05, "dinov2")
@@ -264,7 +264,7 @@ def test_the_authors_numbers_of_sdxl() -> None:
     assert (cold.optim.batch_size, refl.optim.batch_size) == (8 * 8, 8 * 4)
     assert [(o.weight, o.reward.name) for o in refl.objectives[1:]] == [(0.3, "dfn-clip"), (0.3, "hpsv2.1")]
     for found in (cold, refl):
-        assert found.guidance == recipe.Guidance(ratio=5, fake_scale=2.0, cfg=7.0, cfg_jitter=0.5, dynamics=None)
+        assert found.guidance == schema.Guidance(ratio=5, fake_scale=2.0, cfg=7.0, cfg_jitter=0.5, dynamics=None)
         assert (found.model.generator_lora, found.model.fake_score_lora.rank) == (None, 32)
         assert (found.optim.precision, found.optim.zero_stage, found.optim.eight_bit) == ("fp16", 2, True)
         assert (found.rollout.steps, found.rollout.mode, found.run.seed) == (1, "sde", 30)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train import checkpoint
-from dmdr_train.average import Average
-from dmdr_train.build import build
-from dmdr_train.recipe import Recipe
-from dmdr_train.reshard import Cuts, cut, reshard, window
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.reshard_zero import Cuts, cut, reshard, window
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.build import build
 from safetensors.torch import load_file
 
 FILES = ("generator.safetensors", "student.safetensors", "fake_score.safetensors")
@@ -74,11 +74,11 @@ def test_counters_of_sub_groups_are_their_own() -> None:
 WORKER = """
 import json, os, sys, torch
 from pathlib import Path
-from dmdr_train import checkpoint
-from dmdr_train.average import Average
-from dmdr_train.engines import start_processes
-from dmdr_train.recipe import Recipe
-from dmdr_train.build import build
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.engines import start_processes
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.build import build
 rank = 0 if os.fork() else 1  # both have imported all of this by now
 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
 start_processes(torch.device("cpu"))

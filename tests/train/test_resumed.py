@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dmdr_train import build, registry
-from dmdr_train.recipe import Recipe
-from dmdr_train.resume import checkpoints_in, find_checkpoint
-from dmdr_train.runner import Run
+from dmdr_train.checkpoint.resume import checkpoints_in, find_checkpoint
+from dmdr_train.objectives import registry
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import build
+from dmdr_train.run.runner import Run
 from soak import contents
 from torch import Tensor
 

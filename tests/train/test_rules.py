@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dmdr_train import rules
-from dmdr_train.recipe import DEFAULT_RULES, AnyRule, Limit, RewardHacking
+from dmdr_train.monitoring import rules
+from dmdr_train.recipe.schema import DEFAULT_RULES, AnyRule, Limit, RewardHacking
 
 HACKING = RewardHacking(kind="reward_hacking", evaluations=3, start=0)
 NARROW = Limit(kind="limit", metric="diversity", below=0.5, relative_to="teacher", evaluations=2, start=20)

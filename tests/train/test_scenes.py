@@ -2,15 +2,15 @@ import json
 from pathlib import Path
 
 import dmdr_rewards
-import dmdr_train.scenes
+import dmdr_train.problems.scenes
 import pytest
 import torch
 from dmdr_rewards import Relative
 from dmdr_rewards.classifier import ImageClassifier
-from dmdr_train.scenes import all_captions, brightness, check, draw, held_out_captions, training_captions
-from dmdr_train.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, Scene, parse
+from dmdr_train.problems.scenes import all_captions, brightness, check, draw, held_out_captions, training_captions
+from dmdr_train.problems.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, Scene, parse
 
-HOME = Path(dmdr_train.scenes.__file__).parent
+HOME = Path(dmdr_train.problems.scenes.__file__).parent
 GUIDANCE = 1.5
 PLAIN = "a red circle above a blue square"
 

@@ -9,11 +9,12 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import cli, preflight
-from dmdr_train.build import Session, build
-from dmdr_train.errors import UserError
-from dmdr_train.recipe import Recipe
-from dmdr_train.recipe_file import load_recipe
+from dmdr_train import cli
+from dmdr_train.base.errors import UserError
+from dmdr_train.recipe.load import load_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import preflight
+from dmdr_train.run.build import Session, build
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")

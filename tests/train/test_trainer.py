@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train.draws import Draws, named_generator
-from dmdr_train.objectives import DistributionMatching, ReFL
-from dmdr_train.prompts import ClassLabels
-from dmdr_train.recipe import Recipe
-from dmdr_train.trainer import Teacher, Trainer
+from dmdr_train.base.random_draws import Draws, named_generator
+from dmdr_train.data.prompt_order import ClassLabels
+from dmdr_train.objectives.terms import DistributionMatching, ReFL
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.training.trainer import Teacher, Trainer
 from torch import Tensor
 
 CLASSES = 3
@@ -449,7 +449,7 @@ def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: 
 
     monkeypatch.setattr(trainer, "micro_batches", spy)
     seeded: list[tuple[int, ...]] = []
-    monkeypatch.setattr("dmdr_train.trainer.seed_others", lambda *name: seeded.append(name))
+    monkeypatch.setattr("dmdr_train.training.trainer.seed_others", lambda *name: seeded.append(name))
     for _ in range(2):
         logs = trainer.train_step()
     once = ["F backward", "F step"] * 6 + ["G backward", "G step"] * 2

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train import checkpoint, runner
-from dmdr_train.average import Average
-from dmdr_train.build import Session, build
-from dmdr_train.draws import Draws, seed_others
-from dmdr_train.engines import gathered
-from dmdr_train.recipe import Recipe
-from dmdr_train.runner import Run
-from dmdr_train.tracking import read_metrics
+from dmdr_train.base.random_draws import Draws, seed_others
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.engines import gathered
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import runner
+from dmdr_train.run.build import Session, build
+from dmdr_train.run.runner import Run
+from dmdr_train.tracking.trackers import read_metrics
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -9,9 +9,9 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import recipe
-from dmdr_train.errors import StoppedError, UserError
-from dmdr_train.watch import Look, Watch, compared, contrast, diversity, drift, pooled_pixels, saturation
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.monitoring.measures import Look, Watch, compared, contrast, diversity, drift, pooled_pixels, saturation
+from dmdr_train.recipe import schema
 
 
 def test_saturation() -> None:
@@ -104,13 +104,13 @@ def test_pictures_that_are_drawn_twice_count_once(
         return mine
 
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
-    monkeypatch.setattr("dmdr_train.watch.gather_rows", keep)
+    monkeypatch.setattr("dmdr_train.monitoring.measures.gather_rows", keep)
     for rank in range(4):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         rows.append([])
         make_watch(4).look(network, 2, "sde")
     whole = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
-    monkeypatch.setattr("dmdr_train.watch.gather_rows", lambda mine: next(whole))
+    monkeypatch.setattr("dmdr_train.monitoring.measures.gather_rows", lambda mine: next(whole))
     seen = alone.look(network, 2, "sde")
     assert seen.values == pytest.approx(expected.values, rel=1e-4)
     torch.testing.assert_close(seen.mean, expected.mean, rtol=1e-4, atol=1e-5)
@@ -149,7 +149,7 @@ LIMIT = {"kind": "limit", "metric": "drift/mean", "above": 1}
 BOTH = [{"kind": "distribution_matching"}, REFL]
 
 
-def test_the_rules_in_force(make_recipe: Callable[..., recipe.Recipe]) -> None:
+def test_the_rules_in_force(make_recipe: Callable[..., schema.Recipe]) -> None:
     """The default ones wait for the first reward; a held-out reward brings reward_hacking."""
     held_out = {"name": "pickscore", "checkpoint": "b"}
     alone, both = make_recipe(objectives=BOTH), make_recipe(objectives=BOTH, watch={"rewards": [held_out]})
@@ -172,7 +172,7 @@ def test_the_rules_in_force(make_recipe: Callable[..., recipe.Recipe]) -> None:
         ({"rules": [LIMIT | {"below": 0}]}, "a limit has one of above and below"),
     ],
 )
-def test_a_watch_that_cannot_be(make_recipe: Callable[..., recipe.Recipe], watch: dict[str, Any], said: str) -> None:
+def test_a_watch_that_cannot_be(make_recipe: Callable[..., schema.Recipe], watch: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         make_recipe(objectives=BOTH, watch=watch)
 
@@ -181,7 +181,7 @@ LOOKS = {"every": 20, "rewards": [{"name": "pickscore", "checkpoint": "b"}]}
 
 
 @pytest.mark.parametrize("name", ["held_out/pickscore", "trained/refl", "diversity"])
-def test_the_best_may_be_what_is_watched(make_recipe: Callable[..., recipe.Recipe], name: str) -> None:
+def test_the_best_may_be_what_is_watched(make_recipe: Callable[..., schema.Recipe], name: str) -> None:
     made = make_recipe(objectives=BOTH, watch=LOOKS, run__checkpoint_every=10, run__keep_best=name)
     assert made.run.keep_best == name
 
@@ -197,7 +197,7 @@ def test_the_best_may_be_what_is_watched(make_recipe: Callable[..., recipe.Recip
     ],
 )
 def test_a_best_that_cannot_be_known(
-    make_recipe: Callable[..., recipe.Recipe], name: str, every: int, said: str
+    make_recipe: Callable[..., schema.Recipe], name: str, every: int, said: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         make_recipe(objectives=BOTH, watch=LOOKS, run__checkpoint_every=every, run__keep_best=name)

@@ -8,12 +8,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from dmdr_train import build, checkpoint
-from dmdr_train.average import Average
-from dmdr_train.build import Session
-from dmdr_train.engines import adamw, learning_rate, start_processes
-from dmdr_train.recipe import Optim, Optimizer, Recipe
-from dmdr_train.recipe_file import load_recipe
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.engines import adamw, learning_rate, start_processes
+from dmdr_train.recipe.load import load_recipe
+from dmdr_train.recipe.schema import Optim, Optimizer, Recipe
+from dmdr_train.run import build
+from dmdr_train.run.build import Session
 from torch import Tensor, nn
 
 from gpu import training

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from dmdr_models import tiny
-from dmdr_train.embeddings import HASH, cache_folder, prompt_hash
-from dmdr_train.pairs import pairs_folder
-from dmdr_train.shards import Made, ShardFolder
+from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash
+from dmdr_train.data.pairs import pairs_folder
+from dmdr_train.data.shard_folder import Made, ShardFolder
 
 from gpu import shapes
 from gpu.measure import Bench

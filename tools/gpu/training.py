@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from dmdr_train.build import Session, build
-from dmdr_train.engines import start_processes
-from dmdr_train.recipe import Recipe, RewardObjective
-from dmdr_train.recipe_file import load_recipe
+from dmdr_train.distributed.engines import start_processes
+from dmdr_train.recipe.load import load_recipe
+from dmdr_train.recipe.schema import Recipe, RewardObjective
+from dmdr_train.run.build import Session, build
 
 from gpu import folders, rewards
 from gpu.measure import Bench

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from dmdr_rewards.secrets import redact_tracebacks, redacted
 
-from dmdr_train.errors import EXIT_CODE, user_errors
-from dmdr_train.slurm import join_step
+from dmdr_train.base.errors import EXIT_CODE, user_errors
+from dmdr_train.distributed.slurm import join_step
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,8 +63,8 @@ def add_pairs_options(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> None:
     """Read and check the recipe, then train."""
-    from dmdr_train import preflight
-    from dmdr_train.recipe_file import dump_recipe, load_recipe
+    from dmdr_train.recipe.load import dump_recipe, load_recipe
+    from dmdr_train.run import preflight
 
     settings = load_recipe(options.config, options.overrides)
     if options.resume:
@@ -77,7 +77,7 @@ def run_command(options: argparse.Namespace) -> None:
 
     if settings.run.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed chooses its device when it is imported
-    from dmdr_train import runner
+    from dmdr_train.run import runner
 
     if options.dry_run:
         logs = runner.dry_run(settings)
@@ -91,7 +91,7 @@ def run_command(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """`run_command`, with an answer to the signals that come before or after the training."""
-    from dmdr_train.signals import signals_end
+    from dmdr_train.distributed.signals import signals_end
 
     with signals_end():
         run_command(options)
@@ -99,32 +99,32 @@ def train(options: argparse.Namespace) -> None:
 
 def encode_command(options: argparse.Namespace) -> None:
     """Read and check the recipe and the cache that is there, then encode."""
-    from dmdr_train import embeddings
-    from dmdr_train.prompt_files import check_prompts
-    from dmdr_train.recipe_file import load_recipe
+    from dmdr_train.data import embedding_cache
+    from dmdr_train.data.prompt_files import check_prompts
+    from dmdr_train.recipe.load import load_recipe
 
     settings = load_recipe(options.config, options.overrides)
     check_prompts(settings.data)
-    embeddings.prepare(settings, Path(options.output), options.dtype)
+    embedding_cache.prepare(settings, Path(options.output), options.dtype)
 
     if settings.run.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from dmdr_train.encode import encode
+    from dmdr_train.data.encode import encode
 
     encode(settings, Path(options.output), options.dtype, options.batch_size)
 
 
 def pairs_command(options: argparse.Namespace) -> None:
     """Read and check the recipe, then draw the pairs."""
-    from dmdr_train import preflight
-    from dmdr_train.recipe_file import load_recipe
+    from dmdr_train.recipe.load import load_recipe
+    from dmdr_train.run import preflight
 
     settings = load_recipe(options.config, options.overrides)
     preflight.check_data(settings, preflight.check_model(settings))
 
     if settings.run.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from dmdr_train.make_pairs import make_pairs
+    from dmdr_train.commands.make_pairs import make_pairs
 
     make_pairs(
         settings,
@@ -138,19 +138,19 @@ def pairs_command(options: argparse.Namespace) -> None:
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
-    from dmdr_train.commands import evaluate
+    from dmdr_train.commands.finished_runs import evaluate
 
     evaluate(Path(options.run))
 
 
 def export_command(options: argparse.Namespace) -> None:
-    from dmdr_train.commands import export
+    from dmdr_train.commands.finished_runs import export
 
     export(Path(options.run), Path(options.output))
 
 
 def report_command(options: argparse.Namespace) -> None:
-    from dmdr_train.commands import report
+    from dmdr_train.commands.finished_runs import report
 
     report(Path(options.run))
 

@@ -1,0 +1,1 @@
+"""What every room uses: errors, files that are whole, random draws, versions."""

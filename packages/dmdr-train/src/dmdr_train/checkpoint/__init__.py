@@ -1,0 +1,1 @@
+"""Checkpoints: saving, loading, finding, and comparing them with a recipe."""

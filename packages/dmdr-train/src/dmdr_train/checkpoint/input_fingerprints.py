@@ -1,0 +1,46 @@
+"""What a run is made from: fingerprints of the files that its recipe names. They may move, and may not change."""
+
+import hashlib
+import os
+
+from dmdr_models.describe import content_fingerprint, network_fingerprint, text_fingerprint
+
+from dmdr_train.base.errors import naming
+from dmdr_train.data.embedding_cache import cache_folder
+from dmdr_train.recipe.schema import DRAWN, Recipe, RewardObjective
+
+
+def fingerprints(settings: Recipe) -> dict[str, str]:
+    """Of every input that the training's numbers depend on, by its key. Imports no torch.
+
+    A hub name stands for itself. `model.path` is the key of the network and its noise, and `data.embeddings` that of
+    the text encoders, whether they run along or have filled a cache.
+
+    Raises:
+        UserError: an input cannot be read.
+    """
+    model, data = settings.model, settings.data
+    paths = {"model.generator": model.generator, "data.prompts": data.prompts, "data.pairs": data.pairs}
+    paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
+    if evaluation := settings.tracking.evaluation:
+        paths["tracking.evaluation.classifier"] = evaluation.classifier
+        if evaluation.reference not in DRAWN:
+            paths["tracking.evaluation.reference"] = evaluation.reference
+    for i, objective in enumerate(settings.objectives):
+        if isinstance(objective, RewardObjective):
+            paths[f"objectives.{i}.reward.checkpoint"] = objective.reward.checkpoint
+    found = {}
+    for key, path in paths.items():
+        if path is not None:
+            with naming(key):
+                found[key] = content_fingerprint(path)
+    with naming("model.path"):
+        parts, noise = [network_fingerprint(model.family, model.path)], os.path.join(model.path, "scheduler")
+        if os.path.isdir(noise):
+            parts.append(content_fingerprint(noise))
+        found["model.path"] = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        if data.prompts is not None and data.embeddings is None:
+            found["data.embeddings"] = text_fingerprint(model.family, model.path, model.max_tokens)
+    if data.embeddings is not None:
+        found["data.embeddings"] = str(cache_folder("data.embeddings", data.embeddings).manifest().get("text_encoders"))
+    return found

@@ -1,0 +1,86 @@
+"""`dmdr-train pairs`: noise, and what the teacher makes of it along its deterministic trajectory.
+
+Pair number i follows from the seed and i alone: its prompt, its noise, and so its x0. A larger count adds to what is
+there.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from dmdr_core import randn
+from dmdr_models.sampling import sample
+
+from dmdr_train.base.errors import naming
+from dmdr_train.base.random_draws import Draws
+from dmdr_train.data.pairs import made_with, pairs_folder
+from dmdr_train.data.prompt_order import make_prompts
+from dmdr_train.data.shard_folder import Made, ShardFolder, processes
+from dmdr_train.distributed.engines import DTYPES, choose_device
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.training.networks import load_family, load_network
+
+
+def make_pairs(
+    settings: Recipe,
+    folder: Path,
+    count: int,
+    steps: int = 50,
+    guidance: float | None = None,
+    batch_size: int = 8,
+    dtype: str = "bf16",
+    shard_size: int = 64,
+) -> None:
+    """Write `count` pairs of the recipe's teacher, for its prompts; this process's share of them.
+
+    Args:
+        steps: of the deterministic sampler.
+        guidance: scale of classifier-free guidance; None takes the recipe's.
+        batch_size: pairs that are drawn at once.
+        dtype: bf16, fp16 or fp32, of the teacher; pairs are float32.
+        shard_size: pairs per file.
+
+    Raises:
+        UserError: the folder holds something else, or the disk is too small.
+    """
+    device = choose_device(settings.run, "fp32")
+    family = load_family(settings, DTYPES[dtype])
+    scale = settings.guidance.cfg if guidance is None else guidance
+    sampling = {"steps": steps, "guidance": scale, "shift": settings.rollout.shift}
+    shards = pairs_folder("--output", folder)
+    made = {"resolution": family.image_size, **sampling, "seed": settings.run.seed, "dtype": dtype}
+    shards.prepare(made_with(settings.model) | made)
+    network = load_network(settings.model, family).to(device)
+    family.to(device)
+    source = make_prompts(settings, family)
+
+    def make(rows: Sequence[int], done: Callable[[int], Any]) -> Made:
+        draws = Draws(settings.run.seed, ("pairs", 0), rows)
+        prompts, parts = source.draw(draws), []
+        noise = randn((len(rows), *family.latent_shape), draws.each("noise"))
+        for batch in (slice(first, first + batch_size) for first in range(0, len(rows), batch_size)):
+            condition = family.condition(prompts[batch])
+            x0 = sample(
+                family, network, condition, noise[batch].to(device), steps, "euler", scale, settings.rollout.shift
+            )
+            parts.append(x0.float().cpu())
+            done(len(x0))
+        return {"noise": noise, "x0": torch.cat(parts)}, {"prompts": json.dumps(prompts)}
+
+    with naming("--output"):
+        shards.write(plan(shards, count, shard_size), make, lambda: 8 * prod(family.latent_shape), *processes())
+
+
+def plan(shards: ShardFolder, count: int, shard_size: int) -> dict[str, range]:
+    """The shards that the folder lacks, by name, and the pairs in each; a listed shard that is damaged is removed."""
+    shards.remove_damaged()
+    listed = shards.manifest()["shards"]
+    numbers = {name: range(*map(int, name.removesuffix(".safetensors").split("-")[1:])) for name in listed}
+    first = max((part.stop for part in numbers.values()), default=0)
+    for start in range(first, count, shard_size):
+        part = range(start, min(start + shard_size, count))
+        numbers[f"shard-{part.start:08d}-{part.stop:08d}.safetensors"] = part
+    return {name: part for name, part in numbers.items() if name not in shards.whole()}

@@ -1,0 +1,1 @@
+"""What a run learns from: prompts, embeddings, pairs and folders of pictures."""

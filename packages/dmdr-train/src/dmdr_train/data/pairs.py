@@ -1,0 +1,104 @@
+"""Pairs of noise and what a teacher makes of it, which `dmdr-train pairs` writes and regression learns from.
+
+A folder of shards (see `dmdr_train.data.shard_folder`) that hold, of n pairs each, `noise` and `x0`, `[n, C, H, W]`
+float32, and their prompts as a list in JSON, under `prompts` of the shard's texts.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmdr_models.describe import network_fingerprint
+from dmdr_rewards.untrusted import from_json
+
+from dmdr_train.base.errors import UserError, naming
+from dmdr_train.data.shard_folder import ShardFolder
+from dmdr_train.recipe.schema import Model, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dmdr_train.base.random_draws import Draws
+    from dmdr_train.data.prompt_order import Start
+
+FORMAT = 1
+
+
+def pairs_folder(key: str, folder: str | Path) -> ShardFolder:
+    """The folder of pairs, whose errors name `key`."""
+    return ShardFolder(key, Path(folder), "pairs", "pairs")
+
+
+def made_with(model: Model) -> dict[str, Any]:
+    """The teacher of pairs, as a manifest holds it."""
+    return {"format": FORMAT, "family": model.family, "network": network_fingerprint(model.family, model.path)}
+
+
+def check_pairs(settings: Recipe) -> None:
+    """Check that `data.pairs` is a whole folder of pairs of this recipe's teacher. Imports no torch.
+
+    A resolution that the recipe leaves to the model is checked when the pairs are opened.
+
+    Raises:
+        UserError: it is not.
+    """
+    if settings.data.pairs is None:
+        return
+    resolution = settings.model.resolution
+    wanted = made_with(settings.model) | ({} if resolution is None else {"resolution": resolution})
+    pairs_folder("data.pairs", settings.data.pairs).check(wanted)
+
+
+class Pairs:
+    """Pairs in an order shuffled by the seed, each once in an epoch, as `prompt_order.TextPrompts` draws texts.
+
+    Args:
+        folder: what `dmdr-train pairs` wrote.
+        latent_shape: (C, H, W) of the model's latents.
+        batch_size: of the global batch.
+        device: of the tensors that are returned.
+
+    Raises:
+        UserError: the folder holds no pairs, or those of another latent shape.
+    """
+
+    def __init__(
+        self, folder: str | Path, latent_shape: tuple[int, ...], batch_size: int, device: "torch.device | str" = "cpu"
+    ):
+        from safetensors import safe_open
+
+        manifest, shape = pairs_folder("data.pairs", folder).manifest(), list(latent_shape)
+        if manifest.get("tensors") != {"noise": shape, "x0": shape}:
+            raise UserError(
+                "data.pairs",
+                f"{folder} holds {manifest.get('tensors')} and the model's latents are {shape}; "
+                f"give pairs of the same model.resolution",
+            )
+        self.batch_size, self.device = batch_size, device
+        self.prompts: list[Any] = []
+        self.places: list[tuple[Path, int]] = []
+        for shard in (Path(folder) / name for name in sorted(manifest["shards"])):
+            with naming("data.pairs"), safe_open(shard, "pt") as file:
+                prompts = from_json((file.metadata() or {}).get("prompts", "no prompts"))
+                known = isinstance(prompts, list) and all(isinstance(prompt, str | int) for prompt in prompts)
+                if not known or len(prompts) != manifest["shards"][shard.name]["pairs"]:
+                    raise ValueError(f"{shard} does not say which prompts its pairs have; give other pairs")
+            self.prompts += prompts
+            self.places += [(shard, row) for row in range(len(prompts))]
+
+    def draw(self, draws: "Draws") -> "Start":
+        """Where the samples of a micro-batch start, and what the teacher made of that."""
+        import torch
+
+        from dmdr_train.data.prompt_order import Start, rows_in_turn
+
+        rows = rows_in_turn(draws, self.batch_size, len(self.prompts))
+        noise, target = (torch.stack(parts).to(self.device) for parts in zip(*map(self._read, rows), strict=True))
+        return Start([self.prompts[row] for row in rows], noise, target)
+
+    def _read(self, row: int) -> "tuple[Tensor, Tensor]":
+        from safetensors import safe_open
+
+        shard, place = self.places[row]
+        with safe_open(shard, "pt") as file:
+            return file.get_slice("noise")[place], file.get_slice("x0")[place]

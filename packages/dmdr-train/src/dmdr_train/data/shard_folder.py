@@ -1,0 +1,189 @@
+"""Folders of safetensors shards, which `dmdr-train encode` and `dmdr-train pairs` write and a run reads.
+
+    folder/
+        manifest.json            what it was made with, and every shard with its rows, size and sha256
+        shard-*.safetensors      tensors `[n, …]`
+
+Every process makes the shards that fall to it and waits for no other. A shard is there only when it is whole, so an
+interrupted command goes on with what is missing, on any number of processes; whoever finds all of them there writes the
+manifest.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmdr_train.base.atomic_files import fingerprint, write_whole
+from dmdr_train.base.errors import UserError, naming
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+Made = tuple[dict[str, "Tensor"], dict[str, str] | None]
+"""What a shard holds: tensors, `[n, …]`, and texts."""
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """One such folder; what is wrong with it is a UserError.
+
+    Args:
+        key: of the recipe, or a command-line option, which errors name.
+        path: of the folder.
+        command: of dmdr-train, which writes such folders.
+        unit: of what a row holds, in the plural, as the manifest counts them.
+    """
+
+    key: str
+    path: Path
+    command: str
+    unit: str
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; UserError if there is none that can be read."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            shards = manifest["shards"].items()
+            if not all(is_shard(name) and isinstance(entry["bytes"] + entry[self.unit], int) for name, entry in shards):
+                raise ValueError
+        except OSError:
+            raise UserError(
+                self.key, f"{self.path} holds no {MANIFEST}; give a folder that dmdr-train {self.command} wrote"
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            fix = f"delete {self.path} and write it again with dmdr-train {self.command}"
+            raise UserError(self.key, f"{self.path / MANIFEST} is damaged; {fix}") from None
+        return manifest
+
+    def check(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest of a folder that is whole and was made with `wanted`; UserError otherwise."""
+        manifest = self.manifest()
+        self.refuse_other(manifest, wanted)
+        command = f"dmdr-train {self.command} -o {self.path}"
+        if not manifest["shards"]:
+            raise UserError(self.key, f"{self.path} is not finished; go on with {command}")
+        for name, expected in manifest["shards"].items():
+            if not self.is_whole(name, expected):
+                raise UserError(self.key, f"{self.path / name} is missing or damaged; repair it with {command}")
+        return manifest
+
+    def prepare(self, wanted: Mapping[str, Any]) -> None:
+        """Make the folder ready to write to: a new one, or one made with `wanted`; UserError for any other."""
+        with naming(self.key):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / MANIFEST).exists():
+                if any(path.name != MANIFEST and path.suffix != ".partial" for path in self.path.iterdir()):
+                    raise UserError(self.key, f"{self.path} holds other files; give a new folder")
+                self._write_manifest({**wanted, "shards": {}})
+        self.refuse_other(self.manifest(), wanted)
+
+    def refuse_other(self, manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Refuse a folder that was made with something else than `wanted`: a UserError names the first difference."""
+        for name, value in wanted.items():
+            found = manifest.get(name)
+            if found != value:
+                raise UserError(
+                    self.key,
+                    f"{self.path} was made with {name} {found}, not {value}; give another folder, "
+                    f"or a new one to dmdr-train {self.command}",
+                )
+
+    def is_whole(self, name: str, expected: Mapping[str, Any]) -> bool:
+        shard = self.path / name
+        return shard.is_file() and shard.stat().st_size == expected["bytes"]
+
+    def whole(self) -> dict[str, Any]:
+        """The listed shards that are whole, with their entries."""
+        return {name: entry for name, entry in self.manifest()["shards"].items() if self.is_whole(name, entry)}
+
+    def remove_damaged(self) -> None:
+        """Remove the listed shards that are not whole."""
+        for name in self.manifest()["shards"].keys() - self.whole().keys():
+            (self.path / name).unlink(missing_ok=True)
+
+    def write(
+        self,
+        shards: Mapping[str, Sequence[int]],
+        make: Callable[[Sequence[int], Callable[[int], Any]], Made],
+        row_bytes: Callable[[], int],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Write this process's share of the shards, and the manifest if all are there then.
+
+        Args:
+            shards: those that the folder lacks, and the rows of each.
+            make: rows -> what the shard holds; it calls its second argument with the number of rows that it has done.
+            row_bytes: the size of a row.
+
+        Raises:
+            UserError: the disk is too small.
+        """
+        from safetensors.torch import save_file
+        from tqdm import tqdm
+
+        missing = {name: rows for name, rows in shards.items() if not (self.path / name).exists()}
+        if missing:
+            self._check_space(sum(map(len, missing.values())), row_bytes())
+        mine = {name: missing[name] for name in list(shards)[rank::world] if name in missing}
+        label = f"{self.unit} of process 1 of {world}" if world > 1 else self.unit
+        with tqdm(total=sum(map(len, mine.values())), desc=label, unit=f" {self.unit}", disable=rank > 0) as progress:
+            for name, rows in mine.items():
+                tensors, texts = make(rows, progress.update)
+                write_whole(self.path / name, partial(save_file, tensors, metadata=texts))
+        if all((self.path / name).exists() for name in shards):
+            self._finish(shards)
+
+    def _check_space(self, count: int, row_bytes: int) -> None:
+        """Refuse to begin what the disk cannot hold."""
+        needed, free = count * row_bytes, shutil.disk_usage(self.path).free
+        if needed > free:
+            raise UserError(
+                self.key,
+                f"{count} {self.unit} take {needed / 1e9:.3g} GB and {self.path} has {free / 1e9:.3g} GB left; "
+                f"give a larger disk, or write fewer",
+            )
+
+    def _finish(self, made: Mapping[str, Sequence[int]]) -> None:
+        """Enter the shards that were made into the manifest: from now on they are part of the folder."""
+        shards = self.whole()
+        with ThreadPoolExecutor() as pool:
+            entries = pool.map(lambda name: {self.unit: len(made[name]), **fingerprint(self.path / name)}, made)
+            shards |= zip(made, entries, strict=True)
+        count = sum(entry[self.unit] for entry in shards.values())
+        told = {self.unit: count, "tensors": row_shapes(self.path / next(iter(shards)))}
+        self._write_manifest(self.manifest() | told | {"shards": dict(sorted(shards.items()))})
+        for left in self.path.glob(".shard-*.partial"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        size = sum(entry["bytes"] for entry in shards.values())
+        print(f"Wrote {self.path}: {count} {self.unit}, {size / 1e9:.3g} GB")
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        text = json.dumps(manifest, indent=1)
+        write_whole(self.path / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
+    return re.fullmatch(r"[\w-]{1,100}\.safetensors", name, re.ASCII) is not None
+
+
+def row_shapes(shard: Path) -> dict[str, list[int]]:
+    """The shapes of one row of a shard's tensors."""
+    from safetensors import safe_open
+
+    with safe_open(shard, "np") as file:
+        return {name: file.get_slice(name).get_shape()[1:] for name in sorted(file.keys())}
+
+
+def processes() -> tuple[int, int]:
+    """This process, and how many there are, as a launcher says."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,1 @@
+"""Several processes: their group, engines, shares of the weights, locks and signals."""

@@ -1,0 +1,63 @@
+"""Exponential moving average of the generator: what is sampled, evaluated and exported."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from dmdr_train.distributed.engines import overwrite, shard
+from dmdr_train.distributed.reshard_zero import window
+
+
+class Average:
+    """θ̄ ← decay · θ̄ + (1 − decay) · θ, in float32, of the trainable parameters that this process holds.
+
+    With `decay` None nothing is averaged, and `applied` leaves the network as it is.
+    """
+
+    def __init__(self, network: nn.Module, decay: float | None):
+        self.decay = decay
+        self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad} if decay else {}
+        self.state: dict[str, Tensor] = {n: shard(p).detach().float().clone() for n, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, parameter in self.parameters.items():
+            self.state[name].lerp_(shard(parameter).float(), 1 - self.decay)  # type: ignore[operator]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network with the averaged weights, and back."""
+        trained = {name: shard(parameter).clone() for name, parameter in self.parameters.items()}
+        self._write(self.state)
+        try:
+            yield
+        finally:
+            self._write(trained)
+
+    @property
+    def split(self) -> bool:
+        """Whether every process has a share of the parameters, rather than all of them."""
+        return any(hasattr(parameter, "ds_tensor") for parameter in self.parameters.values())
+
+    def load(self, files: Sequence[Path]) -> None:
+        """Restore the state from what any number of processes had of it.
+
+        Args:
+            files: safetensors of `state`, of every process where it was split, in the order of their ranks.
+        """
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+            for name, value in self.state.items():
+                parts = [file.get_tensor(name).flatten() for file in opened]
+                start = dist.get_rank() * value.numel() if self.split else 0
+                value.copy_(window(parts, start, value.numel()).view_as(value))
+
+    @torch.no_grad()
+    def _write(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            overwrite(parameter, values[name])

@@ -1,0 +1,40 @@
+"""One folder for all machines: every process writes its own part of a checkpoint, and reads it again."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from dmdr_train.base.errors import UserError, naming
+from dmdr_train.base.folders import nearest
+from dmdr_train.distributed.engines import agreed
+from dmdr_train.distributed.lost_process import Peers
+
+
+def check_shared(folder: Path, peers: Peers) -> None:
+    """Leave a file where the run's folder is, or will be, and have every process look for it.
+
+    Raises:
+        UserError: on every process, if one of them does not see it, or it cannot be left.
+    """
+    if peers.world == 1:
+        return
+    left: list[Any] = []
+
+    def leave() -> str:
+        with naming("run.output"):
+            left.append(tempfile.NamedTemporaryFile(dir=nearest(folder), prefix=".shared-"))  # noqa: SIM115
+        return Path(left[0].name).name
+
+    name = agreed(leave)
+    seen: list[Any] = [None] * peers.world
+    dist.all_gather_object(seen, (nearest(folder) / name).exists())
+    for file in left:
+        file.close()
+    if not all(seen):
+        raise UserError(
+            "run.output",
+            f"{folder} of rank 0 ({peers.names[0]}) is not the one that rank {seen.index(False)} "
+            f"({peers.names[seen.index(False)]}) sees; give a folder on a file system that all machines share",
+        )

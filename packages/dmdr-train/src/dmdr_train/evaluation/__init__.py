@@ -1,0 +1,1 @@
+"""How good the student's pictures are, and sheets of samples."""

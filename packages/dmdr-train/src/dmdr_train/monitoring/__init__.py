@@ -1,0 +1,1 @@
+"""Early warning: what is measured during a run, and the rules that judge it."""

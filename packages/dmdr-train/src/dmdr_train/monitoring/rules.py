@@ -1,0 +1,170 @@
+"""Early warning, the judging: which rules hold after an evaluation, and what to do. Pure functions of what was logged.
+
+The history that rules look back on is metrics.jsonl, so a resumed run judges as an uninterrupted one does.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from dmdr_train.base.errors import naming
+from dmdr_train.checkpoint.resume import run_of
+from dmdr_train.recipe.schema import AnyRule, Limit, RewardHacking
+from dmdr_train.tracking.trackers import read_metrics
+
+PREFIX = "watch/"
+"""Of what an evaluation measured, in logs."""
+
+Row = Mapping[str, float]
+"""A logged row, or an evaluation: `step`, and numbers by name."""
+
+REWARD_ADVICE = "lower the weight of the reward, or stop it earlier (objectives: weight, stop)"
+ADVICE = {
+    "fake_score_ratio": "train the fake score more (guidance.ratio, optim.fake_score.lr)",
+    "grad_norm/distribution_matching": "lower optim.generator.lr, or raise guidance.ratio",
+    "past_margin/": "the reward pulls no more; stop it (objectives: stop), or raise its margin",
+}
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One line: when, which rule, what was seen, what to do."""
+
+    step: int
+    rule: AnyRule
+    text: str
+
+    def __str__(self) -> str:
+        return f"early warning at step {self.step}: {self.text}"
+
+
+def logged_before(checkpoint: Path, step: int) -> list[Row]:
+    """The rows that the run of a checkpoint had logged until a step, those that the checkpoint carries included.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    with naming("run.resume"):
+        rows = {row["step"]: row for each in (run_of(checkpoint), checkpoint) if each for row in read_metrics(each)}
+    return [rows[at] for at in sorted(rows) if at <= step]
+
+
+def remembered(rows: Sequence[Row]) -> list[Row]:
+    """What is needed of the rows logged so far: evaluations, and whatever came after the last one."""
+    return [*(row for row in rows if is_evaluation(row)), *_since_evaluation(rows)]
+
+
+def completed(values: Mapping[str, float], before: Sequence[Row]) -> dict[str, float]:
+    """What is logged; with an evaluation go means over the rows since the one before, this one included.
+
+    The means are over what is finite, of every gradient norm and of every share of rewards past their margin; and
+    `fake_score_ratio` is the mean loss of the fake score over that of distribution matching.
+    """
+    if not is_evaluation(values):
+        return dict(values)
+    rows = [*_since_evaluation(before), values]
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
+    means = {name: sum(numbers) / len(numbers) for name, numbers in found.items() if numbers}
+    metrics = {name: mean for name, mean in means.items() if name.startswith(("grad_norm/", "past_margin/"))}
+    if means.get("loss/distribution_matching") and "loss/fake_score" in means:
+        metrics["fake_score_ratio"] = means["loss/fake_score"] / means["loss/distribution_matching"]
+    return {**values, **{f"{PREFIX}{name}": value for name, value in metrics.items()}}
+
+
+def _since_evaluation(rows: Sequence[Row]) -> Sequence[Row]:
+    return rows[max((i + 1 for i, row in enumerate(rows) if is_evaluation(row)), default=0) :]
+
+
+def is_evaluation(row: Row) -> bool:
+    return any(name.startswith(PREFIX) for name in row)
+
+
+def evaluations(rows: Iterable[Row]) -> list[Row]:
+    """The evaluations among logged rows, with the names that rules use."""
+    return [
+        {"step": row["step"], **{n.removeprefix(PREFIX): v for n, v in row.items() if n.startswith(PREFIX)}}
+        for row in rows
+        if is_evaluation(row)
+    ]
+
+
+def judge(rules: Sequence[AnyRule], found: Sequence[Row]) -> list[Alarm]:
+    """What is to be said after the last of the evaluations `found`.
+
+    A rule that stops does so whenever it holds; one that warns speaks when it begins to hold.
+    """
+    step = int(found[-1]["step"])
+    return [
+        Alarm(step, rule, text)
+        for rule in rules
+        if (text := holds(rule, found)) and (rule.action == "stop" or not holds(rule, found[:-1]))
+    ]
+
+
+def all_alarms(rules: Sequence[AnyRule], found: Sequence[Row]) -> list[Alarm]:
+    """What was said after each of the evaluations."""
+    return [alarm for i in range(len(found)) for alarm in judge(rules, found[: i + 1])]
+
+
+def holds(rule: AnyRule, found: Sequence[Row]) -> str:
+    """What the rule sees in the last of its evaluations, and what to do; empty if it does not hold."""
+    assert rule.start is not None  # `Recipe.rules` fills it in
+    counted = [row for row in found if row["step"] > rule.start]
+    seen = limit(rule, counted) if isinstance(rule, Limit) else reward_hacking(rule, counted)
+    metric = rule.metric if isinstance(rule, Limit) else ""
+    advice = next((text for name, text in ADVICE.items() if metric.startswith(name)), REWARD_ADVICE)
+    return f"{rule.kind}: {seen}; {advice}" if seen else ""
+
+
+def reward_hacking(rule: RewardHacking, counted: Sequence[Row]) -> str:
+    """A trained reward rises from each evaluation to the next, while diversity and every held-out reward fall.
+
+    `rule.evaluations` counts the changes: it needs one evaluation more. Diversity loses `rule.fall` of itself.
+    """
+    window = counted[-rule.evaluations - 1 :]
+    if len(window) <= rule.evaluations:
+        return ""
+    falling = ["diversity", *(name for name in window[-1] if name.startswith("held_out/"))]
+    rising = [n for n in window[-1] if n.startswith("trained/") and _moves(window, n, 1)]
+    if not rising or not all(_moves(window, name, -1) for name in falling):
+        return ""
+    if window[-1]["diversity"] > (1 - rule.fall) * window[0]["diversity"]:
+        return ""
+    return f"{_series(window, rising[0])} rises while {' and '.join(_series(window, n) for n in falling)} fall"
+
+
+def limit(rule: Limit, counted: Sequence[Row]) -> str:
+    """The metric is above or below its limit at each of the last `rule.evaluations` evaluations."""
+    window = counted[-rule.evaluations :]
+    base = {"teacher": f"teacher/{rule.metric}", "first": rule.metric, None: None}[rule.relative_to]
+    values = []
+    for row in window:
+        value = row.get(rule.metric)
+        whole = 1.0 if base is None else (counted[0] if rule.relative_to == "first" else row).get(base, 0.0)
+        if value is None or whole <= 0:
+            return ""
+        values.append(value / whole)
+    side, bound = ("above", rule.above) if rule.above is not None else ("below", rule.below)
+    assert bound is not None
+    beyond = [value > bound if side == "above" else value < bound for value in values]
+    if len(values) < rule.evaluations or not all(beyond):
+        return ""
+    of = {"teacher": " of the teacher's", "first": " of its first value", None: ""}[rule.relative_to]
+    return f"{rule.metric} {_numbers(values)}{of} is {side} {bound:g}"
+
+
+def _moves(window: Sequence[Row], name: str, direction: int) -> bool:
+    """Whether a metric moves that way at every change."""
+    values = [row.get(name, float("nan")) for row in window]
+    return all((b - a) * direction > 0 for a, b in pairwise(values))
+
+
+def _series(window: Sequence[Row], name: str) -> str:
+    return f"{name} {_numbers([row[name] for row in window])}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

@@ -1,0 +1,1 @@
+"""The built-in problems: shapes with class labels, and scenes with captions."""

@@ -1,0 +1,1 @@
+"""The recipe that fully defines a run: its sections, and how it is read."""

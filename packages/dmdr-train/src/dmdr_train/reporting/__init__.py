@@ -1,0 +1,1 @@
+"""What a run leaves: tables, curves, a summary, and the exported student."""

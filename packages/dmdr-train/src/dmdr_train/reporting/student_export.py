@@ -1,0 +1,117 @@
+"""The trained student as a folder of its own, which `dmdr-generate`, diffusers and PEFT open.
+
+A LoRA on a text-to-image model stays one; other students are written as a whole network. Beside it stand how to sample
+it (dmdr.json, and scheduler/ for diffusers) and a model card.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from dmdr_models.family import Family
+from dmdr_models.lora import LoRANetwork
+
+from dmdr_train.checkpoint.checkpoint import STUDENT, load_weights
+from dmdr_train.evaluation.evaluator import Scores
+from dmdr_train.recipe import schema
+from dmdr_train.recipe.load import dump_recipe
+from dmdr_train.reporting import report
+from dmdr_train.training.networks import load_family, make_generator
+
+
+def export_student(
+    folder: Path, settings: schema.Recipe, source: Path, scores: dict[str, Scores] | None = None
+) -> None:
+    """Write the averaged generator of the checkpoint `source`, and how to sample it.
+
+    The folder is written beside its place and renamed into it.
+
+    Args:
+        scores: of the run's evaluation, for the model card.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    family, network = load_student(settings, source)
+    sampling = sampling_settings(settings, family)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if isinstance(network, LoRANetwork):
+        family.save_lora(network, partial)
+    else:
+        family.save(network, partial)
+    family.save_scheduler(partial, sampling["shift"], stochastic=sampling["method"] == "sde")
+    (partial / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None:
+    """Write the averaged generator of the checkpoint `source` as one file with its state dict, a LoRA merged into it.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    family, network = load_student(settings, source, whole=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    family.save_state_dict(network, file)
+
+
+def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> tuple[Family, Any]:
+    """The averaged generator of a checkpoint, and its family: a LoRANetwork if that is how it is handed out.
+
+    Args:
+        whole: merge a LoRA in any case.
+    """
+    family = load_family(settings)
+    keeps_lora = settings.model.generator_lora is not None and family.keeps_lora and not whole
+    if not keeps_lora:
+        family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
+    network: Any = make_generator(settings, family)
+    load_weights("run", source / STUDENT, network)
+    return family, network.merged() if isinstance(network, LoRANetwork) and not keeps_lora else network
+
+
+def sampling_settings(settings: schema.Recipe, family: Family) -> dict[str, Any]:
+    """How the student is to be sampled: as it was trained."""
+    method = {"sde": "sde", "ode": "euler"}[settings.rollout.mode]
+    return {
+        "family": settings.model.family,
+        "steps": settings.rollout.steps,
+        "method": method,
+        "guidance": 1.0,
+        "shift": settings.rollout.shift,
+        **({"size": family.image_size, "max_tokens": family.max_tokens} if family.num_classes is None else {}),
+    }
+
+
+def model_card(settings: schema.Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
+    """README.md of an exported student: what it is, how to draw from it, how good it is, and its recipe."""
+    sampling, base = sampling_settings(settings, family), settings.model.path
+    lora = settings.model.generator_lora is not None
+    steps = sampling["steps"]
+    text = f"""# A {settings.model.family} student for {steps} step{"s" if steps > 1 else ""}
+
+Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
+
+{family.usage(folder, sampling, lora)}
+"""
+    if scores:
+        text += f"\n## Evaluation\n\n{report.markdown_table(scores)}\n"
+    return f"{text}\n## Recipe\n\n```yaml\n{dump_recipe(settings)}```\n"
+
+
+def licence(base: Path) -> str:
+    """What the card of the base model calls its licence; nothing where it has none here."""
+    card = base / "README.md"
+    if not card.is_file():
+        return ""
+    found = dict(re.findall(r"^(license|license_name|license_link): *(.+)$", card.read_text(encoding="utf-8"), re.M))
+    return f": {', '.join(found.values())}" if found else ""

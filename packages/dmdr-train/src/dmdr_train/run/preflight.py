@@ -1,0 +1,233 @@
+"""What can be known to be wrong before torch is imported or a weight is read."""
+
+import difflib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmdr_models.describe import STATE_DICTS, Description, describe
+
+from dmdr_train.base.errors import UserError, naming
+from dmdr_train.base.folders import check_writable
+from dmdr_train.checkpoint.resume import RECIPE, checkpoints_in, newest
+from dmdr_train.data.embedding_cache import check_embeddings
+from dmdr_train.data.pairs import check_pairs
+from dmdr_train.data.picture_folder import PICTURES, pictures_in
+from dmdr_train.data.prompt_files import check_prompts
+from dmdr_train.distributed.run_lock import check_free
+from dmdr_train.recipe.schema import DRAWN, SRPO, Recipe, ReFL, Reward
+from dmdr_train.tracking.trackers import METRICS
+
+if TYPE_CHECKING:
+    from dmdr_rewards import RewardInfo
+
+
+def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
+    """Check a recipe against the files it names and the processes it runs on.
+
+    Raises:
+        UserError: for the first thing that cannot work.
+    """
+    check_batch(settings, world)
+    check_memory(settings)
+    found = check_model(settings)
+    check_data(settings, found)
+    check_pairs(settings)
+    for i, objective in enumerate(settings.objectives):
+        if isinstance(objective, (ReFL, SRPO)):
+            check_objective(f"objectives.{i}.reward", objective, found)
+    for i, reward in enumerate(settings.watch.rewards):
+        check_reward(f"watch.rewards.{i}", reward, found)
+    evaluation = settings.tracking.evaluation
+    if evaluation:
+        folder("tracking.evaluation.classifier", evaluation.classifier)
+        check_reference("tracking.evaluation.reference", evaluation.reference, found)
+    if settings.run.init_from and not goes_on(settings):
+        folder("run.init_from", settings.run.init_from)
+    if settings.tracking.wandb is not None:
+        installed("tracking.wandb", "wandb", "wandb")
+    if not dry_run:
+        with naming("run.output"):
+            check_output(settings)
+
+
+def goes_on(settings: Recipe) -> bool:
+    """Whether the run goes on from a checkpoint of its own."""
+    run = settings.run
+    return run.resume not in ("never", "auto") or (
+        run.resume == "auto" and bool(checkpoints_in(Path(run.output) / "checkpoints"))
+    )
+
+
+def check_batch(settings: Recipe, world: int) -> None:
+    optim = settings.optim
+    if optim.batch_size % (world * optim.accumulation):
+        unit = world * optim.accumulation
+        raise UserError(
+            "optim.batch_size",
+            f"{optim.batch_size} cannot be split over {world} processes x optim.accumulation {optim.accumulation}; "
+            f"use a multiple of {unit}, such as {-(-optim.batch_size // unit) * unit}",
+        )
+
+
+def check_model(settings: Recipe) -> Description | None:
+    """Check the section `model`; None for a hub name, which only loading can check."""
+    model = settings.model
+    found = read_description(settings)
+    if model.vae is not None and Path(model.vae).is_absolute():
+        folder("model.vae", model.vae)
+    if model.generator is not None:
+        check_generator(model.generator)
+    if found is None:
+        return None
+    for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
+        if lora is not None:
+            check_targets(f"model.{key}.targets", lora.targets or [], found)
+    return found
+
+
+def check_generator(path: str) -> None:
+    """The generator's weights are a folder, or a file of a kind that is known."""
+    if not os.path.isfile(path):
+        folder("model.generator", path)
+    elif not path.lower().endswith(STATE_DICTS):
+        known = ", ".join(STATE_DICTS)
+        raise UserError("model.generator", f"{path} has no ending that is known; give a folder, or a file in {known}")
+
+
+def check_data(settings: Recipe, found: Description | None) -> None:
+    """Check that the section `data` is what the model takes: class labels, or texts."""
+    data = settings.data
+    check_prompts(data)
+    check_embeddings(settings)
+    if found is None:
+        return
+    if found.num_classes is None:
+        if data.prompts is None:
+            raise UserError("data.prompts", f"is null and a {settings.model.family} model takes texts; give a file")
+        return
+    for key, value in (("data.prompts", data.prompts), ("tracking.samples.prompts", settings.tracking.samples.prompts)):
+        if value is not None:
+            raise UserError(key, f"a {settings.model.family} model takes class labels; remove it, and use data.classes")
+    if data.classes != "all":
+        if not data.classes:
+            raise UserError("data.classes", "is empty; give class labels, or all")
+        for label in data.classes:
+            if not 0 <= label < found.num_classes:
+                raise UserError(
+                    "data.classes", f"label {label} is out of range; valid are 0 to {found.num_classes - 1}"
+                )
+
+
+def read_description(settings: Recipe) -> Description | None:
+    """The model's folder at a glance; None for a hub name.
+
+    Raises:
+        UserError: it holds another model, or one that cannot draw at the recipe's resolution.
+    """
+    model = settings.model
+    parts = model.family, model.path, model.vae is not None, settings.data.embeddings is not None
+    try:
+        found = describe(*parts)
+    except (OSError, ValueError) as error:
+        raise UserError("model.path", f"{error}; give a folder that holds a {model.family} model") from None
+    try:
+        return found if model.resolution is None else describe(*parts, model.resolution)
+    except ValueError as error:
+        raise UserError("model.resolution", str(error)) from None
+
+
+def check_targets(key: str, targets: list[str], found: Description) -> None:
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in found.layers):
+            valid = sorted({name.rpartition(".")[2] for name in found.layers})
+            near = difflib.get_close_matches(target, valid, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"valid are {', '.join(valid)}"
+            raise UserError(key, f"{target!r} matches no layer of the network; {hint}")
+
+
+def check_objective(key: str, objective: ReFL | SRPO, found: Description | None) -> None:
+    """The reward of an objective is one that can be scored with, has a gradient, and for SRPO reads texts."""
+    info = check_reward(key, objective.reward, found)
+    if not info.differentiable:
+        raise UserError(f"{key}.name", f"{info.name} has no gradient, which {objective.kind} needs; use another")
+    if objective.kind == "srpo" and info.prompt != "text":
+        raise UserError(f"{key}.name", f"{info.name} reads no text, which srpo needs; use another")
+
+
+def check_reward(key: str, reward: Reward, found: Description | None) -> "RewardInfo":
+    """The reward is there and reads what the model is conditioned on."""
+    import dmdr_rewards  # torch comes with it no earlier than with `create`
+
+    try:
+        info = dmdr_rewards.describe(reward.name)
+    except ValueError as error:
+        raise UserError(f"{key}.name", str(error)) from None
+    if reward.checkpoint is not None and not info.endpoint and not os.path.exists(reward.checkpoint):
+        raise UserError(f"{key}.checkpoint", f"no file or folder {reward.checkpoint!r}; give the reward's weights")
+    if reward.checkpoint is None and info.checkpoint != "none":
+        raise UserError(f"{key}.checkpoint", f"is null and {reward.name} needs its weights; give {info.checkpoint}")
+    if found is not None and info.prompt != "none" and (info.prompt == "text") != (found.num_classes is None):
+        takes = "texts" if found.num_classes is None else "class labels"
+        raise UserError(f"{key}.name", f"{reward.name} does not go with a model that takes {takes}; use another")
+    return info
+
+
+def check_memory(settings: Recipe) -> None:
+    memory, optim = settings.memory, settings.optim
+    if optim.eight_bit:
+        installed("optim.eight_bit", "bitsandbytes", "eight-bit")
+    if memory.offload_optimizer and optim.zero_stage == 0:
+        raise UserError("memory.offload_optimizer", "true needs optim.zero_stage 1, 2 or 3; set one, or use false")
+    if memory.offload_text_encoders and (settings.data.prompts is None or settings.data.embeddings is not None):
+        raise UserError("memory.offload_text_encoders", "true has no effect without text encoders; set it to false")
+
+
+def installed(key: str, package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(key, f"{package} is not installed; pip install dmdr-train[{extra}], or leave it out")
+
+
+def check_reference(key: str, path: str, found: Description | None) -> None:
+    """A reference is drawn, or a folder that holds a sub-folder with pictures for every class."""
+    if found is not None and (path == "scenes") != (found.num_classes is None):
+        takes, fix = ("class labels", "shapes, or a folder of pictures") if found.num_classes else ("texts", "scenes")
+        raise UserError(key, f"{path} does not go with a model that takes {takes}; use {fix}")
+    if path in DRAWN:
+        return
+    folder(key, path)
+    classes = sorted(p for p in Path(path).iterdir() if p.is_dir())
+    if found is not None and len(classes) != found.num_classes:
+        raise UserError(key, f"{path} has {len(classes)} sub-folders; give one for each of {found.num_classes} classes")
+    for each in classes:
+        if not pictures_in(each):
+            raise UserError(key, f"{each} holds no picture; put some there ({', '.join(sorted(PICTURES))})")
+
+
+def folder(key: str, path: str) -> None:
+    if not os.path.isdir(path):
+        raise UserError(key, f"no folder {path!r}; give one that exists")
+
+
+def check_output(settings: Recipe) -> None:
+    """The output folder can be written, and holds no run but the one to go on with."""
+    output, resume = Path(settings.run.output), settings.run.resume
+    holds_a_run, has_student = (output / RECIPE).exists(), (output / "student").exists()
+    holds_more = has_student or (output / METRICS).exists() or bool(checkpoints_in(output / "checkpoints"))
+    if resume == "never" and (holds_a_run or holds_more):
+        fix = "give another folder, or run.resume=auto to go on with it"
+        raise UserError("run.output", f"{output} already holds a run; {fix}")
+    if resume == "auto" and not goes_on(settings) and (has_student or (holds_more and not holds_a_run)):
+        lost = f"{output} holds what a run leaves, but no checkpoint of it to go on from"
+        raise UserError("run.output", f"{lost}; put its checkpoints back, or give another folder")
+    if resume not in ("never", "auto"):
+        newest("run.resume", resume)
+        inside = Path(resume).resolve().is_relative_to(output.resolve())
+        if (holds_a_run or holds_more) and not inside:
+            raise UserError("run.output", f"{output} already holds another run than {resume}; give another folder")
+    check_writable("run.output", output)
+    for part in (output / "checkpoints", output / "samples"):
+        if os.path.lexists(part) and not part.is_dir():  # a link whose disk is not there
+            raise UserError("run.output", f"{part} is no folder; remove it, or give another folder")
+    check_free(output)

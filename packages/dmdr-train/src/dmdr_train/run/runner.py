@@ -1,0 +1,427 @@
+"""A run from start to end: train, log, sample, checkpoint, evaluate, report."""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch.distributed as dist
+
+from dmdr_train.base.atomic_files import write_whole
+from dmdr_train.base.errors import (
+    EARLY_WARNING,
+    NOT_FINITE,
+    NOT_SAVED,
+    STOPPED,
+    UNANSWERED,
+    StoppedError,
+    naming,
+)
+from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.background_writes import reason_of
+from dmdr_train.checkpoint.input_fingerprints import fingerprints
+from dmdr_train.checkpoint.resume import RECIPE, checkpoints_in, find_checkpoint, step_of
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.engines import (
+    agreed,
+    anywhere,
+    choose_device,
+    mean_over_processes,
+    processes,
+    said_anywhere,
+)
+from dmdr_train.distributed.lost_process import Peers
+from dmdr_train.distributed.run_lock import LOCK, hold, sign
+from dmdr_train.distributed.shared_folder import check_shared
+from dmdr_train.distributed.signals import Signals
+from dmdr_train.monitoring import rules
+from dmdr_train.monitoring.measures import Look, Watch, compared, pooled_pixels
+from dmdr_train.objectives.terms import RewardTerm
+from dmdr_train.recipe.load import dump_recipe
+from dmdr_train.recipe.schema import EVALUATED, Recipe
+from dmdr_train.run.build import Session, build
+from dmdr_train.run.disk_space import space
+from dmdr_train.run.milestones import Results, due
+from dmdr_train.tracking.trackers import METRICS, Tracker
+
+GOES_ON = {
+    STOPPED: "; start again with run.resume=auto to go on",
+    UNANSWERED: "; start again with run.resume=auto to go on when it can be asked",
+}
+
+
+def run(settings: Recipe) -> None:
+    """Carry out a recipe that `preflight.check` has passed; every process calls this.
+
+    Raises:
+        UserError: on every process.
+        StoppedError: on every process that is left, for a run that ends early in good order.
+    """
+    device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
+    with processes(device, settings.run.timeout):
+        peers = Peers()
+        # Signals before the rest: a launcher sends them as soon as a process is lost, before the others have named it.
+        with Signals() as signals, peers.expected():
+            check_shared(Path(settings.run.output), peers)
+            with locked(Path(settings.run.output)) as held:
+                resume_from = agreed(lambda: find_checkpoint(settings, say))
+                session = build(settings, device, resumed=resume_from is not None)
+                training = Run(settings, session, resume_from, signals)
+                agreed(lambda: say(space(settings, session).check()))
+                for lock in held:
+                    sign(lock)  # not before: a run that is refused leaves everything as it was
+                training.carry_out()
+
+
+def dry_run(settings: Recipe) -> dict[str, float]:
+    """Build everything and take the first step of every stage; nothing is written."""
+    device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
+    logs: dict[str, float] = {}
+    with processes(device, settings.run.timeout), Peers().expected():
+        session = build(settings, device)
+        agreed(lambda: say(str(space(settings, session))))
+        for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
+            logs |= mean_over_processes(session.trainer.train_step())
+    return logs
+
+
+class Run:
+    """The outer loop. Only rank 0 writes; whatever calls a network is called by every process."""
+
+    def __init__(
+        self, settings: Recipe, session: Session, resume_from: Path | None, signals: Signals | None = None
+    ) -> None:
+        self.settings = settings
+        self.session = session
+        self.trainer = session.trainer
+        self.folder = Path(settings.run.output)
+        self.inputs = agreed(lambda: fingerprints(settings))
+        self.average = Average(self.trainer.generator.module, settings.optim.ema)
+        if resume_from is not None:
+            checkpoint.load(resume_from, self.trainer, self.average)
+        self.first = self.trainer.rank == 0
+        self.tracker: Tracker | None = None
+        self.signals = signals or Signals()
+        self.results = Results(settings, session, self.average, resume_from, self.heed_signals)
+        self.saving: checkpoint.Saving | None = None
+        self.newest, self.saved = resume_from, None if resume_from is None else self.trainer.step
+        self.pause = 0.0
+        self.before = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
+        self.history = rules.remembered(self.before)
+        self.teachers_look: Look | None = None
+        self.watch: Watch | None = None
+        if settings.watch.every:
+            evaluator = self.results.evaluator
+            features = evaluator.classifier.features if evaluator else pooled_pixels
+            self.watch = Watch(settings, self.trainer, features, self.results.batch)
+            agreed(self.watch.check)
+
+    def carry_out(self) -> None:
+        """Sample the teacher if this is the start, train, and report.
+
+        Raises:
+            StoppedError: the run ends early, in good order; see docs/reliability.md.
+        """
+        agreed(self.open_folder)
+        together = True
+        try:
+            self.results.begin()
+            self.train()
+            self.finish()
+        except BaseException as error:
+            together = isinstance(error, StoppedError)
+            raise
+        finally:
+            if self.tracker:
+                self.tracker.close()
+            if together:
+                dist.barrier()  # a launcher ends the others soon after the first has ended
+
+    def open_folder(self) -> None:
+        """Clear away what an earlier process left half done, and begin to write.
+
+        Raises:
+            StoppedError: that cannot be, such as on a full disk.
+        """
+        text = dump_recipe(self.settings)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.remove_leftovers(self.folder)
+            write_whole(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
+            self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.before)
+        except OSError as error:
+            reason = f"{self.folder} cannot be written to ({reason_of(error)})"
+            raise StoppedError(NOT_SAVED, f"{reason}; make space, or give another run.output") from None
+        later = [path for path in checkpoints_in(self.folder / "checkpoints") if step_of(path) > self.trainer.step]
+        if later:
+            names = ", ".join(path.name for path in later)
+            self.results.say(f"warning: {names}: these steps are made again, and go when the next checkpoint is there")
+        if self.trainer.step >= self.settings.tracking.log_every and not self.before:
+            self.results.say(f"warning: no {METRICS} has the steps before; curves and early warning begin here")
+
+    def train(self) -> None:
+        """Step until `run.steps`; log, save, sample and evaluate on the way."""
+        tracking, steps = self.settings.tracking, self.settings.run.steps
+        ends = {end: stage for stage, end in self.settings.stages.items()}
+        seconds, since, in_a_row = 0.0, self.trainer.step, 0
+        self.results.show()  # what the run before may not have come to
+        while self.trainer.step < steps:
+            if self.trainer.step in ends:
+                self.results.end_stage(ends[self.trainer.step])
+            started = time.perf_counter()
+            skipped = self.skipped
+            logs = self.trainer.train_step()
+            in_a_row = in_a_row + 1 if self.skipped > skipped else 0
+            self.average.update()
+            seconds += time.perf_counter() - started
+            step = self.trainer.step
+            if self.tracker:
+                self.tracker.advance()
+            looked = self.look() if due(step, self.settings.watch.every) else {}
+            if step % tracking.log_every == 0 or looked or step == steps:
+                times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
+                self.log(step, {**logs, **self._engine_values(), **times, **looked})
+            if self.saving and not anywhere(not self.saving.written):
+                self.finish_saving()
+            ending = self.ending(in_a_row, bool(looked))
+            if ending or step == steps or due(step, self.settings.run.checkpoint_every):
+                self.save(needed=ending is not None or step == steps)
+            if ending:
+                self.stop(*ending)
+            self.results.show()
+
+    def finish(self) -> None:
+        """Score the student beside its references, export it, and write the report.
+
+        The training is saved; a signal ends this between two of its parts.
+        """
+        self.results.end_stage(list(self.settings.stages)[-1])
+        self.results.evaluate_references()
+        if failure := self.failure():
+            self.results.say(f"warning: {failure}; its scores are not in the report")
+        assert self.newest
+        self.results.report(self.newest)
+
+    # -- what ends it early
+
+    def ending(self, skipped: int, looked: bool) -> tuple[int, str] | None:
+        """Why the run is to end after this step, as an exit code and its line; all processes agree.
+
+        Args:
+            skipped: steps in a row that were.
+            looked: whether this step was one to look at the student.
+        """
+        alarm = self.judge() if looked else None
+        failure = self.failure()
+        if skipped == self.settings.run.max_skipped:
+            return NOT_FINITE, self.diagnosis(skipped)
+        if failure:
+            return UNANSWERED, failure
+        if alarm:
+            return EARLY_WARNING, alarm
+        return self.signalled()
+
+    def stop(self, code: int, line: str) -> None:
+        """End the run here, at its last checkpoint; early warning leaves a report of what there is.
+
+        Raises:
+            StoppedError: always.
+        """
+        assert self.newest
+        if code == EARLY_WARNING:
+            self.results.report(self.newest)
+        raise StoppedError(code, f"{line}; saved in {self.newest}{GOES_ON.get(code, '')}")
+
+    def signalled(self) -> tuple[int, str] | None:
+        """Whether a signal has reached any of the processes."""
+        received = said_anywhere(self.signals.received or "")
+        return (STOPPED, f"by {received}") if received else None
+
+    def heed_signals(self) -> None:
+        """End the run here, between two steps, if there is a signal.
+
+        Raises:
+            StoppedError: in this case.
+        """
+        if signalled := self.signalled():
+            self.finish_saving()
+            if self.saved != self.trainer.step:
+                self.save(needed=True)
+            self.stop(*signalled)
+
+    def failure(self) -> str:
+        """What a reward has failed with, on any process; empty if none has."""
+        asking: list[Any] = [objective for objective in self.trainer.objectives if isinstance(objective, RewardTerm)]
+        asking = [*asking, self.watch, self.results.evaluator]
+        return said_anywhere(next((each.failure for each in asking if each and each.failure), ""))
+
+    def diagnosis(self, count: int) -> str:
+        """What was not finite in the last step, on any process, and for which prompts."""
+        found: list[Any] = [None] * self.trainer.world
+        dist.all_gather_object(found, self.trainer.trouble)
+        prompts: dict[str, list[Any]] = {}
+        for name, drawn in itertools.chain.from_iterable(found):
+            prompts.setdefault(name, []).extend(drawn)
+        named = "; ".join(f"{name} for {', '.join(map(repr, drawn[:4]))}" for name, drawn in prompts.items())
+        return (
+            f"{count} steps in a row were skipped, since a loss or gradient was not finite: "
+            f"{named or 'the gradient of a network, from finite losses'}"
+        )
+
+    def judge(self) -> str | None:
+        """Say which rules hold; the line of one that stops the run, on which all processes agree."""
+
+        def stopping() -> str | None:
+            assert self.tracker
+            alarms = rules.judge(self.settings.rules, rules.evaluations(self.history))
+            for alarm in alarms:
+                self.tracker.warn(alarm.step, str(alarm))
+            return next((str(alarm) for alarm in reversed(alarms) if alarm.rule.action == "stop"), None)
+
+        return agreed(stopping)
+
+    # -- checkpoints
+
+    def save(self, needed: bool = False) -> None:
+        """Write a checkpoint, in the background if the recipe says so.
+
+        Args:
+            needed: the run ends with it; it is written when this returns.
+
+        Raises:
+            StoppedError: it could not be written and was needed, or the recipe says to stop.
+        """
+        self.finish_saving()
+        if self.tracker:
+            self.tracker.rows.settle()
+        rows = self.tracker.rows.waiting if self.tracker else []
+        background = self.settings.run.save_in_background and not needed
+        with self.pausing(needed):
+            folder = self.folder / "checkpoints"
+            self.saving = checkpoint.Saving(
+                folder, self.settings, self.trainer, self.average, self.inputs, rows, background
+            )
+        if not background:
+            self.finish_saving(needed)
+
+    def finish_saving(self, needed: bool = False) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and remove those that are not to be kept.
+
+        Raises:
+            StoppedError: as `save` does.
+        """
+        if self.saving is None:
+            return
+        run, saving, self.saving = self.settings.run, self.saving, None
+        with self.pausing(needed):
+            self.newest, self.saved = saving.finish(), saving.step
+            if self.first:
+                try:
+                    folder = self.folder / "checkpoints"
+                    checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
+                except OSError as error:
+                    self.results.say(f"warning: an old checkpoint could not be removed ({reason_of(error)})")
+
+    @contextmanager
+    def pausing(self, needed: bool) -> Iterator[None]:
+        """Count the time that training stands still, and do what the recipe says where a checkpoint is not saved."""
+        started = time.perf_counter()
+        try:
+            yield
+        except checkpoint.NotSavedError as error:
+            if needed or self.settings.run.on_failed_save == "stop":
+                rescued = self.results.rescue() if self.trainer.step == self.settings.run.steps else ""
+                raise StoppedError(NOT_SAVED, f"{error}{rescued}") from None
+            self.results.say(f"warning: {error}; the run goes on")
+        finally:
+            self.pause += time.perf_counter() - started
+
+    def best_step(self) -> int | None:
+        """The step that is best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""
+        name = self.settings.run.keep_best
+        if name is None:
+            return None
+        if name in EVALUATED:
+            scores = {key: row for key, row in self.results.scores.items() if key.startswith("step-")}
+            found = {int(key.removeprefix("step-")): getattr(row, name) for key, row in scores.items()}
+        else:
+            found = {int(row["step"]): row[name] for row in rules.evaluations(self.history) if name in row}
+        sign = -1 if name.startswith("frechet") else 1
+        return max((step for step in found if not math.isnan(found[step])), key=lambda s: sign * found[s], default=None)
+
+    # -- what is logged
+
+    @property
+    def skipped(self) -> int:
+        """The updates so far that the engines skipped, since losses or gradients were not finite."""
+        return int(self.trainer.generator.skipped_steps + self.trainer.guidance.skipped_steps)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        values = mean_over_processes(values)
+        if self.tracker:
+            values = rules.completed({**values, "checkpoint_seconds": self.pause}, self.history)
+            self.history = rules.remembered([*self.history, {"step": step, **values}])
+            self.tracker.log(step, values)
+        self.pause = 0.0
+
+    def look(self) -> dict[str, float]:
+        """What early warning sees of the averaged student, beside the teacher, which it looks at once."""
+        assert self.watch is not None
+        started = time.perf_counter()
+        if self.teachers_look is None:
+            self.teachers_look = self.watch.look(*self.results.teacher())
+        with self.average.applied():
+            student = self.watch.look(*self.results.student())
+        return {**compared(student, self.teachers_look), "watch_seconds": time.perf_counter() - started}
+
+    def _engine_values(self) -> dict[str, float]:
+        values = {}
+        for name, engine in (("generator", self.trainer.generator), ("fake_score", self.trainer.guidance)):
+            values[f"skipped/{name}"] = float(engine.skipped_steps)
+            if self.settings.optim.precision == "fp16":
+                values[f"loss_scale/{name}"] = float(engine.optimizer.loss_scale)
+            values[f"lr/{name}"] = float(engine.get_lr()[0])
+            norm = engine.get_global_grad_norm()
+            if norm is not None:
+                values[f"grad_norm/{name}"] = float(norm)
+        return values
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[list[IO[str]]]:
+    """The run's folder, made and held by rank 0 for as long as this is open.
+
+    Yields:
+        On rank 0 its lock, still to be signed; elsewhere nothing.
+
+    Raises:
+        UserError: on every process, if another run holds it, or it cannot be made.
+    """
+    held: list[IO[str]] = []
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def take() -> None:
+        with naming("run.output"):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.append(hold(folder))
+
+    agreed(take)
+    try:
+        yield held
+    finally:
+        for file in held:
+            with suppress(FileNotFoundError):
+                if not (folder / LOCK).stat().st_size:  # nothing came of it
+                    (folder / LOCK).unlink()
+            file.close()
+        with suppress(OSError):  # unless something did
+            for path in made:
+                path.rmdir()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The training step, the networks that it trains, and what rewards see of a sample."""

@@ -1,0 +1,106 @@
+"""The networks of a recipe: the family, the generator, and teacher and fake score in one network."""
+
+from typing import Any, NamedTuple
+
+import dmdr_models
+import torch
+from dmdr_models.family import Family
+from dmdr_models.lora import LoRANetwork
+from torch import nn
+
+from dmdr_train.base.errors import naming
+from dmdr_train.base.random_draws import named_generator
+from dmdr_train.data.embedding_cache import EmbeddingCache
+from dmdr_train.distributed.engines import DTYPES
+from dmdr_train.recipe import schema
+
+# A VAE in fp16 overflows.
+FAMILY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
+
+
+def load_family(settings: schema.Recipe, dtype: torch.dtype | None = None) -> Family:
+    """The family of a recipe, in the precision that it trains in or in `dtype`."""
+    model, memory = settings.model, settings.memory
+    options = {"vae": model.vae, "resolution": model.resolution, "max_tokens": model.max_tokens}
+    with naming("model.path"):
+        family = dmdr_models.load(
+            model.family,
+            model.path,
+            dtype=dtype or FAMILY_DTYPES[settings.optim.precision],
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    with naming("model.path" if model.vae is None else "model.vae"):
+        assert family.vae  # opens the decoder, which would else be missed after hours
+    switches = {
+        "vae_checkpointing": "vae" in memory.gradient_checkpointing,
+        "vae_tiling": memory.vae_tiling,
+        "vae_slicing": memory.vae_slicing,
+        "offload_text": memory.offload_text_encoders,
+    }
+    family.save_memory(**{name: True for name, on in switches.items() if on})
+    if settings.data.embeddings is not None:
+        with naming("data.embeddings"):
+            family.text = EmbeddingCache(settings.data.embeddings)
+    return family
+
+
+def load_network(model: schema.Model, family: Family, generator: bool = False) -> nn.Module:
+    """The teacher's network, or the one that the generator starts from.
+
+    One whose own weights are trained comes in float32: the optimizer keeps its master copy of them.
+    """
+    weights = model.generator if generator else None
+    full = generator and model.generator_lora is None
+    with naming("model.path" if weights is None else "model.generator"):
+        return family.load_network(weights, torch.float32 if full else None)
+
+
+class Networks(NamedTuple):
+    """What the two engines train: the generator, and teacher and fake score in one network with a LoRA."""
+
+    generator: nn.Module
+    fake_score: nn.Module
+
+
+def make_networks(settings: schema.Recipe, family: Family, device: torch.device) -> Networks:
+    """Two adapters on one frozen network where that can be, otherwise two networks."""
+    if settings.shares_backbone:
+        base = prepared(load_network(settings.model, family), settings)
+        # The engines see the adapters alone. diffusers' own `to` warns of layers to keep in float32, where none are.
+        base = nn.Module.to(base, device, DTYPES[settings.optim.precision])
+        lora = settings.model.generator_lora
+        assert lora is not None
+        return Networks(
+            add_lora(base, lora, family, settings.run.seed, "generator", shared=True).to(device),
+            add_lora(base, settings.model.fake_score_lora, family, settings.run.seed, "fake_score", shared=True).to(
+                device
+            ),
+        )
+    generator = make_generator(settings, family)
+    guidance = prepared(load_network(settings.model, family), settings)
+    guidance = add_lora(guidance, settings.model.fake_score_lora, family, settings.run.seed, "fake_score")
+    return Networks(generator.to(device), guidance.to(device))
+
+
+def make_generator(settings: schema.Recipe, family: Family) -> nn.Module:
+    """The generator alone, as an engine of its own trains it."""
+    network = prepared(load_network(settings.model, family, generator=True), settings)
+    if settings.model.generator_lora is None:
+        return network.requires_grad_(True)
+    return add_lora(network, settings.model.generator_lora, family, settings.run.seed, "generator")
+
+
+def prepared(network: Any, settings: schema.Recipe) -> Any:
+    if "network" in settings.memory.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network.eval()
+
+
+def add_lora(
+    network: nn.Module, lora: schema.Lora, family: Family, seed: int, role: str, shared: bool = False
+) -> LoRANetwork:
+    draws = named_generator(seed, "lora", role)
+    with naming(f"model.{role}_lora.targets"):
+        return LoRANetwork(
+            network, lora.rank, lora.alpha, lora.targets or family.lora_targets, draws, role, shared
+        ).eval()

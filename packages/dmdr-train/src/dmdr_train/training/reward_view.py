@@ -1,0 +1,49 @@
+"""What rewards see of a latent: the whole picture, a random square of it, or all of it at a lower resolution."""
+
+import torch
+import torch.nn.functional as F
+from dmdr_models.family import Family
+from torch import Tensor
+
+from dmdr_train.base.random_draws import Draws
+from dmdr_train.objectives.terms import Sample
+from dmdr_train.recipe import schema
+
+
+class View:
+    """Decodes a sample for its rewards; a crop and a lower resolution save memory in the decoder and in the rewards.
+
+    Raises:
+        ValueError: a crop that is larger than the picture, or that the decoder cannot give.
+    """
+
+    def __init__(self, family: Family, memory: schema.Memory):
+        self.family = family
+        self.scale = memory.reward_scale
+        self.side: int | None = None
+        if memory.reward_crop is not None:
+            factor = family.image_size // family.latent_shape[-1]
+            self.side, rest = divmod(memory.reward_crop, factor)
+            if rest or memory.reward_crop > family.image_size:
+                raise ValueError(
+                    f"{memory.reward_crop} must be a multiple of {factor}, at most the resolution {family.image_size}"
+                )
+
+    def __call__(self, sample: Sample) -> Tensor:
+        latents = sample.x0
+        if self.side is not None:
+            latents = crop(latents, self.side, sample.draws)
+        if self.scale != 1.0:
+            latents = F.interpolate(latents, scale_factor=self.scale, mode="area", recompute_scale_factor=True)
+        return self.family.decode(latents)
+
+
+def crop(latents: Tensor, side: int, draws: Draws) -> Tensor:
+    """A square of `side` from each of `[B, C, H, W]`, its place drawn per sample."""
+    height, width = latents.shape[-2:]
+    cut = []
+    for latent, generator in zip(latents, draws.each("crop"), strict=True):
+        top = int(torch.randint(height - side + 1, (), generator=generator))
+        left = int(torch.randint(width - side + 1, (), generator=generator))
+        cut.append(latent[:, top : top + side, left : left + side])
+    return torch.stack(cut)
