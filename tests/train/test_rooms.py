@@ -1,0 +1,170 @@
+"""Imports point one way: between the packages, and between the rooms of dmdr_train. Read from the syntax trees."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import dmdr_core
+import dmdr_models
+import dmdr_rewards
+import dmdr_train
+import pytest
+
+ROOMS = (
+    "base", "problems", "recipe", "distributed", "data", "objectives", "training", "tracking", "checkpoint",
+    "evaluation", "monitoring", "reporting", "run", "commands",
+)  # fmt: skip
+"""Of dmdr_train, from the ground up: each imports from itself and from those before it. Modules at the top are last."""
+MOST = 15
+"""Modules in a folder, at most."""
+PACKAGES = {
+    each.__name__: Path(str(each.__file__)).parent for each in (dmdr_core, dmdr_rewards, dmdr_models, dmdr_train)
+}
+BELOW = {
+    "dmdr_core": set(),
+    "dmdr_rewards": set(),
+    "dmdr_models": {"dmdr_core"},
+    "dmdr_train": {"dmdr_core", "dmdr_rewards", "dmdr_models"},
+}
+TRAIN = PACKAGES["dmdr_train"]
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """The source files of a package, by the names of their modules."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(module: str, path: Path) -> Iterator[str]:
+    """The names that a module imports, at the top, inside of functions, and for types alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            outer = module.split(".")[: -node.level + (path.name == "__init__.py") or None] if node.level else []
+            yield from (".".join([*outer, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def graph(package: Path) -> dict[str, set[str]]:
+    """The modules of the package that each of its modules imports."""
+    known = modules(package)
+
+    def module_of(name: str) -> str:
+        return name if name in known else name.rpartition(".")[0]  # a function of a module
+
+    return {
+        module: {module_of(name) for name in imported(module, path) if name.split(".")[0] == package.name}
+        for module, path in known.items()
+    }
+
+
+def upward(package: Path, rooms: tuple[str, ...]) -> list[str]:
+    """The imports of a room from another that is not before it."""
+
+    def height(module: str) -> int:
+        room = module.split(".")[1:2]
+        return rooms.index(room[0]) if room and room[0] in rooms else len(rooms)
+
+    return [
+        f"{module} imports {other}"
+        for module, others in graph(package).items()
+        for other in sorted(others)
+        if height(other) > height(module)
+    ]
+
+
+def circle(package: Path) -> list[str]:
+    """Modules of which each imports the next, and the last is the first; empty if there is no such circle."""
+    try:
+        TopologicalSorter(graph(package)).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def crowded(package: Path) -> list[str]:
+    """The folders that hold too many modules."""
+    counts = Counter(path.parent for path in modules(package).values() if path.name != "__init__.py")
+    return [f"{folder.name}: {count}" for folder, count in counts.items() if count > MOST]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_import_from_those_below(name: str) -> None:
+    found = {each.split(".")[0] for module, path in modules(PACKAGES[name]).items() for each in imported(module, path)}
+    assert found & PACKAGES.keys() <= {name} | BELOW[name]
+
+
+def test_the_rooms_are_the_list() -> None:
+    assert {path.parent.name for path in TRAIN.glob("*/__init__.py")} == set(ROOMS)
+
+
+def test_a_room_imports_from_those_before_it() -> None:
+    assert upward(TRAIN, ROOMS) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_to_enter_a_room_imports_nothing(room: str) -> None:
+    """`--help` answers at once, and a check of the recipe needs no torch."""
+    source = (TRAIN / room / "__init__.py").read_text(encoding="utf-8")
+    assert [type(node) for node in ast.parse(source).body] == [ast.Expr]
+    assert ast.get_docstring(ast.parse(source))
+
+
+@pytest.mark.parametrize("name", ["dmdr_core", "dmdr_models", "dmdr_train"])
+def test_modules_do_not_import_each_other_in_a_circle(name: str) -> None:
+    assert circle(PACKAGES[name]) == []
+
+
+@pytest.mark.parametrize("name", ["dmdr_core", "dmdr_train"])
+def test_no_folder_is_crowded(name: str) -> None:
+    assert crowded(PACKAGES[name]) == []
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    for name in ("house", "house/cellar", "house/attic"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "house/cellar/wine.py").touch()
+    (tmp_path / "house/attic/books.py").write_text("from house.cellar import wine\n")
+    return tmp_path / "house"
+
+
+def test_what_points_downward_passes(house: Path) -> None:
+    assert upward(house, ("cellar", "attic")) == circle(house) == crowded(house) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import house.attic.books",
+        "from house.attic import books",
+        "from house.attic.books import read",
+        "from ..attic import books",
+        "from ..attic.books import read",
+        "def drink():\n    from house.attic import books",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from house.attic.books import read",
+    ],
+)
+def test_an_upward_import_is_found(house: Path, source: str) -> None:
+    (house / "cellar/wine.py").write_text(source)
+    assert upward(house, ("cellar", "attic")) == ["house.cellar.wine imports house.attic.books"]
+    assert set(circle(house)) == {"house.cellar.wine", "house.attic.books"}
+
+
+def test_a_room_does_not_import_what_stands_at_the_top(house: Path) -> None:
+    (house / "program.py").write_text("from house.attic import books")
+    assert upward(house, ("cellar", "attic")) == []
+    (house / "attic/__init__.py").write_text("from ..program import main")
+    assert upward(house, ("cellar", "attic")) == ["house.attic imports house.program"]
+
+
+def test_a_crowd_is_found(house: Path) -> None:
+    for i in range(MOST):
+        (house / f"cellar/wine{i}.py").touch()
+    assert crowded(house) == [f"cellar: {MOST + 1}"]
