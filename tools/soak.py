@@ -46,8 +46,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from dmdr_train.checkpoint.checkpoint import deepspeed_types
 from dmdr_train.checkpoint.resume import MANIFEST, checkpoints_in
+from dmdr_train.distributed.deepspeed_internals import saved_types
 from dmdr_train.distributed.run_lock import LOCK
 from dmdr_train.distributed.signals import STOPPING
 from dmdr_train.evaluation.evaluator import read_scores
@@ -131,7 +131,7 @@ def held(path: Path) -> bytes:
     if path.name == "evaluation.json":
         return json.dumps(json.loads(path.read_bytes()), sort_keys=True).encode()
     if path.suffix == ".pt":
-        with torch.serialization.safe_globals(deepspeed_types()):
+        with torch.serialization.safe_globals(saved_types()):
             return b"".join(values(torch.load(path, weights_only=True)))
     if path.suffix == ".safetensors":  # texts in its header come in any order
         content = path.read_bytes()

@@ -133,7 +133,7 @@ MIX_UPS = {
         "dmdr_train.objectives.terms", "score.detach().mean().item()", "float(score.detach().numpy().mean())", of_labels
     ),
     "a group of the device gets a tensor of the CPU": MixUp(
-        "dmdr_train.distributed.engines",
+        "dmdr_train.distributed.collectives",
         """        return values
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=_communicating())""",
         """        pass

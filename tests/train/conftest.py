@@ -163,7 +163,7 @@ def one_process() -> Iterator[None]:
     """DeepSpeed's process group, of this process alone; the environment is left as it was found."""
     import torch.distributed as dist
     from deepspeed import DeepSpeedEngine
-    from dmdr_train.distributed.engines import start_processes
+    from dmdr_train.distributed.process_group import start_processes
 
     before = dict(os.environ)
     start_processes(torch.device("cpu"))

@@ -51,7 +51,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    from dmdr_train.distributed.engines import start_processes
+    from dmdr_train.distributed.process_group import start_processes
 
     start_processes(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from dmdr_train.base.errors import UserError
-from dmdr_train.distributed import engines
-from dmdr_train.distributed.engines import choose_device, gathered, learning_rate, make_engine
+from dmdr_train.distributed.deepspeed_engine import learning_rate, make_engine
+from dmdr_train.distributed.deepspeed_internals import gathered
+from dmdr_train.distributed.device import choose_device
 from dmdr_train.recipe.schema import Optim, Optimizer, Run
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ def test_the_device_is_the_one_that_deepspeed_found(monkeypatch: pytest.MonkeyPa
         def device_name(self) -> str:
             return "cuda"
 
-    monkeypatch.setattr(engines, "get_accelerator", Found)
+    monkeypatch.setattr("dmdr_train.distributed.device.get_accelerator", Found)
     monkeypatch.setenv("LOCAL_RANK", "3")
     for name in ("auto", "cuda"):
         run = Run.model_validate({"output": "out", "steps": 1, "device": name})

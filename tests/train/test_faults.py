@@ -22,7 +22,7 @@ from dmdr_train.checkpoint import checkpoint
 from dmdr_train.checkpoint.background_writes import Unhurried
 from dmdr_train.checkpoint.resume import checkpoints_in, find_checkpoint, read_manifest, verify
 from dmdr_train.distributed import signals
-from dmdr_train.distributed.engines import agreed
+from dmdr_train.distributed.collectives import agreed
 from dmdr_train.distributed.run_lock import check_free, hold
 from dmdr_train.evaluation.evaluator import read_scores
 from dmdr_train.monitoring import rules

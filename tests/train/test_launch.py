@@ -22,7 +22,7 @@ import torch, yaml
 import torch.distributed as dist
 from dmdr_train.distributed import lost_process
 from dmdr_train.run import runner
-from dmdr_train.distributed.engines import make_engine
+from dmdr_train.distributed.deepspeed_engine import make_engine
 from dmdr_train.base.errors import StoppedError, UserError
 from dmdr_train.recipe.schema import Recipe
 

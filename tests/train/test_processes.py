@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from dmdr_train.distributed.engines import processes, start_processes
+from dmdr_train.distributed.process_group import processes, start_processes
 
 # Runs, dry runs and evaluations of which each ends in its own way; then what is left of the group.
 ENDINGS = """
@@ -49,13 +49,13 @@ import json, sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from dmdr_train.distributed import engines
+from dmdr_train.distributed import process_group
 from dmdr_train.base.errors import UserError
 
 how, done = sys.argv[1], []
-engines.LEAVING = 30.0 if how == "all fail" else 0.5
+process_group.LEAVING = 30.0 if how == "all fail" else 0.5
 try:
-    with engines.processes(torch.device("cpu")):
+    with process_group.processes(torch.device("cpu")):
         dist.all_reduce(torch.ones(1))
         rank = dist.get_rank()
         if how != "gloo":
@@ -150,10 +150,10 @@ def test_an_error_of_leaving_does_not_hide_the_first(monkeypatch: pytest.MonkeyP
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     there = iter([False, True])
-    engines = "dmdr_train.distributed.engines."
-    monkeypatch.setattr(engines + "dist", SimpleNamespace(is_initialized=lambda: next(there)))
-    monkeypatch.setattr(engines + "start_processes", lambda *_: None)
-    monkeypatch.setattr(engines + "end_processes", failing)
+    module = "dmdr_train.distributed.process_group."
+    monkeypatch.setattr(module + "dist", SimpleNamespace(is_initialized=lambda: next(there)))
+    monkeypatch.setattr(module + "start_processes", lambda *_: None)
+    monkeypatch.setattr(module + "end_processes", failing)
     with pytest.raises(ZeroDivisionError), processes(torch.device("cpu")):
         raise ZeroDivisionError
     assert calls == [True]

@@ -76,7 +76,7 @@ import json, os, sys, torch
 from pathlib import Path
 from dmdr_train.checkpoint import checkpoint
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.engines import start_processes
+from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 rank = 0 if os.fork() else 1  # both have imported all of this by now

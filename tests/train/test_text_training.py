@@ -8,7 +8,7 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_models.lora import LoRANetwork
-from dmdr_train.distributed.engines import mean_over_processes
+from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import Session, build
 from torch import Tensor

@@ -10,7 +10,7 @@ import torch
 from dmdr_train.base.random_draws import Draws, seed_others
 from dmdr_train.checkpoint import checkpoint
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.engines import gathered
+from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import runner
 from dmdr_train.run.build import Session, build

@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 from dmdr_train.checkpoint import checkpoint
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.engines import adamw, learning_rate, start_processes
+from dmdr_train.distributed.deepspeed_engine import adamw, learning_rate
+from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Optim, Optimizer, Recipe
 from dmdr_train.run import build

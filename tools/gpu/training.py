@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from dmdr_train.distributed.engines import start_processes
+from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe, RewardObjective
 from dmdr_train.run.build import Session, build

@@ -23,6 +23,7 @@ import re
 import shutil
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,16 @@ from dmdr_train.checkpoint.resume import (
     signed,
 )
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.engines import anywhere, gathered
+from dmdr_train.distributed.collectives import anywhere
+from dmdr_train.distributed.deepspeed_internals import (
+    MODEL_FILES,
+    OPTIMIZER_FILES,
+    full_shape,
+    gathered,
+    load_engine,
+    save_engine,
+    saved_types,
+)
 from dmdr_train.distributed.reshard_zero import Cuts, reshard
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
@@ -133,9 +143,7 @@ class Saving:
 
     def _write(self, trainer: Trainer, average: Average) -> None:
         for name, engine in _engines(trainer).items():
-            engine.checkpoint_engine.save = lambda state_dict, path: self.writes(_save_state, state_dict, Path(path))
-            engine._copy_recovery_script = lambda *_: None
-            engine.save_checkpoint(str(self.partial), tag=name, save_latest=False, exclude_frozen_parameters=True)
+            save_engine(engine, self.partial, name, partial(self.writes, _save_state))
         if average.state and (trainer.rank == 0 or average.split):
             self.writes(save_file, average.state, self.partial / f"average-rank{trainer.rank}.safetensors")
         save_weights(self.partial / GENERATOR, trainer.generator.module, self.writes)
@@ -264,7 +272,7 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
             saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except UserError as error:
         raise UserError(key, f"{path} is damaged ({error.__cause__}); give another checkpoint") from None
-    ours = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in network.named_parameters() if p.requires_grad}
+    ours = {name: full_shape(p) for name, p in network.named_parameters() if p.requires_grad}
     for name in sorted(saved.keys() | ours.keys()):
         if saved.get(name) != ours.get(name):
             raise UserError(
@@ -284,7 +292,7 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
     check_weights("run.resume", path / GENERATOR, trainer.generator.module)
     check_weights("run.resume", path / FAKE_SCORE, trainer.guidance.module)
     for name, engine in _engines(trainer).items():
-        with torch.serialization.safe_globals(deepspeed_types()):
+        with torch.serialization.safe_globals(saved_types()):
             _load_engine(engine, path, name, manifest)
     set_rate(trainer.generator, trainer.settings.optim.generator.lr)
     set_rate(trainer.guidance, trainer.settings.optim.fake_score.lr)
@@ -297,20 +305,18 @@ def load(path: Path, trainer: Trainer, average: Average) -> None:
 def _load_engine(engine: Any, path: Path, name: str, manifest: dict[str, Any]) -> None:
     """Have DeepSpeed load what any number of processes have written as if this number had."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    model_states = _listed(path, manifest, f"{name}/", "_model_states.pt")
+    model_states = _listed(path, manifest, f"{name}/", MODEL_FILES)
 
     def as_ours(file: str, map_location: Any = None) -> Any:
-        if not file.endswith("_optim_states.pt"):
+        if not file.endswith(OPTIMIZER_FILES):
             return {**_load_weights_only(file, map_location), "dp_world_size": world}
-        files = _listed(path, manifest, f"{name}/", "_optim_states.pt")
+        files = _listed(path, manifest, f"{name}/", OPTIMIZER_FILES)
         states = [_load_weights_only(str(one), "cpu", mmap=True)["optimizer_state_dict"] for one in files]
         return {"optimizer_state_dict": reshard(states, Cuts.of(engine), rank, world)}
 
     same = manifest["world_size"] == world
-    engine.checkpoint_engine.load = _load_weights_only if same else as_ours
-    if not same:
-        engine._get_all_ckpt_names = lambda *_: [str(model_states[0])]  # stage 3 would want one of every rank
-    engine.load_checkpoint(str(path), tag=name, load_module_strict=False)
+    read = _load_weights_only if same else as_ours
+    load_engine(engine, path, name, read, None if same else model_states[0])
 
 
 def set_rate(engine: Any, rate: float) -> None:
@@ -346,12 +352,3 @@ def _load_weights_only(path: str, map_location: Any = None, mmap: bool = False) 
         raise UserError(
             "run.resume", f"{path} holds more than weights, none of which was run; resume from another checkpoint"
         ) from None
-
-
-def deepspeed_types() -> list[Any]:
-    """The classes that DeepSpeed itself puts into its files; nothing else is unpickled."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]

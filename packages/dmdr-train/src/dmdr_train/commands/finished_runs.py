@@ -9,7 +9,7 @@ from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
 from dmdr_train.checkpoint import checkpoint
 from dmdr_train.checkpoint.resume import RECIPE, newest_verified
-from dmdr_train.distributed.engines import processes
+from dmdr_train.distributed.process_group import processes
 from dmdr_train.evaluation.evaluator import Evaluator, read_scores
 from dmdr_train.recipe.load import parse_recipe, read_yaml
 from dmdr_train.recipe.schema import Recipe

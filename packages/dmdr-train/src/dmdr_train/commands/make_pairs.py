@@ -19,7 +19,7 @@ from dmdr_train.base.random_draws import Draws
 from dmdr_train.data.pairs import made_with, pairs_folder
 from dmdr_train.data.prompt_order import make_prompts
 from dmdr_train.data.shard_folder import Made, ShardFolder, processes
-from dmdr_train.distributed.engines import DTYPES, choose_device
+from dmdr_train.distributed.device import DTYPES, choose_device
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.networks import load_family, load_network
 

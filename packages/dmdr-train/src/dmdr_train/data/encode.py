@@ -18,7 +18,7 @@ from dmdr_train.base.errors import naming
 from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash, read_hashes
 from dmdr_train.data.prompt_files import evaluation_prompts, open_prompts
 from dmdr_train.data.shard_folder import Made, ShardFolder, processes
-from dmdr_train.distributed.engines import DTYPES, choose_device
+from dmdr_train.distributed.device import DTYPES, choose_device
 from dmdr_train.recipe.schema import Recipe
 
 Encode = Callable[[Sequence[str]], Condition]

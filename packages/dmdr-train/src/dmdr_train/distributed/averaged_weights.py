@@ -9,7 +9,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dmdr_train.distributed.engines import overwrite, shard
+from dmdr_train.distributed.deepspeed_internals import is_split, overwrite, shard
 from dmdr_train.distributed.reshard_zero import window
 
 
@@ -42,7 +42,7 @@ class Average:
     @property
     def split(self) -> bool:
         """Whether every process has a share of the parameters, rather than all of them."""
-        return any(hasattr(parameter, "ds_tensor") for parameter in self.parameters.values())
+        return any(is_split(parameter) for parameter in self.parameters.values())
 
     def load(self, files: Sequence[Path]) -> None:
         """Restore the state from what any number of processes had of it.

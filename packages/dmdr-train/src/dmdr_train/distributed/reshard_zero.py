@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Where the states of DeepSpeed's two optimizers, of stages 1 and 2 and of stage 3, hold weights and moments.
-WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
-MOMENTS = ("base_optimizer_state", "optimizer_state_dict")
+from dmdr_train.distributed.deepspeed_internals import MOMENTS, WEIGHTS, layout
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,7 @@ class Cuts:
     @classmethod
     def of(cls, engine: Any) -> "Cuts":
         """Those of a DeepSpeed engine with ZeRO 1, 2 or 3."""
-        optimizer = engine.optimizer
-        if engine.zero_optimization_stage() == 3:
-            groups = optimizer.fp16_groups
-            return cls([p.ds_numel for group in groups for p in group], [len(group) for group in groups], 1)
-        sizes = [sum(p.numel() for p in group) for group in optimizer.bit16_groups]
-        return cls(sizes, [1] * len(sizes), optimizer.nccl_start_alignment_factor)
+        return cls(*layout(engine))
 
     def shares(self, world: int) -> list[int]:
         """Number of elements of each piece that one of `world` processes has, filled up with zeros."""

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import nearest
-from dmdr_train.distributed.engines import agreed
+from dmdr_train.distributed.collectives import agreed
 from dmdr_train.distributed.lost_process import Peers
 
 

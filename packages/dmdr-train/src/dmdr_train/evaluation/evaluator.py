@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import named_generator
-from dmdr_train.distributed.engines import gather_rows
+from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.reference_sets import make_reference
 from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema

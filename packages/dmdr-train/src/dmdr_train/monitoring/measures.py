@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dmdr_train.base.errors import UNANSWERED, StoppedError, UserError
 from dmdr_train.base.random_draws import Draws, named_generator
-from dmdr_train.distributed.engines import gather_rows
+from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.sample_sheets import sample_prompts
 from dmdr_train.monitoring.rules import PREFIX
 from dmdr_train.objectives.guarded_scores import asked

@@ -6,7 +6,7 @@ import torch
 from dmdr_models.family import Family
 
 from dmdr_train.base.errors import UserError, naming
-from dmdr_train.distributed.engines import DTYPES
+from dmdr_train.distributed.device import DTYPES
 from dmdr_train.objectives.terms import SRPO, DistributionMatching, Objective, ReFL, Regression
 from dmdr_train.recipe import schema
 

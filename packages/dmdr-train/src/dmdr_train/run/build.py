@@ -12,7 +12,8 @@ from dmdr_train.checkpoint.checkpoint import FAKE_SCORE, GENERATOR, load_weights
 from dmdr_train.checkpoint.resume import newest_verified
 from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import make_prompts
-from dmdr_train.distributed.engines import agreed, make_engine, mean_over_processes
+from dmdr_train.distributed.collectives import agreed, mean_over_processes
+from dmdr_train.distributed.deepspeed_engine import make_engine
 from dmdr_train.objectives.registry import make_objectives
 from dmdr_train.recipe import schema
 from dmdr_train.training.networks import load_family, make_networks

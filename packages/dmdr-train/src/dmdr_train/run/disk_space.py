@@ -13,6 +13,7 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.base.folders import nearest
 from dmdr_train.checkpoint.checkpoint import kept_steps
 from dmdr_train.checkpoint.resume import checkpoints_in, step_of
+from dmdr_train.distributed.deepspeed_internals import full_size
 from dmdr_train.recipe.schema import Optim, Recipe, Run
 from dmdr_train.run.build import Session
 
@@ -136,18 +137,14 @@ def moment_bytes(size: int, eight_bit: bool) -> int:
 def student_bytes(generator: nn.Module, keeps_lora: bool) -> int:
     """The exported student, at most: in float32 a LoRA that stays one, or the whole network."""
     if isinstance(generator, LoRANetwork) and keeps_lora:
-        return 4 * sum(_elements(p) for p in generator.parameters() if p.requires_grad)
+        return 4 * sum(full_size(p) for p in generator.parameters() if p.requires_grad)
     network = generator.base if isinstance(generator, LoRANetwork) else generator
-    return 4 * sum(map(_elements, network.parameters()))
+    return 4 * sum(map(full_size, network.parameters()))
 
 
 def _trained(engine: Any) -> list[int]:
     """The number of elements of each trained parameter."""
-    return [_elements(p) for p in engine.module.parameters() if p.requires_grad]
-
-
-def _elements(parameter: Any) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
+    return [full_size(p) for p in engine.module.parameters() if p.requires_grad]
 
 
 def _gb(size: int) -> str:

@@ -16,7 +16,7 @@ from dmdr_train.checkpoint.background_writes import Unhurried, reason_of
 from dmdr_train.checkpoint.checkpoint import NotSavedError, save_student
 from dmdr_train.checkpoint.resume import run_of
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.engines import agreed
+from dmdr_train.distributed.collectives import agreed
 from dmdr_train.evaluation.evaluator import Evaluator, Scores, read_scores, save_scores
 from dmdr_train.evaluation.sample_sheets import draw_samples, labelled_rows, sample_row, save_row
 from dmdr_train.recipe.load import is_number

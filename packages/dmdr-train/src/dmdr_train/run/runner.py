@@ -26,15 +26,10 @@ from dmdr_train.checkpoint.background_writes import reason_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.checkpoint.resume import RECIPE, checkpoints_in, find_checkpoint, step_of
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.engines import (
-    agreed,
-    anywhere,
-    choose_device,
-    mean_over_processes,
-    processes,
-    said_anywhere,
-)
+from dmdr_train.distributed.collectives import agreed, anywhere, mean_over_processes, said_anywhere
+from dmdr_train.distributed.device import choose_device
 from dmdr_train.distributed.lost_process import Peers
+from dmdr_train.distributed.process_group import processes
 from dmdr_train.distributed.run_lock import LOCK, hold, sign
 from dmdr_train.distributed.shared_folder import check_shared
 from dmdr_train.distributed.signals import Signals

@@ -11,7 +11,7 @@ from torch import nn
 from dmdr_train.base.errors import naming
 from dmdr_train.base.random_draws import named_generator
 from dmdr_train.data.embedding_cache import EmbeddingCache
-from dmdr_train.distributed.engines import DTYPES
+from dmdr_train.distributed.device import DTYPES
 from dmdr_train.recipe import schema
 
 # A VAE in fp16 overflows.

@@ -1,0 +1,87 @@
+"""A DeepSpeed engine: AdamW, its schedule, and what happens to a gradient that is not finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dmdr_train.recipe.schema import Optim, Optimizer
+
+
+def make_engine(
+    network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device, offload: bool = False
+) -> Any:
+    """A DeepSpeed engine over the trainable parameters of `network`, with AdamW and its schedule.
+
+    Args:
+        updates: number of optimizer updates in the run, which the schedule spans.
+        offload: keep the optimizer's state on the CPU.
+    """
+    plain = optim.zero_stage == 0 and optim.precision == "fp32"  # where DeepSpeed leaves the optimizer as it is
+    optimizer = adamw(optim.eight_bit, plain)(
+        [p for p in network.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(settings, updates))
+    config: dict[str, Any] = {
+        "train_batch_size": optim.batch_size,
+        "train_micro_batch_size_per_gpu": optim.batch_size // dist.get_world_size() // optim.accumulation,
+        "gradient_accumulation_steps": optim.accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {"stage": optim.zero_stage, "reduce_scatter": device.type != "cpu"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if offload:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False
+    if optim.precision != "fp32":
+        config[optim.precision] = {"enabled": True}
+    engine, *_ = deepspeed.initialize(
+        model=network, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def adamw(eight_bit: bool, careful: bool = False) -> Any:
+    """The class of the optimizer.
+
+    Args:
+        careful: make one that skips steps by itself.
+    """
+    if eight_bit:
+        import bitsandbytes
+
+        kind = bitsandbytes.optim.AdamW8bit
+    else:
+        kind = torch.optim.AdamW
+    return type("Careful" + kind.__name__, (SkipsNotFinite, kind), {}) if careful else kind
+
+
+class SkipsNotFinite:
+    """Leaves out a step whose gradients are not finite, as DeepSpeed's own optimizers do, and tells DeepSpeed so."""
+
+    overflow = False
+
+    def step(self, closure: Any = None) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]  # type: ignore[attr-defined]
+        self.overflow = not all(torch.stack([g.isfinite().all() for g in gradients]).tolist())
+        return None if self.overflow else super().step(closure)  # type: ignore[misc]
+
+
+def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
+    """The factor on the learning rate at an update: linear warm-up, then constant or cosine to 0 at `updates`."""
+
+    def factor(update: int) -> float:
+        warm = min(1.0, (update + 1) / (settings.warmup + 1))
+        if settings.schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, update / max(1, updates)))).item())
+
+    return factor

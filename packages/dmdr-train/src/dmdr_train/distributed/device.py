@@ -1,0 +1,29 @@
+"""The device of this process, and the precisions that it computes in."""
+
+import os
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from dmdr_train.base.errors import UserError
+from dmdr_train.recipe.schema import Run
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        UserError: cuda was asked for and is not there, or fp16 or an 8-bit optimizer on a CPU.
+    """
+    found = get_accelerator().device_name()  # what DeepSpeed found, or DS_ACCELERATOR told it, when it was imported
+    if run.device == "cuda" and found != "cuda":
+        raise UserError("run.device", "cuda is not available here; use cpu or auto")
+    if "cpu" in (run.device, found):
+        if precision == "fp16":
+            raise UserError("optim.precision", "fp16 does not train on a CPU; use fp32 or bf16")
+        if eight_bit:
+            raise UserError("optim.eight_bit", "true needs a GPU and there is none here; set it to false")
+        return torch.device("cpu")
+    return torch.device(found, int(os.environ.get("LOCAL_RANK", "0")))

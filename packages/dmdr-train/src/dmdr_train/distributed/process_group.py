@@ -1,0 +1,129 @@
+"""The process group: how a process joins it, and how it leaves."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger as deepspeed_logger
+
+from dmdr_train.base.errors import LOST, StoppedError
+from dmdr_train.distributed.deepspeed_internals import forgo_shared_memory, work_in
+
+LEAVING = 10.0
+"""Seconds in which the other processes are to leave the group, too, if it is to be destroyed."""
+
+
+@contextmanager
+def processes(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
+    """The process group, as `start_processes` joins it; this process leaves it at the end, whatever the end is.
+
+    A group that is there already is used and stays.
+
+    Args:
+        timeout: as of `start_processes`.
+
+    Raises:
+        StoppedError: the others were not met.
+    """
+    ours = not dist.is_initialized()
+    try:
+        start_processes(device, timeout)
+        yield
+    except BaseException:
+        if ours and dist.is_initialized():
+            with suppress(Exception):  # the first error is the one to see
+                end_processes(failed=True)
+        raise
+    if ours:
+        end_processes()
+
+
+def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
+    """Join the process group: gloo on CPU, NCCL on CUDA; a plain `python run.py` becomes a group of one.
+
+    Args:
+        timeout: seconds that this waits for the others, and every collective operation after it.
+
+    Raises:
+        StoppedError: the others were not met.
+    """
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    if device.type == "cpu":
+        forgo_shared_memory()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    else:
+        get_accelerator().set_device(device.index)
+    deepspeed_logger.setLevel("WARNING")
+    # DeepSpeed calls operations by names that newer releases of torch have changed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if not dist.is_initialized():
+        alone = os.environ["WORLD_SIZE"] == "1"
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            dist.init_process_group(
+                dist.get_default_backend_for_device(device),  # gloo of the CPU, NCCL of CUDA
+                init_method=None if "MASTER_PORT" in os.environ else "tcp://127.0.0.1:0" if alone else None,
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(seconds=timeout),
+                # NCCL would guess it from the rank, at each barrier; groups that are made of this one inherit it.
+                device_id=None if device.type == "cpu" else device,
+            )
+            work_in(dist.new_group(range(world), timedelta(seconds=timeout)))
+        except RuntimeError as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+            raise StoppedError(
+                LOST,
+                f"rank {rank} of {world} did not meet the others at {place} within run.timeout of {timeout:g} s "
+                f"({str(error).splitlines()[0]}); start all of them, where they reach this address",
+                rank,
+            ) from error
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+
+
+def end_processes(failed: bool = False) -> None:
+    """Leave the process group; this does not wait for a process that stays in it.
+
+    NCCL has two ways. `destroy_process_group` sends what is under way, and waits for the others to call it, too. An
+    abort waits for nobody, and what is under way to the others does not arrive. So the processes destroy the group
+    where all of them leave it; one that leaves alone aborts.
+
+    Args:
+        failed: this process leaves with an error. gloo has no abort and would wait for what is under way, so its group
+            is left to the end of the process then.
+    """
+    nccl = dist.get_backend() == "nccl"
+    if dist.get_world_size() == 1 or (all_leave() if nccl else not failed):
+        dist.destroy_process_group()
+    elif nccl:
+        dist.distributed_c10d._abort_process_group()
+
+
+def all_leave() -> bool:
+    """Whether every process calls this within `LEAVING` seconds."""
+    store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    met: list[bool] = []
+
+    def meet() -> None:
+        with suppress(RuntimeError):
+            store.set(f"leaves/{rank}", "")
+            store.wait([f"leaves/{other}" for other in range(world)], timedelta(seconds=LEAVING))
+            met.append(True)
+            store.set(f"left/{rank}", "")
+            if rank == 0:  # the store goes with it: the others are to have read it
+                store.wait([f"left/{other}" for other in range(world)], timedelta(seconds=LEAVING))
+
+    thread = threading.Thread(target=meet, daemon=True)  # a store may never answer
+    thread.start()
+    thread.join(2 * LEAVING + 1)
+    return bool(met)
