@@ -263,33 +263,34 @@ def checkpoint() -> Target:
     """The manifest and the recipe of a checkpoint that a run is to go on from."""
     from dmdr_rewards.untrusted import from_json
     from dmdr_train.base.atomic_files import fingerprint
-    from dmdr_train.checkpoint import resume
+    from dmdr_train.checkpoint.find import find_checkpoint
+    from dmdr_train.checkpoint.manifest import ALWAYS, read_manifest, signed
     from dmdr_train.recipe.load import dump_recipe, load_recipe
 
     settings = load_recipe("demo-t2i")
     tree = settings.model_dump(mode="json")
     manifest = {
         "step": 3, "world_size": 1, "weights": {"refl": [0.0, 1.5]}, "versions": {"torch": "2.10"},
-        "files": {name: {} for name in resume.ALWAYS},
+        "files": {name: {} for name in ALWAYS},
     }  # fmt: skip
 
     def read(example: tuple[str, bytes], folder: Path) -> None:
         path = folder / "step-00000003"
         path.mkdir()
-        for name in resume.ALWAYS:
+        for name in ALWAYS:
             (path / name).write_bytes(b"weights")
         (path / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
         name, content = example
         if name == "recipe.yaml":  # by somebody who signs what he changes
             (path / name).write_bytes(content)
         made_of = {name: fingerprint(path / name) for name in manifest["files"]}
-        (path / "manifest.json").write_bytes(as_json(resume.signed({**manifest, "files": made_of})))
+        (path / "manifest.json").write_bytes(as_json(signed({**manifest, "files": made_of})))
         if name == "manifest.json":
             (path / name).write_bytes(sign_again(content, made_of) if b"FILES" in content else content)
         run = {"resume": str(path), "output": str(folder / "run")}
-        found = resume.find_checkpoint(settings.model_copy(update={"run": settings.run.model_copy(update=run)}), len)
+        found = find_checkpoint(settings.model_copy(update={"run": settings.run.model_copy(update=run)}), len)
         assert found == path
-        assert isinstance(resume.read_manifest("run.resume", path)["step"], int)
+        assert isinstance(read_manifest("run.resume", path)["step"], int)
 
     def sign_again(content: bytes, made_of: dict[str, Any]) -> bytes:
         content = content.replace(b'"FILES"', as_json(made_of))
@@ -297,7 +298,7 @@ def checkpoint() -> Target:
             found = from_json(content)
         except ValueError:
             return content
-        return as_json(resume.signed(found)) if isinstance(found, dict) else content
+        return as_json(signed(found)) if isinstance(found, dict) else content
 
     manifests = st.tuples(st.just("manifest.json"), texts({**manifest, "files": "FILES"}, as_json))
     return manifests | st.tuples(st.just("recipe.yaml"), texts(tree, as_yaml)), read

@@ -46,7 +46,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from dmdr_train.checkpoint.resume import MANIFEST, checkpoints_in
+from dmdr_train.checkpoint.find import checkpoints_in
+from dmdr_train.checkpoint.manifest import MANIFEST
 from dmdr_train.distributed.deepspeed_internals import saved_types
 from dmdr_train.distributed.run_lock import LOCK
 from dmdr_train.distributed.signals import STOPPING

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmdr_train.base.errors import EXIT_CODE, LOST, NOT_SAVED, STOPPED, UserError
-from dmdr_train.checkpoint.resume import checkpoints_in, step_of, verify
+from dmdr_train.checkpoint.find import checkpoints_in, step_of
+from dmdr_train.checkpoint.manifest import verify
 from soak_starts import GRACE, Attempt
 
 

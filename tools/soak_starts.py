@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from dmdr_train.checkpoint.resume import RECIPE
+from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.tracking.trackers import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"

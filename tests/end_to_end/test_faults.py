@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dmdr_train.checkpoint.resume import checkpoints_in, verify
+from dmdr_train.checkpoint.find import checkpoints_in
+from dmdr_train.checkpoint.manifest import verify
 
 # A package with a reward, which fails on the last process at the updates that a file in the working directory names.
 MOODY = """

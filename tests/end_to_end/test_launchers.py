@@ -9,7 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
-from dmdr_train.checkpoint.resume import checkpoints_in, verify
+from dmdr_train.checkpoint.find import checkpoints_in
+from dmdr_train.checkpoint.manifest import verify
 
 RUN = str(Path(__file__).parents[2] / "packages/dmdr-train/run.py")
 

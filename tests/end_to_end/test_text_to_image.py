@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train.checkpoint.resume import checkpoints_in
+from dmdr_train.checkpoint.find import checkpoints_in
 from PIL import Image
 from safetensors.torch import load_file
 

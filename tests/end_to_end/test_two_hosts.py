@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train.checkpoint.resume import checkpoints_in, verify
+from dmdr_train.checkpoint.find import checkpoints_in
+from dmdr_train.checkpoint.manifest import verify
 from safetensors.torch import load_file
 
 ROOT, BIN, RUN = Path(__file__).parents[2], Path(sys.executable).parent, "packages/dmdr-train/run.py"

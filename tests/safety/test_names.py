@@ -13,7 +13,7 @@ from dmdr_rewards.score_data import find, open_picture
 from dmdr_rewards.untrusted import inside, open_rgb
 from dmdr_train.base.atomic_files import fingerprint
 from dmdr_train.base.errors import UserError
-from dmdr_train.checkpoint.resume import signed, verify
+from dmdr_train.checkpoint.manifest import signed, verify
 from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder
 from dmdr_train.data.encode import plan
 from PIL import Image

@@ -20,7 +20,8 @@ from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
 from dmdr_rewards.score_data import find, open_picture, with_prompts
 from dmdr_train.base.errors import naming
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint import load
+from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.data.embedding_cache import EmbeddingCache
 from dmdr_train.data.prompt_files import check_prompts, open_prompts
 from dmdr_train.recipe.schema import Data
@@ -115,11 +116,11 @@ def adapter(trap: Any, copied: Copy, folder: Path) -> Any:
 
 
 def resumed(trap: Any, copied: Copy, folder: Path) -> Any:
-    return checkpoint._load_weights_only(str(trap(folder / "mp_rank_00_model_states.pt")))
+    return load._load_weights_only(str(trap(folder / "mp_rank_00_model_states.pt")))
 
 
 def init_from(trap: Any, copied: Copy, folder: Path) -> Any:
-    return checkpoint.load_weights("run.init_from", trap(folder / "generator.safetensors"), torch.nn.Linear(1, 1))
+    return load_weights("run.init_from", trap(folder / "generator.safetensors"), torch.nn.Linear(1, 1))
 
 
 def embeddings(trap: Any, copied: Copy, folder: Path) -> Any:

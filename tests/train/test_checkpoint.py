@@ -13,18 +13,13 @@ import torch
 from dmdr_train.base.atomic_files import fingerprint
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.versions import versions
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.compatibility import compare
+from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint, newest, run_of, step_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
-from dmdr_train.checkpoint.resume import (
-    checkpoints_in,
-    compare,
-    find_checkpoint,
-    newest,
-    run_of,
-    signed,
-    step_of,
-    verify,
-)
+from dmdr_train.checkpoint.load import load_checkpoint
+from dmdr_train.checkpoint.manifest import signed, verify
+from dmdr_train.checkpoint.retention import prune
+from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
@@ -52,8 +47,8 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
         for _ in range(3):
             trainer.train_step()
             average.update()
-            path = checkpoint.Saving(folder, settings, trainer, average).finish()
-            checkpoint.prune(folder, trainer.step, 2, 0, None)
+            path = Saving(folder, settings, trainer, average).finish()
+            prune(folder, trainer.step, 2, 0, None)
         runs[stage] = (settings, path, trainer, average)
     return runs
 
@@ -73,7 +68,7 @@ def sign_again(path: Path, **changes: Any) -> None:
 
 def load(settings: Recipe, path: Path) -> tuple[Trainer, Average]:
     trainer, average = made_of(settings)
-    checkpoint.load(path, trainer, average)
+    load_checkpoint(path, trainer, average)
     return trainer, average
 
 
@@ -97,7 +92,7 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (settled.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda old, new: (names.append(set(settled)), replace(old, new)))
-    path = checkpoint.Saving(tmp_path, settings, trainer, average).finish()
+    path = Saving(tmp_path, settings, trainer, average).finish()
     (before,) = names
     partial = path.with_name(f".{path.name}.partial")
     assert before == {str(partial / found.relative_to(path)) for found in (path, *path.rglob("*"))}
@@ -181,7 +176,7 @@ def test_a_disk_that_gives_nothing_back_is_damage(copy: Path, monkeypatch: pytes
     def failing(path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr("dmdr_train.checkpoint.resume.fingerprint", failing)
+    monkeypatch.setattr("dmdr_train.checkpoint.manifest.fingerprint", failing)
     with pytest.raises(UserError, match=r"cannot be read \(Input/output error\); give another checkpoint"):
         verify("run.resume", copy)
 
@@ -373,9 +368,9 @@ def test_an_evaluation_may_come_and_go_and_not_change(
     with_it, without = settings(every=2), settings()
     trainer, average = made_of(without)
     for before, after in ((with_it, without), (without, with_it), (with_it, settings(every=3))):
-        path = checkpoint.Saving(tmp_path, before, trainer, average, fingerprints(before)).finish()
+        path = Saving(tmp_path, before, trainer, average, fingerprints(before)).finish()
         compare(after, path, print)
-    path = checkpoint.Saving(tmp_path, with_it, trainer, average, fingerprints(with_it)).finish()
+    path = Saving(tmp_path, with_it, trainer, average, fingerprints(with_it)).finish()
     for changed in ({"pictures": 200}, {"seed": 5}, {"reference": str(classifier)}):
         (name,) = changed
         with pytest.raises(UserError, match=rf"^tracking.evaluation.{name}: "):
@@ -416,7 +411,7 @@ def test_inputs_may_move_and_not_change(
 
     made = settings(here)
     trainer, average = made_of(made)
-    path = checkpoint.Saving(tmp_path / "checkpoints", made, trainer, average, fingerprints(made)).finish()
+    path = Saving(tmp_path / "checkpoints", made, trainer, average, fingerprints(made)).finish()
     said: list[str] = []
     compare(settings(there), path, said.append)
     assert said == [

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from dmdr_train.base.errors import UserError
-from dmdr_train.checkpoint import checkpoint
-from dmdr_train.checkpoint.resume import checkpoints_in
+from dmdr_train.checkpoint.find import checkpoints_in
+from dmdr_train.checkpoint.retention import prune
+from dmdr_train.checkpoint.save import Saving, save_student
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.recipe.schema import Recipe, Run
 from dmdr_train.reporting.student_export import export_student
@@ -41,7 +42,7 @@ def test_the_size_of_a_checkpoint(
     average = Average(session.trainer.generator.module, settings.optim.ema)
     expected = space(settings, session).checkpoint
     session.trainer.train_step()
-    written = checkpoint.Saving(tmp_path / "checkpoints", settings, session.trainer, average).finish()
+    written = Saving(tmp_path / "checkpoints", settings, session.trainer, average).finish()
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     # The least that could be forgotten is a copy of the network in bf16: 101 kB.
     assert 0 <= expected - size < 100_000
@@ -52,7 +53,7 @@ def test_the_size_of_the_student(make_recipe: Any, model: Path, tmp_path: Path, 
     settings = make_recipe(model__path=str(model), model__generator_lora=lora, run__output=str(tmp_path))
     session = build(settings, CPU)
     average = Average(session.trainer.generator.module, None)
-    checkpoint.save_student(tmp_path / "weights", session.trainer, average)
+    save_student(tmp_path / "weights", session.trainer, average)
     export_student(tmp_path / "student", settings, tmp_path / "weights")
     size = sum(path.stat().st_size for path in (tmp_path / "student/transformer").iterdir())
     assert size == pytest.approx(student_bytes(session.trainer.generator.module, session.family.keeps_lora), rel=0.05)
@@ -105,7 +106,7 @@ def test_how_many_checkpoints_are_there_at_once(
         if number % every == 0 or number == run.steps:
             counts.append(len(list(tmp_path.iterdir())) + 1)
             (tmp_path / f"step-{number:08d}").mkdir(exist_ok=True)
-            checkpoint.prune(tmp_path, number, run.keep_last, run.keep_every, None)
+            prune(tmp_path, number, run.keep_last, run.keep_every, None)
     assert (max(counts), len(checkpoints_in(tmp_path))) == (most, left)
 
 

@@ -18,11 +18,14 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_train.base.errors import STOPPED, StoppedError, UserError
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint import save
 from dmdr_train.checkpoint.background_writes import Unhurried
-from dmdr_train.checkpoint.resume import checkpoints_in, find_checkpoint, read_manifest, verify
+from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint
+from dmdr_train.checkpoint.manifest import read_manifest, verify
+from dmdr_train.checkpoint.retention import prune, remove_leftovers
 from dmdr_train.distributed import signals
 from dmdr_train.distributed.collectives import agreed
+from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.distributed.run_lock import check_free, hold
 from dmdr_train.evaluation.evaluator import read_scores
 from dmdr_train.monitoring import rules
@@ -32,6 +35,7 @@ from dmdr_train.run.preflight import check_output, goes_on
 from dmdr_train.run.runner import Run, locked
 from dmdr_train.tracking import trackers
 from dmdr_train.tracking.trackers import Rows, Tracker, read_metrics
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
@@ -213,7 +217,7 @@ def full(path: str) -> bool:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """While its one item is true, the second engine's state finds no space."""
     switch = [True]
-    save_state = checkpoint._save_state
+    save_state = save._save_state
 
     def failing(state: Any, path: Path) -> None:
         if switch[0] and full(str(path)):
@@ -221,7 +225,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save_state(state, path)
 
-    monkeypatch.setattr(checkpoint, "_save_state", failing)
+    monkeypatch.setattr(save, "_save_state", failing)
     return switch
 
 
@@ -276,9 +280,7 @@ def test_the_student_outlives_a_last_checkpoint_without_space(make_run: Any, ful
     assert not rescued.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["dmdr_train.checkpoint.checkpoint.save_file", "dmdr_train.run.milestones.export_student"]
-)
+@pytest.mark.parametrize("name", ["dmdr_train.checkpoint.save.save_file", "dmdr_train.run.milestones.export_student"])
 def test_a_student_without_space_is_said(make_run: Any, full_disk: Any, monkeypatch: Any, name: str) -> None:
     monkeypatch.setattr(name, no_space)
     run = make_run(run__steps=1)
@@ -372,13 +374,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(make_run: Any, tmp_path:
     changes = {"run__keep_last": 9, "optim__zero_stage": 2, "optim__ema": 0.5}
     usual = make_run(**changes, run__checkpoint_every=1)
     usual.carry_out()
-    slow, save_state = threading.Event(), checkpoint._save_state
+    slow, save_state = threading.Event(), save._save_state
 
     def waiting(state: Any, path: Path) -> None:
         assert slow.wait(60)
         save_state(state, path)
 
-    monkeypatch.setattr(checkpoint, "_save_state", waiting)
+    monkeypatch.setattr(save, "_save_state", waiting)
     output = str(tmp_path / "background")
     run = make_run(**changes, run__checkpoint_every=2, run__save_in_background=True, run__output=output)
     seen: list[list[str]] = []
@@ -424,7 +426,7 @@ def test_whatever_goes_wrong_in_the_background_is_no_checkpoint(make_run: Any, m
     def failing(state: Any, path: Path) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(checkpoint, "_save_state", failing)
+    monkeypatch.setattr(save, "_save_state", failing)
     run = make_run(run__checkpoint_every=1, run__save_in_background=True)
     with pytest.raises(StoppedError, match=r"could not be written \(MemoryError\)"):
         run.carry_out()
@@ -457,17 +459,17 @@ def test_an_update_that_is_not_finite_is_skipped(make_run: Any, precision: str, 
     run = make_run(optim__zero_stage=stage, optim__precision=precision)
     broken_loss(run, value, (0,))
     parameters = dict(run.trainer.generator.module.named_parameters())
-    with checkpoint.gathered(parameters.values()):
+    with gathered(parameters.values()):
         before = [p.detach().clone() for p in parameters.values()]
     run.trainer.train_step()
     assert run.trainer.trouble == [("distribution_matching", run.trainer.drawn)]
     assert (run.trainer.generator.skipped_steps, run.trainer.guidance.skipped_steps) == (1, 0)
-    with checkpoint.gathered(parameters.values()):
+    with gathered(parameters.values()):
         assert all(torch.equal(p, b) for p, b in zip(parameters.values(), before, strict=True))
     run.trainer.train_step()
     assert run.trainer.trouble == []
     assert run.trainer.generator.skipped_steps == 1
-    with checkpoint.gathered(parameters.values()):
+    with gathered(parameters.values()):
         after = list(parameters.values())
         assert all(p.isfinite().all() for p in after)
         assert any(not torch.equal(p, b) for p, b in zip(after, before, strict=True))
@@ -510,7 +512,7 @@ def test_the_run_stops_when_it_does_not_end(make_run: Any) -> None:
     )
     rows = read_metrics(run.folder)
     assert [row["skipped/generator"] for row in rows] == [1, 1, 2, 3]
-    for tensor in checkpoint.load_file(run.folder / "checkpoints/step-00000004/generator.safetensors").values():
+    for tensor in load_file(run.folder / "checkpoints/step-00000004/generator.safetensors").values():
         assert tensor.isfinite().all()
 
 
@@ -521,7 +523,7 @@ def test_what_is_kept(tmp_path: Path) -> None:
     def left(*arguments: Any) -> list[int]:
         for step in range(2, 20, 2):
             (tmp_path / f"step-{step:08d}").mkdir(exist_ok=True)
-        checkpoint.prune(tmp_path, *arguments)
+        prune(tmp_path, *arguments)
         assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
         return [int(path.name[5:]) for path in checkpoints_in(tmp_path)]
 
@@ -555,7 +557,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     for name in (".recipe.yaml.7.partial", "recipe.yaml", "samples/.teacher-4.png.7.partial", "samples/teacher-4.png"):
         (tmp_path / name).touch()
-    checkpoint.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
     kept = ["checkpoints", "checkpoints/step-00000003", "checkpoints/step-00000003/generator"]
     assert sorted(files) == [*kept, "recipe.yaml", "samples", "samples/teacher-4.png"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.load import load_checkpoint
+from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.reshard_zero import Cuts, cut, reshard, window
 from dmdr_train.recipe.schema import Recipe
@@ -74,7 +75,8 @@ def test_counters_of_sub_groups_are_their_own() -> None:
 WORKER = """
 import json, os, sys, torch
 from pathlib import Path
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.load import load_checkpoint
+from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.schema import Recipe
@@ -88,11 +90,11 @@ for first, last in ((0, 2), (3, 4)):
         trainer = build(settings, torch.device("cpu")).trainer
         average = Average(trainer.generator.module, settings.optim.ema)
         if first:
-            checkpoint.load(Path(f"{i}/step-{first:08d}"), trainer, average)
+            load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)
         for _ in range(first, last):
             trainer.train_step()
             average.update()
-        checkpoint.Saving(Path(str(i)), settings, trainer, average).finish()
+        Saving(Path(str(i)), settings, trainer, average).finish()
     if rank == 0:
         print("saved", flush=True)
     while not first and not Path("go-on").exists():
@@ -115,11 +117,11 @@ def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
     trainer = build(settings, torch.device("cpu")).trainer
     average = Average(trainer.generator.module, settings.optim.ema)
     if first:
-        checkpoint.load(folder / f"step-{first:08d}", trainer, average)
+        load_checkpoint(folder / f"step-{first:08d}", trainer, average)
     for _ in range(first, last):
         trainer.train_step()
         average.update()
-    return checkpoint.Saving(folder, settings, trainer, average).finish()
+    return Saving(folder, settings, trainer, average).finish()
 
 
 @pytest.mark.usefixtures("one_process")

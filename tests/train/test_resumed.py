@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dmdr_train.checkpoint.resume import checkpoints_in, find_checkpoint
+from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint
 from dmdr_train.objectives import registry
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import build

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dmdr_train.base.random_draws import Draws, seed_others
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.save import save_weights
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.recipe.schema import Recipe
@@ -118,7 +118,7 @@ def test_the_average_is_what_is_sampled_and_saved(settings: Callable[..., Recipe
     x, t = torch.randn(2, *trainer.family.latent_shape, generator=torch.Generator().manual_seed(0)), torch.ones(2)
     condition = trainer.family.condition([1, 2])
     with torch.no_grad(), average.applied():
-        checkpoint.save_weights(tmp_path / "student.safetensors", network.module)
+        save_weights(tmp_path / "student.safetensors", network.module)
         found = trainer.family.predict(network, x, t, condition)
     torch.testing.assert_close(load_file(tmp_path / "student.safetensors"), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(found, trainer.family.predict(bare, x, t, condition), rtol=1e-5, atol=1e-6)

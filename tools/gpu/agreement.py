@@ -8,7 +8,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from dmdr_train.checkpoint import checkpoint
+from dmdr_train.checkpoint.load import load_checkpoint
+from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.deepspeed_engine import adamw, learning_rate
 from dmdr_train.distributed.process_group import start_processes
@@ -101,10 +102,10 @@ def resumed(bench: Bench) -> Measured:
             steps(whole, 2)
             middle = weights(whole)
             average = Average(whole.trainer.generator.module, settings.optim.ema)
-            path = checkpoint.Saving(folder, settings, whole.trainer, average).finish()
+            path = Saving(folder, settings, whole.trainer, average).finish()
             expected, end = steps(whole, 2), weights(whole)
         with training.built(bench, settings, random=False) as again:
-            checkpoint.load(path, again.trainer, Average(again.trainer.generator.module, settings.optim.ema))
+            load_checkpoint(path, again.trainer, Average(again.trainer.generator.module, settings.optim.ema))
             found = steps(again, 2)
             compare_losses(found, expected, 0.0)
             compare_bits(weights(again), end)

@@ -7,8 +7,9 @@ from dmdr_models.describe import STATE_DICTS
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
-from dmdr_train.checkpoint import checkpoint
-from dmdr_train.checkpoint.resume import RECIPE, newest_verified
+from dmdr_train.checkpoint.find import newest_verified
+from dmdr_train.checkpoint.load import load_weights
+from dmdr_train.checkpoint.manifest import RECIPE, STUDENT
 from dmdr_train.distributed.process_group import processes
 from dmdr_train.evaluation.evaluator import Evaluator, read_scores
 from dmdr_train.recipe.load import parse_recipe, read_yaml
@@ -38,7 +39,7 @@ def evaluate(folder: Path) -> None:
     with processes(torch.device("cpu")):
         family = load_family(settings)
         network = make_generator(settings, family)
-        checkpoint.load_weights("run", source / checkpoint.STUDENT, network)
+        load_weights("run", source / STUDENT, network)
         evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))
         sampling = sampling_settings(settings, family)
         row = evaluator.model("student", network, sampling["steps"], sampling["method"], shift=sampling["shift"])

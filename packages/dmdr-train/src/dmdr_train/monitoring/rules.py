@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dmdr_train.base.errors import naming
-from dmdr_train.checkpoint.resume import run_of
+from dmdr_train.checkpoint.find import run_of
 from dmdr_train.recipe.schema import AnyRule, Limit, RewardHacking
 from dmdr_train.tracking.trackers import read_metrics
 

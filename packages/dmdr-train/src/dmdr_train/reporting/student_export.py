@@ -15,7 +15,8 @@ import torch
 from dmdr_models.family import Family
 from dmdr_models.lora import LoRANetwork
 
-from dmdr_train.checkpoint.checkpoint import STUDENT, load_weights
+from dmdr_train.checkpoint.load import load_weights
+from dmdr_train.checkpoint.manifest import STUDENT
 from dmdr_train.evaluation.evaluator import Scores
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import dump_recipe

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from dmdr_models.family import Family
 
 from dmdr_train.base.errors import naming
-from dmdr_train.checkpoint.checkpoint import FAKE_SCORE, GENERATOR, load_weights
-from dmdr_train.checkpoint.resume import newest_verified
+from dmdr_train.checkpoint.find import newest_verified
+from dmdr_train.checkpoint.load import load_weights
+from dmdr_train.checkpoint.manifest import FAKE_SCORE, GENERATOR
 from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import make_prompts
 from dmdr_train.distributed.collectives import agreed, mean_over_processes

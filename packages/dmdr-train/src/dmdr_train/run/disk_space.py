@@ -11,8 +11,8 @@ from torch import nn
 
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.folders import nearest
-from dmdr_train.checkpoint.checkpoint import kept_steps
-from dmdr_train.checkpoint.resume import checkpoints_in, step_of
+from dmdr_train.checkpoint.find import checkpoints_in, step_of
+from dmdr_train.checkpoint.retention import kept_steps
 from dmdr_train.distributed.deepspeed_internals import full_size
 from dmdr_train.recipe.schema import Optim, Recipe, Run
 from dmdr_train.run.build import Session

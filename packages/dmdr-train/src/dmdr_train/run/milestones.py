@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.base.errors import NOT_SAVED, StoppedError, naming
 from dmdr_train.checkpoint.background_writes import Unhurried, reason_of
-from dmdr_train.checkpoint.checkpoint import NotSavedError, save_student
-from dmdr_train.checkpoint.resume import run_of
+from dmdr_train.checkpoint.find import run_of
+from dmdr_train.checkpoint.save import NotSavedError, save_student
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import agreed
 from dmdr_train.evaluation.evaluator import Evaluator, Scores, read_scores, save_scores

@@ -10,7 +10,8 @@ from dmdr_models.describe import STATE_DICTS, Description, describe
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
-from dmdr_train.checkpoint.resume import RECIPE, checkpoints_in, newest
+from dmdr_train.checkpoint.find import checkpoints_in, newest
+from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.data.embedding_cache import check_embeddings
 from dmdr_train.data.pairs import check_pairs
 from dmdr_train.data.picture_folder import PICTURES, pictures_in

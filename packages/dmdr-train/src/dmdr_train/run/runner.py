@@ -21,10 +21,13 @@ from dmdr_train.base.errors import (
     StoppedError,
     naming,
 )
-from dmdr_train.checkpoint import checkpoint
 from dmdr_train.checkpoint.background_writes import reason_of
+from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint, step_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
-from dmdr_train.checkpoint.resume import RECIPE, checkpoints_in, find_checkpoint, step_of
+from dmdr_train.checkpoint.load import load_checkpoint
+from dmdr_train.checkpoint.manifest import RECIPE
+from dmdr_train.checkpoint.retention import prune, remove_leftovers
+from dmdr_train.checkpoint.save import NotSavedError, Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import agreed, anywhere, mean_over_processes, said_anywhere
 from dmdr_train.distributed.device import choose_device
@@ -97,12 +100,12 @@ class Run:
         self.inputs = agreed(lambda: fingerprints(settings))
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
-            checkpoint.load(resume_from, self.trainer, self.average)
+            load_checkpoint(resume_from, self.trainer, self.average)
         self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
         self.signals = signals or Signals()
         self.results = Results(settings, session, self.average, resume_from, self.heed_signals)
-        self.saving: checkpoint.Saving | None = None
+        self.saving: Saving | None = None
         self.newest, self.saved = resume_from, None if resume_from is None else self.trainer.step
         self.pause = 0.0
         self.before = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
@@ -145,7 +148,7 @@ class Run:
         text = dump_recipe(self.settings)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.remove_leftovers(self.folder)
+            remove_leftovers(self.folder)
             write_whole(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
             self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.before)
         except OSError as error:
@@ -297,9 +300,7 @@ class Run:
         background = self.settings.run.save_in_background and not needed
         with self.pausing(needed):
             folder = self.folder / "checkpoints"
-            self.saving = checkpoint.Saving(
-                folder, self.settings, self.trainer, self.average, self.inputs, rows, background
-            )
+            self.saving = Saving(folder, self.settings, self.trainer, self.average, self.inputs, rows, background)
         if not background:
             self.finish_saving(needed)
 
@@ -317,7 +318,7 @@ class Run:
             if self.first:
                 try:
                     folder = self.folder / "checkpoints"
-                    checkpoint.prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
+                    prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
                 except OSError as error:
                     self.results.say(f"warning: an old checkpoint could not be removed ({reason_of(error)})")
 
@@ -327,7 +328,7 @@ class Run:
         started = time.perf_counter()
         try:
             yield
-        except checkpoint.NotSavedError as error:
+        except NotSavedError as error:
             if needed or self.settings.run.on_failed_save == "stop":
                 rescued = self.results.rescue() if self.trainer.step == self.settings.run.steps else ""
                 raise StoppedError(NOT_SAVED, f"{error}{rescued}") from None

@@ -1,0 +1,98 @@
+"""How a recipe differs from that of a checkpoint, and whether a run may go on all the same."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.versions import versions
+from dmdr_train.checkpoint.input_fingerprints import fingerprints
+from dmdr_train.checkpoint.manifest import RECIPE, read_manifest
+from dmdr_train.recipe.load import flat, from_yaml
+from dmdr_train.recipe.schema import Recipe
+
+# What a resumed run may change: these keys, and everything below them.
+FREE_KEYS = (
+    "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation",
+)  # fmt: skip
+FIXED_KEYS = (
+    "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",
+    "memory.offload_optimizer",
+    *(f"tracking.evaluation.{name}" for name in ("classifier", "reference", "pictures", "rewards", "seed")),
+)  # fmt: skip
+SILENT_KEYS = ("run.resume", "run.output")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs between a recipe and that of a checkpoint, at one key."""
+
+    key: str
+    kind: Literal["changed", "moved", "must not change"]
+    difference: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.key} {self.difference}"
+
+
+def changes(settings: Recipe, path: Path) -> list[Change]:
+    """What differs between a recipe and that of a checkpoint, by key.
+
+    An input (`dmdr_train.checkpoint.input_fingerprints`) is judged by what it holds: it may move, and must not change.
+
+    Raises:
+        UserError: the checkpoint's recipe cannot be read, or an input.
+    """
+    try:
+        saved = flat(from_yaml((path / RECIPE).read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise UserError("run.resume", f"{path / RECIPE} is damaged ({error}); give another checkpoint") from None
+    asked = flat(settings.model_dump(mode="json"))
+    before, now = read_manifest("run.resume", path).get("inputs", {}), fingerprints(settings)
+    replaced = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+    same = before.keys() & now.keys() - replaced
+    found = []
+    for key in sorted(saved.keys() | asked.keys() | replaced):
+        if key in SILENT_KEYS or (saved.get(key) == asked.get(key) and key not in replaced):
+            continue
+        difference = f"is {asked.get(key)} here and {saved.get(key)} in {path}"
+        if key in replaced:
+            found.append(Change(key, "must not change", f"{difference}, with other contents"))
+        elif key in same:
+            found.append(Change(key, "moved", difference))
+        else:
+            switched = key.startswith("tracking.evaluation") and not (key in saved and key in asked)
+            found.append(Change(key, "changed" if switched or _free(key) else "must not change", difference))
+    return found
+
+
+def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
+    """Say how a recipe differs from a checkpoint's, and refuse to go on where that is not harmless.
+
+    Raises:
+        UserError: for the first key that must not differ; all are said before.
+    """
+    found, manifest = changes(settings, path), read_manifest("run.resume", path)
+    for change in found:
+        say(str(change))
+    if settings.run.steps < manifest["step"]:
+        fix = "give at least that, or an earlier one as run.resume"
+        raise UserError("run.steps", f"{settings.run.steps} is below the step of {path}; {fix}")
+    for package, version in manifest.get("versions", {}).items():
+        if versions().get(package) != version:
+            say(f"changed: {package} is {versions().get(package)} here and {version} in {path}")
+    world, wrote = int(os.environ.get("WORLD_SIZE", "1")), manifest["world_size"]
+    if world != wrote:
+        say(f"changed: the number of processes is {world} here and {wrote} in {path}")
+        if settings.optim.eight_bit:  # its blocks of numbers do not end where the shares of processes do
+            raise UserError("optim.eight_bit", f"true keeps the number of processes, {wrote} in {path}; start {wrote}")
+    for change in found:
+        if change.kind == "must not change":
+            fix = "set it back, or start a new run with another run.output"
+            raise UserError(change.key, f"{change.difference}; {fix}")
+
+
+def _free(key: str) -> bool:
+    return key not in FIXED_KEYS and any(key == k or key.startswith(f"{k}.") for k in FREE_KEYS)

@@ -1,0 +1,170 @@
+"""Saving a checkpoint, at once or in the background, and weights alone."""
+
+import json
+import os
+import shutil
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+
+from dmdr_train.base.atomic_files import settle, settle_names
+from dmdr_train.base.versions import versions
+from dmdr_train.checkpoint.background_writes import Writes
+from dmdr_train.checkpoint.manifest import ENGINES, FAKE_SCORE, GENERATOR, MANIFEST, RECIPE, STUDENT, signed
+from dmdr_train.checkpoint.retention import remove
+from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.collectives import anywhere
+from dmdr_train.distributed.deepspeed_internals import gathered, save_engine
+from dmdr_train.recipe.load import dump_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.tracking.trackers import METRICS
+from dmdr_train.training.trainer import Trainer
+
+
+class NotSavedError(Exception):
+    """A checkpoint that could not be written; the ones before it are as they were."""
+
+
+class Saving:
+    """A checkpoint on its way to the disk, beside the others; every process makes one and every process finishes it.
+
+    Args:
+        inputs: `input_fingerprints.fingerprints` of the run, as it began.
+        rows: of metrics.jsonl that wait for space, each a line.
+        background: copy everything into memory, on the CPU, and let a thread write it; training may go on meanwhile.
+
+    Raises:
+        NotSavedError: on every process, if the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Recipe,
+        trainer: Trainer,
+        average: Average,
+        inputs: Mapping[str, str] | None = None,
+        rows: Sequence[str] = (),
+        background: bool = False,
+    ):
+        self.step = trainer.step
+        self.final = folder / f"step-{self.step:08d}"
+        self.partial = folder / f".{self.final.name}.partial"
+        self.writes = Writes(background)
+        self.texts = {RECIPE: dump_recipe(settings)}
+        if rows:
+            self.texts[METRICS] = "".join(f"{row}\n" for row in rows)
+        self.manifest = {
+            "step": self.step,
+            "world_size": trainer.world,
+            "weights": {o.name: [o.weight.own, o.weight.other] for o in trainer.objectives},
+            "versions": versions(),
+            "inputs": dict(inputs or {}),
+        }
+        if dist.get_rank() == 0:
+            self.writes.attempt(self._make_folders)
+        self._together()
+        self._write(trainer, average)
+        if background:
+            self.writes.start()
+
+    def finish(self) -> Path:
+        """Wait until all is written, and rename the folder into place.
+
+        Raises:
+            NotSavedError: on every process, if one of them could not write; what it had written is removed.
+        """
+        if self.writes.background:
+            self.writes.wait()
+        self._together()
+        ours = {str(path.relative_to(self.partial)): found for path, found in self.writes.fingerprints.items()}
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, ours)
+        if dist.get_rank() == 0:
+            self.writes.attempt(lambda: self._complete(dict(ChainMap(*everyones))))
+        self._together()
+        return self.final
+
+    @property
+    def written(self) -> bool:
+        """Whether this process need not wait to finish it."""
+        return self.writes.done
+
+    def _make_folders(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for name in ENGINES:
+            (self.partial / name).mkdir(parents=True)
+
+    def _write(self, trainer: Trainer, average: Average) -> None:
+        for name in ENGINES:
+            save_engine(getattr(trainer, name), self.partial, name, partial(self.writes, _save_state))
+        if average.state and (trainer.rank == 0 or average.split):
+            self.writes(save_file, average.state, self.partial / f"average-rank{trainer.rank}.safetensors")
+        save_weights(self.partial / GENERATOR, trainer.generator.module, self.writes)
+        save_weights(self.partial / FAKE_SCORE, trainer.guidance.module, self.writes)
+        with average.applied():
+            save_weights(self.partial / STUDENT, trainer.generator.module, self.writes)
+        if trainer.rank == 0:
+            for name, text in self.texts.items():
+                self.writes(_save_text, text, self.partial / name)
+
+    def _complete(self, files: dict[str, Any]) -> None:
+        """Write the manifest, and give the folder its name."""
+        manifest = signed({**self.manifest, "files": dict(sorted(files.items()))})
+        (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        settle(self.partial / MANIFEST)
+        for folder in (*(self.partial / name for name in ENGINES), self.partial):
+            settle_names(folder)
+        if self.final.exists():
+            remove(self.final)
+        os.replace(self.partial, self.final)
+        settle_names(self.final.parent)
+
+    def _together(self) -> None:
+        """Go on if every process could write."""
+        if not anywhere(self.writes.error is not None):
+            return
+        if dist.get_rank() == 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        reason = self.writes.error or "another process could not write"
+        raise NotSavedError(f"{self.final} could not be written ({reason}); the checkpoints before it are whole")
+
+
+def save_student(folder: Path, trainer: Trainer, average: Average) -> None:
+    """The averaged weights alone, as a file in a new folder, where there is no space for a checkpoint.
+
+    Raises:
+        NotSavedError: on every process, if it cannot be written.
+    """
+    writes = Writes()
+    if trainer.rank == 0:
+        writes.attempt(folder.mkdir)
+    with average.applied():
+        save_weights(folder / STUDENT, trainer.generator.module, writes)
+    if anywhere(writes.error is not None):
+        raise NotSavedError(writes.error or "another process could not write")
+
+
+def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = lambda write, *a: write(*a)) -> None:
+    """The trainable parameters of a network, whole and in float32; rank 0 writes."""
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    with gathered(trained.values()):
+        if dist.get_rank() == 0:
+            whole = {name: p.detach().float().cpu().contiguous() for name, p in trained.items()}
+            write(save_file, whole, path)
+
+
+def _save_state(state: Any, path: Path) -> None:
+    with path.open("wb") as file:  # torch on its own does not say why it could not write
+        torch.save(state, file)
+
+
+def _save_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
