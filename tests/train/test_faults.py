@@ -33,6 +33,7 @@ from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 from dmdr_train.run.preflight import check_output, goes_on
 from dmdr_train.run.runner import Run, locked
+from dmdr_train.run.saving import best_step
 from dmdr_train.tracking import trackers
 from dmdr_train.tracking.trackers import Rows, Tracker, read_metrics
 from safetensors.torch import load_file
@@ -87,7 +88,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_run: Any, n
     run = make_run()
     before = [signal.getsignal(n) for n in signals.STOPPING]
     during_step(run, 1, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(StoppedError) as caught, run.signals:
+    with pytest.raises(StoppedError) as caught, run.stopping.signals:
         run.carry_out()
     assert caught.value.code == 75
     assert str(caught.value).startswith(f"by {number.name}; saved in {run.folder}/checkpoints/step-00000002; start")
@@ -102,7 +103,7 @@ def test_what_was_due_at_the_last_checkpoint_is_made_up_for(make_run: Any) -> No
     changes = {"tracking__samples": {"count": 2, "every": 2}, "run__steps": 3}
     run = make_run(**changes)
     during_step(run, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError), run.signals:
+    with pytest.raises(StoppedError), run.stopping.signals:
         run.carry_out()
     assert not (run.folder / "samples").exists()
     make_run(**changes, run__resume="auto").carry_out()
@@ -125,12 +126,12 @@ def test_a_signal_keeps_an_evaluation_from_beginning(make_run: Any, classifier: 
     def showing() -> None:
         if run.trainer.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-            while run.signals.received is None:
+            while run.stopping.signals.received is None:
                 time.sleep(0.01)
         show()
 
     run.results.show = showing
-    with pytest.raises(StoppedError, match=r"^by SIGTERM; saved in .*step-00000002"), run.signals:
+    with pytest.raises(StoppedError, match=r"^by SIGTERM; saved in .*step-00000002"), run.stopping.signals:
         run.carry_out()
     assert names(run) == ["step-00000002"]
     assert not (run.folder / "evaluation.json").exists()
@@ -408,8 +409,8 @@ def test_what_goes_wrong_in_the_background_is_said(make_run: Any, full_disk: Any
     run = make_run(run__checkpoint_every=1, run__save_in_background=True)
 
     def make_space() -> None:
-        if run.saving:  # of the third checkpoint, which is to fail
-            run.saving.writes.wait()
+        if run.checkpoints.saving:  # of the third checkpoint, which is to fail
+            run.checkpoints.saving.writes.wait()
         full_disk[0] = False
 
     during_step(run, 3, make_space)
@@ -546,9 +547,7 @@ def test_the_best_step(name: str | None, best: int | None) -> None:
     history = [
         {"step": s, "watch/held_out/a": a, "watch/diversity": d, "loss/refl": 9.0} for s, (a, d) in looks.items()
     ]
-    settings, results = SimpleNamespace(run=SimpleNamespace(keep_best=name)), SimpleNamespace(scores=scores)
-    run: Any = SimpleNamespace(settings=settings, results=results, history=history)
-    assert Run.best_step(run) == best
+    assert best_step(name, scores, history) == best  # type: ignore[arg-type]
 
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
@@ -621,7 +620,7 @@ def test_a_folder_in_which_nothing_came_to_be_is_as_it_was(tmp_path: Path, there
 def test_a_run_goes_on_in_another_folder_with_all_its_rows(make_run: Any, tmp_path: Path) -> None:
     run = make_run()
     during_step(run, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError), run.signals:
+    with pytest.raises(StoppedError), run.stopping.signals:
         run.carry_out()
     for _ in range(2):
         resume = {"run__resume": str(run.folder), "run__output": str(tmp_path / "there")}

@@ -1,23 +1,17 @@
 """A run from start to end: train, log, sample, checkpoint, evaluate, report."""
 
-import itertools
-import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch.distributed as dist
 
 from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.base.errors import (
-    EARLY_WARNING,
-    NOT_FINITE,
     NOT_SAVED,
-    STOPPED,
-    UNANSWERED,
     StoppedError,
     naming,
 )
@@ -26,10 +20,9 @@ from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint, step_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.manifest import RECIPE
-from dmdr_train.checkpoint.retention import prune, remove_leftovers
-from dmdr_train.checkpoint.save import NotSavedError, Saving
+from dmdr_train.checkpoint.retention import remove_leftovers
 from dmdr_train.distributed.averaged_weights import Average
-from dmdr_train.distributed.collectives import agreed, anywhere, mean_over_processes, said_anywhere
+from dmdr_train.distributed.collectives import agreed, mean_over_processes
 from dmdr_train.distributed.device import choose_device
 from dmdr_train.distributed.lost_process import Peers
 from dmdr_train.distributed.process_group import processes
@@ -38,18 +31,14 @@ from dmdr_train.distributed.shared_folder import check_shared
 from dmdr_train.distributed.signals import Signals
 from dmdr_train.monitoring import rules
 from dmdr_train.monitoring.measures import Look, Watch, compared, pooled_pixels
-from dmdr_train.objectives.terms import RewardTerm
 from dmdr_train.recipe.load import dump_recipe
-from dmdr_train.recipe.schema import EVALUATED, Recipe
+from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import Session, build
 from dmdr_train.run.disk_space import space
 from dmdr_train.run.milestones import Results, due
+from dmdr_train.run.saving import Checkpoints, best_step
+from dmdr_train.run.stopping import Stopping
 from dmdr_train.tracking.trackers import METRICS, Tracker
-
-GOES_ON = {
-    STOPPED: "; start again with run.resume=auto to go on",
-    UNANSWERED: "; start again with run.resume=auto to go on when it can be asked",
-}
 
 
 def run(settings: Recipe) -> None:
@@ -97,17 +86,14 @@ class Run:
         self.session = session
         self.trainer = session.trainer
         self.folder = Path(settings.run.output)
-        self.inputs = agreed(lambda: fingerprints(settings))
+        inputs = agreed(lambda: fingerprints(settings))
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
             load_checkpoint(resume_from, self.trainer, self.average)
-        self.first = self.trainer.rank == 0
         self.tracker: Tracker | None = None
-        self.signals = signals or Signals()
-        self.results = Results(settings, session, self.average, resume_from, self.heed_signals)
-        self.saving: Saving | None = None
-        self.newest, self.saved = resume_from, None if resume_from is None else self.trainer.step
-        self.pause = 0.0
+        self.results = Results(
+            settings, session, self.average, resume_from, interrupted=lambda: self.stopping.heed_signals()
+        )
         self.before = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
         self.history = rules.remembered(self.before)
         self.teachers_look: Look | None = None
@@ -117,6 +103,12 @@ class Run:
             features = evaluator.classifier.features if evaluator else pooled_pixels
             self.watch = Watch(settings, self.trainer, features, self.results.batch)
             agreed(self.watch.check)
+        self.checkpoints = Checkpoints(
+            settings, self.trainer, self.average, self.results, inputs, resume_from, self.best_step
+        )
+        self.stopping = Stopping(
+            settings, self.trainer, self.results, self.checkpoints, self.watch, signals or Signals()
+        )
 
     def carry_out(self) -> None:
         """Sample the teacher if this is the start, train, and report.
@@ -183,13 +175,12 @@ class Run:
             if step % tracking.log_every == 0 or looked or step == steps:
                 times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
                 self.log(step, {**logs, **self._engine_values(), **times, **looked})
-            if self.saving and not anywhere(not self.saving.written):
-                self.finish_saving()
-            ending = self.ending(in_a_row, bool(looked))
+            self.checkpoints.finish_if_written()
+            ending = self.stopping.ending(in_a_row, self.history if looked else None)
             if ending or step == steps or due(step, self.settings.run.checkpoint_every):
-                self.save(needed=ending is not None or step == steps)
+                self.checkpoints.save(needed=ending is not None or step == steps)
             if ending:
-                self.stop(*ending)
+                self.stopping.stop(*ending)
             self.results.show()
 
     def finish(self) -> None:
@@ -199,155 +190,14 @@ class Run:
         """
         self.results.end_stage(list(self.settings.stages)[-1])
         self.results.evaluate_references()
-        if failure := self.failure():
+        if failure := self.stopping.failure():
             self.results.say(f"warning: {failure}; its scores are not in the report")
-        assert self.newest
-        self.results.report(self.newest)
-
-    # -- what ends it early
-
-    def ending(self, skipped: int, looked: bool) -> tuple[int, str] | None:
-        """Why the run is to end after this step, as an exit code and its line; all processes agree.
-
-        Args:
-            skipped: steps in a row that were.
-            looked: whether this step was one to look at the student.
-        """
-        alarm = self.judge() if looked else None
-        failure = self.failure()
-        if skipped == self.settings.run.max_skipped:
-            return NOT_FINITE, self.diagnosis(skipped)
-        if failure:
-            return UNANSWERED, failure
-        if alarm:
-            return EARLY_WARNING, alarm
-        return self.signalled()
-
-    def stop(self, code: int, line: str) -> None:
-        """End the run here, at its last checkpoint; early warning leaves a report of what there is.
-
-        Raises:
-            StoppedError: always.
-        """
-        assert self.newest
-        if code == EARLY_WARNING:
-            self.results.report(self.newest)
-        raise StoppedError(code, f"{line}; saved in {self.newest}{GOES_ON.get(code, '')}")
-
-    def signalled(self) -> tuple[int, str] | None:
-        """Whether a signal has reached any of the processes."""
-        received = said_anywhere(self.signals.received or "")
-        return (STOPPED, f"by {received}") if received else None
-
-    def heed_signals(self) -> None:
-        """End the run here, between two steps, if there is a signal.
-
-        Raises:
-            StoppedError: in this case.
-        """
-        if signalled := self.signalled():
-            self.finish_saving()
-            if self.saved != self.trainer.step:
-                self.save(needed=True)
-            self.stop(*signalled)
-
-    def failure(self) -> str:
-        """What a reward has failed with, on any process; empty if none has."""
-        asking: list[Any] = [objective for objective in self.trainer.objectives if isinstance(objective, RewardTerm)]
-        asking = [*asking, self.watch, self.results.evaluator]
-        return said_anywhere(next((each.failure for each in asking if each and each.failure), ""))
-
-    def diagnosis(self, count: int) -> str:
-        """What was not finite in the last step, on any process, and for which prompts."""
-        found: list[Any] = [None] * self.trainer.world
-        dist.all_gather_object(found, self.trainer.trouble)
-        prompts: dict[str, list[Any]] = {}
-        for name, drawn in itertools.chain.from_iterable(found):
-            prompts.setdefault(name, []).extend(drawn)
-        named = "; ".join(f"{name} for {', '.join(map(repr, drawn[:4]))}" for name, drawn in prompts.items())
-        return (
-            f"{count} steps in a row were skipped, since a loss or gradient was not finite: "
-            f"{named or 'the gradient of a network, from finite losses'}"
-        )
-
-    def judge(self) -> str | None:
-        """Say which rules hold; the line of one that stops the run, on which all processes agree."""
-
-        def stopping() -> str | None:
-            assert self.tracker
-            alarms = rules.judge(self.settings.rules, rules.evaluations(self.history))
-            for alarm in alarms:
-                self.tracker.warn(alarm.step, str(alarm))
-            return next((str(alarm) for alarm in reversed(alarms) if alarm.rule.action == "stop"), None)
-
-        return agreed(stopping)
-
-    # -- checkpoints
-
-    def save(self, needed: bool = False) -> None:
-        """Write a checkpoint, in the background if the recipe says so.
-
-        Args:
-            needed: the run ends with it; it is written when this returns.
-
-        Raises:
-            StoppedError: it could not be written and was needed, or the recipe says to stop.
-        """
-        self.finish_saving()
-        if self.tracker:
-            self.tracker.rows.settle()
-        rows = self.tracker.rows.waiting if self.tracker else []
-        background = self.settings.run.save_in_background and not needed
-        with self.pausing(needed):
-            folder = self.folder / "checkpoints"
-            self.saving = Saving(folder, self.settings, self.trainer, self.average, self.inputs, rows, background)
-        if not background:
-            self.finish_saving(needed)
-
-    def finish_saving(self, needed: bool = False) -> None:
-        """Wait for the checkpoint that is being written, if there is one, and remove those that are not to be kept.
-
-        Raises:
-            StoppedError: as `save` does.
-        """
-        if self.saving is None:
-            return
-        run, saving, self.saving = self.settings.run, self.saving, None
-        with self.pausing(needed):
-            self.newest, self.saved = saving.finish(), saving.step
-            if self.first:
-                try:
-                    folder = self.folder / "checkpoints"
-                    prune(folder, saving.step, run.keep_last, run.keep_every, self.best_step())
-                except OSError as error:
-                    self.results.say(f"warning: an old checkpoint could not be removed ({reason_of(error)})")
-
-    @contextmanager
-    def pausing(self, needed: bool) -> Iterator[None]:
-        """Count the time that training stands still, and do what the recipe says where a checkpoint is not saved."""
-        started = time.perf_counter()
-        try:
-            yield
-        except NotSavedError as error:
-            if needed or self.settings.run.on_failed_save == "stop":
-                rescued = self.results.rescue() if self.trainer.step == self.settings.run.steps else ""
-                raise StoppedError(NOT_SAVED, f"{error}{rescued}") from None
-            self.results.say(f"warning: {error}; the run goes on")
-        finally:
-            self.pause += time.perf_counter() - started
+        assert self.checkpoints.newest
+        self.results.report(self.checkpoints.newest)
 
     def best_step(self) -> int | None:
-        """The step that is best by `run.keep_best`: the lowest Fréchet distance, the highest of others."""
-        name = self.settings.run.keep_best
-        if name is None:
-            return None
-        if name in EVALUATED:
-            scores = {key: row for key, row in self.results.scores.items() if key.startswith("step-")}
-            found = {int(key.removeprefix("step-")): getattr(row, name) for key, row in scores.items()}
-        else:
-            found = {int(row["step"]): row[name] for row in rules.evaluations(self.history) if name in row}
-        sign = -1 if name.startswith("frechet") else 1
-        return max((step for step in found if not math.isnan(found[step])), key=lambda s: sign * found[s], default=None)
+        """The step to keep by `run.keep_best`."""
+        return best_step(self.settings.run.keep_best, self.results.scores, self.history)
 
     # -- what is logged
 
@@ -359,10 +209,10 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         values = mean_over_processes(values)
         if self.tracker:
-            values = rules.completed({**values, "checkpoint_seconds": self.pause}, self.history)
+            values = rules.completed({**values, "checkpoint_seconds": self.checkpoints.pause}, self.history)
             self.history = rules.remembered([*self.history, {"step": step, **values}])
             self.tracker.log(step, values)
-        self.pause = 0.0
+        self.checkpoints.pause = 0.0
 
     def look(self) -> dict[str, float]:
         """What early warning sees of the averaged student, beside the teacher, which it looks at once."""
