@@ -237,9 +237,9 @@ def pairs() -> Target:
 
 def run() -> Target:
     """What a run that goes on finds in its folder beside its checkpoints: rows and scores."""
-    from dmdr_train.evaluation.evaluator import read_scores
+    from dmdr_train.evaluation.scores import read_scores
     from dmdr_train.recipe.load import load_recipe
-    from dmdr_train.reporting.report import early_warning
+    from dmdr_train.reporting.summary import early_warning
     from dmdr_train.tracking.trackers import Rows, read_metrics
 
     settings = load_recipe("demo")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-from dmdr_train.evaluation.evaluator import read_scores
+from dmdr_train.evaluation.scores import read_scores
 from dmdr_train.monitoring.rules import evaluations
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Limit

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dmdr_train.reporting.report import cells, columns
+from dmdr_train.reporting.tables import cells, columns
 from sweeping import train, training_seconds
 
 TITLES = {"cold_start": "after cold start", "refl": "after ReFL", "srpo": "after SRPO"}

@@ -12,7 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dmdr_train.evaluation.evaluator import Scores
+from dmdr_train.evaluation.scores import Scores
 from sweeping import PORT, train, training_seconds
 
 BRIEF = ["tracking.evaluation.teacher_steps=[1]"]

@@ -51,7 +51,7 @@ from dmdr_train.checkpoint.manifest import MANIFEST
 from dmdr_train.distributed.deepspeed_internals import saved_types
 from dmdr_train.distributed.run_lock import LOCK
 from dmdr_train.distributed.signals import STOPPING
-from dmdr_train.evaluation.evaluator import read_scores
+from dmdr_train.evaluation.scores import read_scores
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.tracking.trackers import METRICS, read_metrics

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from dmdr_train.evaluation.evaluator import Scores, read_scores
+from dmdr_train.evaluation.scores import Scores, read_scores
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
 PORT = 29600  # of the first run; the others count on from it

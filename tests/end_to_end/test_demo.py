@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dmdr_train.evaluation.evaluator import Scores, read_scores
+from dmdr_train.evaluation.scores import Scores, read_scores
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "deepspeed --num_accelerators 2 packages/dmdr-train/run.py --config demo"

@@ -10,16 +10,10 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_train.base.errors import UserError
-from dmdr_train.evaluation.evaluator import (
-    Evaluator,
-    Scores,
-    frechet_distance,
-    inception_score,
-    precision_recall,
-    read_scores,
-    save_scores,
-)
+from dmdr_train.evaluation.evaluator import Evaluator
+from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import Folder, Scenes, Shapes
+from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.problems import scenes
 from dmdr_train.recipe import schema
 from torch import Tensor

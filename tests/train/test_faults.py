@@ -27,7 +27,7 @@ from dmdr_train.distributed import signals
 from dmdr_train.distributed.collectives import agreed
 from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.distributed.run_lock import check_free, hold
-from dmdr_train.evaluation.evaluator import read_scores
+from dmdr_train.evaluation.scores import read_scores
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build

@@ -18,17 +18,17 @@ ENDINGS = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
-from dmdr_train.commands import finished_runs
+from dmdr_train.commands import evaluate
 from dmdr_train.run import runner
 from dmdr_train.base.errors import LOST, STOPPED, StoppedError, UserError
 from dmdr_train.recipe.schema import Recipe
 
 settings = Recipe.model_validate(json.loads(sys.argv[1]))
-finished_runs.open_run, finished_runs.newest_verified = lambda folder: settings, lambda *_: Path("nowhere")
+evaluate.open_run, evaluate.newest_verified = lambda folder: settings, lambda *_: Path("nowhere")
 ways = {
     "run": lambda: runner.run(settings),
     "dry run": lambda: runner.dry_run(settings),
-    "evaluate": lambda: finished_runs.evaluate(Path("nowhere")),
+    "evaluate": lambda: evaluate.evaluate(Path("nowhere")),
 }
 errors = [UserError("model.path", "is of another family"), StoppedError(STOPPED, "by SIGTERM"), SystemExit(3),
           StoppedError(LOST, "rank 1 ended"), RuntimeError("out of memory"), KeyboardInterrupt()]
@@ -37,7 +37,7 @@ for name, way in ways.items():
         def fail(*_, **__):
             assert dist.is_initialized()
             raise error
-        runner.build = finished_runs.load_family = fail
+        runner.build = evaluate.load_family = fail
         try:
             way()
         except BaseException as raised:

@@ -1,6 +1,8 @@
 """Imports point one way: between the packages, and between the rooms of dmdr_train. Read from the syntax trees."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -28,6 +30,7 @@ BELOW = {
     "dmdr_models": {"dmdr_core"},
     "dmdr_train": {"dmdr_core", "dmdr_rewards", "dmdr_models"},
 }
+SLOW = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "matplotlib")
 TRAIN = PACKAGES["dmdr_train"]
 
 
@@ -113,6 +116,13 @@ def test_to_enter_a_room_imports_nothing(room: str) -> None:
     source = (TRAIN / room / "__init__.py").read_text(encoding="utf-8")
     assert [type(node) for node in ast.parse(source).body] == [ast.Expr]
     assert ast.get_docstring(ast.parse(source))
+
+
+@pytest.mark.parametrize("module", ["cli", "run.preflight", "commands.report"])
+def test_what_answers_at_once_imports_nothing_slow(module: str) -> None:
+    program = f"import sys, dmdr_train.{module}; print(*{set(SLOW)} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("name", ["dmdr_core", "dmdr_models", "dmdr_train"])

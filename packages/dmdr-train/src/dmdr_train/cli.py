@@ -138,19 +138,19 @@ def pairs_command(options: argparse.Namespace) -> None:
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
-    from dmdr_train.commands.finished_runs import evaluate
+    from dmdr_train.commands.evaluate import evaluate
 
     evaluate(Path(options.run))
 
 
 def export_command(options: argparse.Namespace) -> None:
-    from dmdr_train.commands.finished_runs import export
+    from dmdr_train.commands.export import export
 
     export(Path(options.run), Path(options.output))
 
 
 def report_command(options: argparse.Namespace) -> None:
-    from dmdr_train.commands.finished_runs import report
+    from dmdr_train.commands.report import report
 
     report(Path(options.run))
 

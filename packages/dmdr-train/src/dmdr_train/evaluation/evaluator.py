@@ -4,12 +4,9 @@ Features and classes come from a classifier that no reward uses; a second Fréch
 All randomness comes from the evaluation's own seed. What is right in a picture, the reference says.
 """
 
-import json
-import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,32 +15,17 @@ import torch.nn.functional as F
 from dmdr_core import randn
 from dmdr_models.family import Family
 from dmdr_models.sampling import sample
-from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmdr_train.base.atomic_files import write_whole
-from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import named_generator
 from dmdr_train.distributed.collectives import gather_rows
+from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import make_reference
+from dmdr_train.evaluation.scores import Scores
 from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema
 
 BATCH = 125
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of one set of pictures against the reference set; `more` holds what reference and rewards add, by name."""
-
-    name: str
-    frechet: float
-    precision: float
-    recall: float
-    accuracy: float
-    frechet_pixels: float
-    inception: float | None = None
-    more: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,57 +36,6 @@ class Measured:
     pixels: Tensor
     logits: Tensor
     judged: dict[str, Tensor]
-
-
-class _Given(nn.Module):
-    """Hands features through: torchmetrics asks for an extractor, and ours has already run."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.num_features = width
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
-def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """‖μ_r − μ_f‖² + tr(Σ_r + Σ_f − 2(Σ_r Σ_f)^½) of features `[N, D]`, in float64 (arXiv 1706.08500).
-
-    Of these features alone: torchmetrics would add those of the other processes, which NCCL takes from no CPU.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
-    metric.set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
-    metric.update(fake.double(), real=False)
-    return float(metric.compute())
-
-
-def inception_score(logits: Tensor) -> float:
-    """exp(E KL(p(y|x) ‖ p(y))) of class logits `[N, K]` (arXiv 1606.03498)."""
-    from torchmetrics.image.inception import InceptionScore
-
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # of its memory, and of the spread over a single split
-        torch.default_generator.manual_seed(0)  # it shuffles the rows with this one; a GPU's are left alone
-        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1, sync_on_compute=False)
-        metric.update(logits)
-        return float(metric.compute()[0])
-
-
-def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of `fake` inside the manifold of `real`, and the reverse, `[N, D]` features each.
-
-    A set's manifold is the union of balls around its points that reach their k-th nearest neighbour
-    (arXiv 1904.06991, k = 3).
-    """
-
-    def inside(points: Tensor, manifold: Tensor) -> float:
-        radius = torch.cdist(manifold, manifold).kthvalue(neighbours + 1, dim=1).values
-        return (torch.cdist(points, manifold) <= radius).any(dim=1).float().mean().item()
-
-    return inside(fake, real), inside(real, fake)
 
 
 class Evaluator:
@@ -198,24 +129,3 @@ class Evaluator:
             None if self.family.num_classes is None else inception_score(made.logits),
             means,
         )
-
-
-def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
-    """Keep the scores of a run in evaluation.json, by stage, so that a resumed run need not measure them again."""
-    text = json.dumps({key: asdict(value) for key, value in scores.items()}, indent=2)
-    write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def read_scores(folder: Path) -> dict[str, Scores]:
-    """The scores of a run; none where there is no evaluation.json.
-
-    Raises:
-        UserError: it is no such thing.
-    """
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return {}
-    try:
-        return TypeAdapter(dict[str, Scores]).validate_json(path.read_bytes())
-    except ValueError:
-        raise UserError("run.output", f"{path} is damaged; remove it, and its scores are taken again") from None

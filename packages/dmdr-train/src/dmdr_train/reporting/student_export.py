@@ -17,10 +17,10 @@ from dmdr_models.lora import LoRANetwork
 
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT
-from dmdr_train.evaluation.evaluator import Scores
+from dmdr_train.evaluation.scores import Scores
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import dump_recipe
-from dmdr_train.reporting import report
+from dmdr_train.reporting.tables import markdown_table
 from dmdr_train.training.networks import load_family, make_generator
 
 
@@ -105,7 +105,7 @@ Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path
 {family.usage(folder, sampling, lora)}
 """
     if scores:
-        text += f"\n## Evaluation\n\n{report.markdown_table(scores)}\n"
+        text += f"\n## Evaluation\n\n{markdown_table(scores)}\n"
     return f"{text}\n## Recipe\n\n```yaml\n{dump_recipe(settings)}```\n"
 
 

@@ -17,12 +17,15 @@ from dmdr_train.checkpoint.find import run_of
 from dmdr_train.checkpoint.save import NotSavedError, save_student
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import agreed
-from dmdr_train.evaluation.evaluator import Evaluator, Scores, read_scores, save_scores
+from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.sample_sheets import draw_samples, labelled_rows, sample_row, save_row
+from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.recipe.load import is_number
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.reporting import report
+from dmdr_train.reporting.curves import draw_curves
 from dmdr_train.reporting.student_export import export_student, sampling_settings
+from dmdr_train.reporting.summary import write_summary
+from dmdr_train.reporting.tables import print_table
 from dmdr_train.run.build import Session
 from dmdr_train.tracking.trackers import Tracker
 from dmdr_train.training.trainer import Teacher
@@ -237,15 +240,15 @@ class Results:
         order = ["real", *(k for k in self.scores if k.startswith("teacher")), *self.settings.stages]
         scores = {key: self.scores[key] for key in order if key in self.scores}
         save_png(labelled_rows(self.rows()), self.folder / "before_after.png")
-        report.draw_curves(self.folder, self.settings)
+        draw_curves(self.folder, self.settings)
         family, student = self.session.family, self.folder / "student"
         export_student(student, self.settings, newest, scores)
         shutil.rmtree(self.folder / RESCUED, ignore_errors=True)
         lora = self.settings.model.generator_lora is not None
         command = family.usage(student, sampling_settings(self.settings, family), lora)
-        report.write_summary(self.folder, self.settings, scores, command)
+        write_summary(self.folder, self.settings, scores, command)
         if scores:
-            report.print_table(scores)
+            print_table(scores)
         print(f"Wrote {self.folder}/: summary.md, before_after.png, curves.png, student/, checkpoints/")
         print(f"Generate from the student:\n\n{command}")
 

@@ -12,7 +12,7 @@ from dmdr_train.checkpoint.retention import prune
 from dmdr_train.checkpoint.save import NotSavedError, Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import anywhere
-from dmdr_train.evaluation.evaluator import Scores
+from dmdr_train.evaluation.scores import Scores
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe.schema import EVALUATED, Recipe
 from dmdr_train.run.milestones import Results

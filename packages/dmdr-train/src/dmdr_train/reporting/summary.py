@@ -1,0 +1,64 @@
+"""summary.md: what a run has reached, and what early warning has seen."""
+
+from pathlib import Path
+
+from dmdr_train.evaluation.scores import Scores
+from dmdr_train.monitoring import rules
+from dmdr_train.recipe import schema
+from dmdr_train.reporting.tables import markdown_table
+from dmdr_train.tracking.trackers import read_metrics
+
+
+def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Scores], usage: str) -> None:
+    """summary.md: the table, how it was measured, the pictures, and how to go on."""
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"{settings.run.steps} steps, seed {settings.run.seed}, batch {settings.optim.batch_size}: "
+        f"a {settings.rollout.steps}-step student of `{Path(settings.model.path).name}`.",
+        "",
+    ]
+    if scores:
+        evaluation = settings.tracking.evaluation
+        assert evaluation is not None
+        lines += [
+            markdown_table(scores),
+            "",
+            f"Over {evaluation.pictures} pictures. FD, precision and recall are taken with "
+            f"`{Path(evaluation.classifier).name}`, which no reward uses; FD pixels on pictures averaged to 8 x 8.",
+            "",
+            "![before and after](before_after.png)",
+            "",
+        ]
+    lines += [*early_warning(folder, settings), "![curves](curves.png)", "", usage, ""]
+    (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def early_warning(folder: Path, settings: schema.Recipe) -> list[str]:
+    """What was seen at the first and at the last evaluation, and what the rules said; nothing without evaluations."""
+    found = rules.evaluations(read_metrics(folder))
+    if not found:
+        return []
+    names = [name for name in found[-1] if name in settings.watched and not name.startswith("teacher/")]
+    alarms = rules.all_alarms(settings.rules, found)
+    return [
+        "## Early warning",
+        "",
+        f"| | teacher | step {found[0]['step']} | step {found[-1]['step']} |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | " + " | ".join(_number(row.get(key)) for row, key in _places(found, name)) + " |"
+            for name in names
+        ),
+        "",
+        *([f"- {alarm}" for alarm in alarms] or [f"None of {len(settings.rules)} rules had anything to say."]),
+        "",
+    ]
+
+
+def _places(found: list[rules.Row], name: str) -> list[tuple[rules.Row, str]]:
+    return [(found[-1], f"teacher/{name}"), (found[0], name), (found[-1], name)]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
