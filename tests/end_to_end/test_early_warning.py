@@ -40,7 +40,7 @@ SMALL = (
 )
 DEMO = {
     # Longer, and cheaper: beside such a weight the fake score has no say.
-    "absurd": (*SMALL, "objectives.1.weight=1000.0", "run.steps=200", "guidance.ratio=1"),
+    "absurd": (*SMALL, "objectives.1.weight=1000.0", "run.steps=150", "guidance.ratio=1"),
     "healthy": (*SMALL, "objectives.1.weight=0.05", "run.steps=80"),
 }
 """The demo with its default rules in less time, half the batch at twice the rate; by name, as tools/margins.py asks."""
