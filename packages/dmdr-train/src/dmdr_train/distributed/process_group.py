@@ -94,9 +94,9 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
 def end_processes(failed: bool = False) -> None:
     """Leave the process group; this does not wait for a process that stays in it.
 
-    NCCL has two ways. `destroy_process_group` sends what is under way, and waits for the others to call it, too. An
-    abort waits for nobody, and what is under way to the others does not arrive. So the processes destroy the group
-    where all of them leave it; one that leaves alone aborts.
+    NCCL has two ways. `destroy_process_group` completes the operations under way, and waits until the others call it
+    too. An abort does not wait, and messages under way to the others are lost. So the processes destroy the group where
+    all of them leave it, and a process that leaves alone aborts.
 
     Args:
         failed: this process leaves with an error. gloo has no abort and would wait for what is under way, so its group
