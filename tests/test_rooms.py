@@ -1,4 +1,4 @@
-"""Imports point one way: between the packages, and between the rooms of dmdr_train. Read from the syntax trees."""
+"""Imports point one way: between the packages, and between the rooms of a package. Read from the syntax trees."""
 
 import ast
 import subprocess
@@ -14,11 +14,17 @@ import dmdr_rewards
 import dmdr_train
 import pytest
 
-ROOMS = (
-    "base", "problems", "recipe", "distributed", "data", "objectives", "training", "tracking", "checkpoint",
-    "evaluation", "monitoring", "reporting", "run", "commands",
-)  # fmt: skip
-"""Of dmdr_train, from the ground up: each imports from itself and from those before it. Modules at the top are last."""
+ROOMS: dict[str, tuple[str, ...]] = {
+    "dmdr_core": (),
+    "dmdr_rewards": (),
+    "dmdr_models": (),
+    "dmdr_train": (
+        "base", "problems", "recipe", "distributed", "data", "objectives", "training", "tracking", "checkpoint",
+        "evaluation", "monitoring", "reporting", "run", "commands",
+    ),
+}  # fmt: skip
+"""The rooms of each package, from the ground up. A room imports from itself and from the rooms before it; a module
+outside of all rooms imports from all of them, and no room imports it."""
 MOST = 15
 """Modules in a folder, at most."""
 PACKAGES = {
@@ -31,7 +37,6 @@ BELOW = {
     "dmdr_train": {"dmdr_core", "dmdr_rewards", "dmdr_models"},
 }
 SLOW = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "matplotlib")
-TRAIN = PACKAGES["dmdr_train"]
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -102,18 +107,20 @@ def test_packages_import_from_those_below(name: str) -> None:
     assert found & PACKAGES.keys() <= {name} | BELOW[name]
 
 
-def test_the_rooms_are_the_list() -> None:
-    assert {path.parent.name for path in TRAIN.glob("*/__init__.py")} == set(ROOMS)
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_rooms_are_the_list(name: str) -> None:
+    assert {path.parent.name for path in PACKAGES[name].glob("*/__init__.py")} == set(ROOMS[name])
 
 
-def test_a_room_imports_from_those_before_it() -> None:
-    assert upward(TRAIN, ROOMS) == []
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_room_imports_from_those_before_it(name: str) -> None:
+    assert upward(PACKAGES[name], ROOMS[name]) == []
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_to_enter_a_room_imports_nothing(room: str) -> None:
+@pytest.mark.parametrize(("name", "room"), [(name, room) for name, rooms in ROOMS.items() for room in rooms])
+def test_to_enter_a_room_imports_nothing(name: str, room: str) -> None:
     """`--help` answers at once, and a check of the recipe needs no torch."""
-    source = (TRAIN / room / "__init__.py").read_text(encoding="utf-8")
+    source = (PACKAGES[name] / room / "__init__.py").read_text(encoding="utf-8")
     assert [type(node) for node in ast.parse(source).body] == [ast.Expr]
     assert ast.get_docstring(ast.parse(source))
 
@@ -125,12 +132,12 @@ def test_what_answers_at_once_imports_nothing_slow(module: str) -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", ["dmdr_core", "dmdr_models", "dmdr_train"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_modules_do_not_import_each_other_in_a_circle(name: str) -> None:
     assert circle(PACKAGES[name]) == []
 
 
-@pytest.mark.parametrize("name", ["dmdr_core", "dmdr_train"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_no_folder_is_crowded(name: str) -> None:
     assert crowded(PACKAGES[name]) == []
 
