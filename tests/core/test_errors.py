@@ -58,6 +58,8 @@ VALUE = [
     (lambda: dmd_gradient(X, Y, torch.zeros(2, 4)), "x0_fake has shape (2, 4) and x0 (2, 3)"),
     (lambda: dmd_loss(X, torch.zeros(3), Y), "x0_real has shape (3,)"),
     (lambda: denoising_loss(X, torch.zeros(3)), "target has shape (3,) and prediction (2, 3)"),
+    (lambda: denoising_loss(X, Y, torch.ones(3)), "weight has shape (3,): give one weight for each of 2 samples"),
+    (lambda: dmd_loss(X, Y, Y, weight=torch.ones(2, 3)), "weight has shape (2, 3): give one weight for each of 2"),
     (lambda: guided(X, torch.zeros(3), 2.0), "uncond has shape (3,)"),
     (lambda: hinge(X), "reward has shape (2, 3): give one number per picture"),
     (lambda: hinge(torch.tensor(0.1)), "reward has shape ()"),

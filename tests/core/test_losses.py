@@ -109,6 +109,27 @@ def test_denoising_loss_formula(shape):
     assert denoising_loss(prediction, target).item() == pytest.approx(expected, rel=1e-13)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_weight_per_sample_scales_its_loss_and_its_gradient(shape):
+    x0, real, fake = triple(shape)
+    weight = torch.linspace(0.0, 2.5, shape[0], dtype=torch.float64).requires_grad_()
+    alone = [denoising_loss(x0[i : i + 1], real[i : i + 1]) for i in range(shape[0])]
+    expected = sum(w * loss for w, loss in zip(weight.tolist(), alone, strict=True)) / shape[0]
+    torch.testing.assert_close(denoising_loss(x0, real, weight), expected, rtol=1e-13, atol=0)
+    leaf = x0.clone().requires_grad_()
+    loss = dmd_loss(leaf, real, fake, weight=weight)
+    loss.backward()
+    scale = weight.detach().reshape(-1, *[1] * (x0.ndim - 1)) / x0.numel()
+    torch.testing.assert_close(leaf.grad, scale * dmd_gradient(x0, real, fake), rtol=1e-13, atol=0)
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("function", [denoising_loss, dmd_loss])
+def test_a_weight_of_one_changes_no_bit(function):
+    pictures = triple((3, 4), torch.float32)[: 3 if function is dmd_loss else 2]
+    assert torch.equal(function(*pictures, weight=torch.ones(3)), function(*pictures))
+
+
 def test_guided():
     cond, uncond, _ = triple((3, 4))
     per_sample = torch.tensor([0.0, 1.0, 7.0])

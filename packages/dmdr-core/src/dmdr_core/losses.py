@@ -40,17 +40,20 @@ def dmd_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8
     return torch.nan_to_num((x0_fake - x0_real) / (distance + eps), nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
-def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8) -> Tensor:
-    """Return the scalar whose gradient with respect to ``x0`` is ``dmd_gradient(...) / numel``.
+def dmd_loss(
+    x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, weight: Tensor | None = None
+) -> Tensor:
+    """Return the scalar whose gradient with respect to ``x0`` is ``w · dmd_gradient(...) / numel``.
 
-    ``½ mean (x0 - sg(x0 - g))²``, sg the stop-gradient; its value is ``½ mean g²`` (DMD, arXiv 2311.18828; DMDR,
-    arXiv 2511.13649). No gradient reaches ``x0_real`` and ``x0_fake``.
+    ``½ mean w (x0 - sg(x0 - g))²``, sg the stop-gradient; its value is ``½ mean w g²`` (DMD, arXiv 2311.18828; DMDR,
+    arXiv 2511.13649). No gradient reaches ``x0_real``, ``x0_fake`` and ``weight``.
 
     Args:
         x0: generated samples, ``[B, ...]``, with gradient.
         x0_real: see :func:`dmd_gradient`.
         x0_fake: see :func:`dmd_gradient`.
         eps: see :func:`dmd_gradient`.
+        weight: ``[B]``, the weight w of each sample, as f-divergences use it (arXiv 2502.15681); 1 by default.
 
     Returns:
         A scalar in float32 or better.
@@ -62,11 +65,11 @@ def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8) ->
     gradient = dmd_gradient(x0, x0_real, x0_fake, eps)
     x0 = x0.to(gradient.dtype)
     # x0 - sg(x0) first: it is exactly zero, so a small g is not rounded away against a large x0.
-    return 0.5 * ((x0 - x0.detach()) + gradient).square().mean()
+    return 0.5 * _weighted(((x0 - x0.detach()) + gradient).square(), weight).mean()
 
 
-def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error of a denoiser: ``mean (prediction - sg(target))²``.
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean squared error of a denoiser: ``mean w (prediction - sg(target))²``.
 
     With ``target = process.target(x0, noise, t)`` this is flow matching (arXiv 2210.02747) or DDPM's simple loss
     (arXiv 2006.11239). No gradient reaches ``target``: the fake score learns from the generator and never steers it.
@@ -74,6 +77,7 @@ def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Args:
         prediction: ``[B, ...]``.
         target: ``[B, ...]``.
+        weight: ``[B]``, the weight w of each sample, without gradient; 1 by default.
 
     Returns:
         A scalar in float32 or better.
@@ -84,4 +88,14 @@ def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """
     checks.samples(prediction=prediction, target=target)
     dtype = working_dtype(prediction, target)
-    return (prediction.to(dtype) - target.detach().to(dtype)).square().mean()
+    return _weighted((prediction.to(dtype) - target.detach().to(dtype)).square(), weight).mean()
+
+
+def _weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
+    """Multiply the errors ``[B, ...]`` of each sample by its weight ``[B]``."""
+    if weight is None:
+        return errors
+    checks.floating("weight", weight)
+    if weight.shape != errors.shape[:1]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: give one weight for each of {len(errors)} samples")
+    return errors * weight.detach().to(errors.dtype).reshape(-1, *[1] * (errors.ndim - 1))
