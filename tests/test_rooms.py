@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "dmdr_rewards": (),
     "dmdr_models": (),
     "dmdr_train": (
-        "base", "problems", "recipe", "distributed", "data", "objectives", "training", "tracking", "checkpoint",
+        "base", "problems", "recipe", "distributed", "data", "training", "objectives", "tracking", "checkpoint",
         "evaluation", "monitoring", "reporting", "run", "commands",
     ),
 }  # fmt: skip

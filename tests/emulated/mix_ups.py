@@ -99,7 +99,7 @@ MIX_UPS = {
         of_texts,
     ),
     "noise stays on the CPU": MixUp(
-        "dmdr_train.objectives.terms",
+        "dmdr_train.training.guide",
         'draws.each("renoise_noise"), device=x0.device)',
         'draws.each("renoise_noise"))',
         of_labels,
@@ -130,7 +130,10 @@ MIX_UPS = {
     ),
     "weights stay on the CPU": MixUp("dmdr_models.vae", "self.vae.to(self.device)", 'self.vae.to("cpu")', of_labels),
     "pictures are read before they are copied": MixUp(
-        "dmdr_train.objectives.terms", "score.detach().mean().item()", "float(score.detach().numpy().mean())", of_labels
+        "dmdr_train.objectives.reward_objective",
+        "score.detach().mean().item()",
+        "float(score.detach().numpy().mean())",
+        of_labels,
     ),
     "a group of the device gets a tensor of the CPU": MixUp(
         "dmdr_train.distributed.collectives",

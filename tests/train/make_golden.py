@@ -45,7 +45,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
             "run": {"output": "unused", "steps": 10, "seed": 11, "device": "cpu"},
         }
     )
-    trainer = build(recipe, torch.device("cpu")).trainer
+    trainer = build(recipe, torch.device("cpu"))
     rows = [trainer.train_step() for _ in range(recipe.run.steps)]
     return [{key: row[key] for key in KEYS if key in row} for row in rows]
 

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def made_of(settings: Recipe) -> tuple[Trainer, Average]:
-    trainer = build(settings, CPU).trainer
+    trainer = build(settings, CPU)
     return trainer, Average(trainer.generator.module, settings.optim.ema)
 
 
@@ -496,7 +496,7 @@ def test_a_new_run_from_the_networks_of_another(
     make_recipe: Callable[..., Recipe], saved: dict[int, Any], model: Path
 ) -> None:
     _, path, trainer, _ = saved[0]
-    new = build(make_recipe(model__path=str(model), run__init_from=str(path), run__seed=99), CPU).trainer
+    new = build(make_recipe(model__path=str(model), run__init_from=str(path), run__seed=99), CPU)
     assert new.step == 0
     for ours, theirs in ((trainer.generator, new.generator), (trainer.guidance, new.guidance)):
         for (name, a), b in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):

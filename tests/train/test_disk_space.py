@@ -38,11 +38,11 @@ def test_the_size_of_a_checkpoint(
     """It is known before the first step, and at most as much too large as names and headers are."""
     basis = {"model__path": str(model), "guidance__ratio": 1, "optim__batch_size": 2, "optim__zero_stage": stage}
     settings = make_recipe(**basis, optim__precision=precision, run__output=str(tmp_path), **changes)
-    session = build(settings, CPU)
-    average = Average(session.trainer.generator.module, settings.optim.ema)
-    expected = space(settings, session).checkpoint
-    session.trainer.train_step()
-    written = Saving(tmp_path / "checkpoints", settings, session.trainer, average).finish()
+    trainer = build(settings, CPU)
+    average = Average(trainer.generator.module, settings.optim.ema)
+    expected = space(settings, trainer).checkpoint
+    trainer.train_step()
+    written = Saving(tmp_path / "checkpoints", settings, trainer, average).finish()
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     # The least that could be forgotten is a copy of the network in bf16: 101 kB.
     assert 0 <= expected - size < 100_000
@@ -51,12 +51,12 @@ def test_the_size_of_a_checkpoint(
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_size_of_the_student(make_recipe: Any, model: Path, tmp_path: Path, lora: Any) -> None:
     settings = make_recipe(model__path=str(model), model__generator_lora=lora, run__output=str(tmp_path))
-    session = build(settings, CPU)
-    average = Average(session.trainer.generator.module, None)
-    save_student(tmp_path / "weights", session.trainer, average)
+    trainer = build(settings, CPU)
+    average = Average(trainer.generator.module, None)
+    save_student(tmp_path / "weights", trainer, average)
     export_student(tmp_path / "student", settings, tmp_path / "weights")
     size = sum(path.stat().st_size for path in (tmp_path / "student/transformer").iterdir())
-    assert size == pytest.approx(student_bytes(session.trainer.generator.module, session.family.keeps_lora), rel=0.05)
+    assert size == pytest.approx(student_bytes(trainer.generator.module, trainer.family.keeps_lora), rel=0.05)
 
 
 def test_a_lora_that_stays_one_is_a_small_student(make_recipe: Any, sd3: Path, prompts: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_lora_that_stays_one_is_a_small_student(make_recipe: Any, sd3: Path, p
         model={"family": "sd3", "path": str(sd3), "generator_lora": LORA, "fake_score_lora": LORA},
         data__prompts=str(prompts),
     )
-    session = build(settings, CPU)
-    generator = session.trainer.generator.module
+    trainer = build(settings, CPU)
+    generator = trainer.generator.module
     assert student_bytes(generator, True) == 4 * sum(p.numel() for p in generator.parameters() if p.requires_grad)
     assert student_bytes(generator, False) > 4 * sum(p.numel() for p in generator.base.parameters()) - 1
 
@@ -142,14 +142,14 @@ def test_a_run_is_refused_before_its_first_step(
 def test_what_is_there_counts(make_recipe: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of an earlier session take no space a second time, and what it left half done will go."""
     settings = make_recipe(model__path=str(model), run__output=str(tmp_path), run__checkpoint_every=2)
-    session = build(settings, CPU)
+    trainer = build(settings, CPU)
     free(monkeypatch, GB)
-    first = space(settings, session)
-    student = student_bytes(session.trainer.generator.module, False)
+    first = space(settings, trainer)
+    student = student_bytes(trainer.generator.module, False)
     assert (first.most, first.needed, first.free) == (3, max(3 * first.checkpoint, 2 * first.checkpoint + student), GB)
     for name in ("step-00000004", "step-00000006", ".step-00000008.partial"):
         (tmp_path / "checkpoints" / name / "generator").mkdir(parents=True)
         (tmp_path / "checkpoints" / name / "generator/file").write_bytes(b"\0" * 1000)
-    session.trainer.step = 6
-    later = space(settings, session)
+    trainer.step = 6
+    later = space(settings, trainer)
     assert (later.most, later.needed, later.free) == (3, max(first.checkpoint, student), GB + 1000)

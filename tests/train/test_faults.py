@@ -437,16 +437,20 @@ def test_whatever_goes_wrong_in_the_background_is_no_checkpoint(make_run: Any, m
 # -- numbers that are not finite
 
 
-def broken_loss(run: Run, value: float, steps: tuple[int, ...]) -> None:
+def broken_loss(run: Run, value: float, steps: tuple[int, ...]) -> list[Any]:
+    """Add a value to the loss at these steps; returns the prompts of every sample, as a list that grows."""
+    drawn: list[Any] = []
     objective: Any = run.trainer.objectives[0]
     compute = type(objective).__call__
 
     class Broken(type(objective)):  # type: ignore[misc]
-        def __call__(self, sample: Any) -> Any:
-            loss, logs = compute(self, sample)
+        def __call__(self, sample: Any, guide: Any) -> Any:
+            drawn.append(sample.prompts)
+            loss, logs = compute(self, sample, guide)
             return (loss + value if sample.step in steps else loss), logs
 
     objective.__class__ = Broken
+    return drawn
 
 
 def trained(run: Run) -> list[torch.Tensor]:
@@ -458,12 +462,12 @@ def trained(run: Run) -> list[torch.Tensor]:
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_an_update_that_is_not_finite_is_skipped(make_run: Any, precision: str, stage: int, value: float) -> None:
     run = make_run(optim__zero_stage=stage, optim__precision=precision)
-    broken_loss(run, value, (0,))
+    drawn = broken_loss(run, value, (0,))
     parameters = dict(run.trainer.generator.module.named_parameters())
     with gathered(parameters.values()):
         before = [p.detach().clone() for p in parameters.values()]
     run.trainer.train_step()
-    assert run.trainer.trouble == [("distribution_matching", run.trainer.drawn)]
+    assert run.trainer.trouble == [("distribution_matching", drawn[-1])]
     assert (run.trainer.generator.skipped_steps, run.trainer.guidance.skipped_steps) == (1, 0)
     with gathered(parameters.values()):
         assert all(torch.equal(p, b) for p, b in zip(parameters.values(), before, strict=True))
@@ -481,8 +485,8 @@ def test_an_update_that_is_not_finite_is_skipped(make_run: Any, precision: str, 
 def test_an_update_of_the_fake_score_that_is_not_finite_is_skipped(make_run: Any, stage: int, value: float) -> None:
     """Also where its gradient would be."""
     run = make_run(optim__zero_stage=stage)
-    compute = run.trainer.fake_score_loss
-    run.trainer.fake_score_loss = lambda draws: compute(draws) + value
+    compute = run.trainer.guide.loss
+    run.trainer.guide.loss = lambda sample: compute(sample) + value
     run.trainer.train_step()
     assert (run.trainer.generator.skipped_steps, run.trainer.guidance.skipped_steps) == (0, 1)
     assert run.trainer.trouble == [("fake_score", run.trainer.trouble[0][1])]
@@ -502,11 +506,11 @@ def test_a_gradient_inside_the_network_counts(make_run: Any) -> None:
 
 def test_the_run_stops_when_it_does_not_end(make_run: Any) -> None:
     run = make_run(run__max_skipped=2, run__steps=9)
-    broken_loss(run, float("nan"), (0, 2, 3))
+    drawn = broken_loss(run, float("nan"), (0, 2, 3))
     with pytest.raises(StoppedError) as caught:
         run.carry_out()
     assert caught.value.code == 65
-    prompts = ", ".join(map(repr, run.trainer.drawn))
+    prompts = ", ".join(map(repr, drawn[-1]))
     assert str(caught.value) == (
         f"2 steps in a row were skipped, since a loss or gradient was not finite: distribution_matching for {prompts}; "
         f"saved in {run.folder}/checkpoints/step-00000004"

@@ -10,14 +10,19 @@ import torch
 from dmdr_rewards import RewardInfo, TowerReward
 from dmdr_rewards.text_cache import TextCache
 from dmdr_train.base.random_draws import Draws
-from dmdr_train.objectives.loss_weight import Weight
-from dmdr_train.objectives.registry import make_reward
-from dmdr_train.objectives.terms import SRPO, DistributionMatching, ReFL, Sample
+from dmdr_train.objectives.distribution_matching import DistributionMatching, DistributionMatchingSection
+from dmdr_train.objectives.from_recipe import make_reward
+from dmdr_train.objectives.refl import ReFL, ReFLSection
+from dmdr_train.objectives.srpo import SRPO, SRPOSection
 from dmdr_train.recipe import schema
+from dmdr_train.training.guide import Guide
+from dmdr_train.training.loss_weight import Weight
 from dmdr_train.training.reward_view import View
+from dmdr_train.training.sample import Sample
 from torch import Tensor
 
 REWARD = schema.Reward(name="toy", checkpoint="there")
+NO_GUIDE: Any = None  # rewards need no guide
 
 
 class Reader:
@@ -36,13 +41,18 @@ def sample(update: int = 3, samples: Sequence[int] = (0, 1)) -> Sample:
     generator = torch.Generator().manual_seed(0)
     x0 = torch.rand(len(samples), 1, 2, 2, generator=generator).requires_grad_()
     prompts = ["a cat", "a dog in a hat"][: len(samples)]
-    return Sample(x0, prompts, {}, Draws(7, ("generator", update), samples), update, lambda s: s.x0 * 1.0)
+    return made_of(x0, prompts, Draws(7, ("generator", update), samples), update, lambda s: s.x0 * 1.0)
+
+
+def made_of(x0: Tensor, prompts: list[Any], draws: Draws, step: int, decode: Any) -> Sample:
+    t = torch.ones(len(x0))
+    return Sample(x0, prompts, {}, draws, step, x0.detach(), t, t * 0, list(draws.samples), decode, lambda s: s.x0)
 
 
 def test_refl_reads_the_prompt_in_its_template() -> None:
     reward, made = Reader(), sample()
-    settings = schema.ReFL(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo, {prompt}")
-    loss, values = ReFL(settings, reward)(made)
+    settings = ReFLSection(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo, {prompt}")
+    loss, values = ReFL(settings, "refl", reward)(made, NO_GUIDE)
     assert reward.read == ["Realistic photo, a cat", "Realistic photo, a dog in a hat"]
     scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.2, 3.1])
     torch.testing.assert_close(loss, torch.relu(0.9 - scores).mean())
@@ -53,14 +63,14 @@ def test_refl_reads_the_prompt_in_its_template() -> None:
 @pytest.mark.parametrize(("margin", "share"), [(-9.0, 1.0), (9.0, 0.0), (1.0, 0.5)])
 def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> None:
     made = replace(sample(), x0=torch.full((2, 1, 2, 2), 0.8))  # scores 0.8 · 5 / 10 and 0.8 · 14 / 10
-    _, values = ReFL(schema.ReFL(kind="refl", reward=REWARD, margin=margin), Reader())(made)
+    _, values = ReFL(ReFLSection(kind="refl", reward=REWARD, margin=margin), "refl", Reader())(made, NO_GUIDE)
     assert values["past_margin/refl"] == share
     assert all(isinstance(value, float) for value in values.values())
 
 
 def test_a_reward_at_its_margin_is_not_past_it() -> None:
     made = replace(sample(), x0=torch.zeros(2, 1, 2, 2))
-    _, values = ReFL(schema.ReFL(kind="refl", reward=REWARD, margin=0.0), Reader())(made)
+    _, values = ReFL(ReFLSection(kind="refl", reward=REWARD, margin=0.0), "refl", Reader())(made, NO_GUIDE)
     assert values["past_margin/refl"] == 0.0
     with pytest.raises(FrozenInstanceError):
         made.step = 1  # type: ignore[misc]
@@ -69,7 +79,7 @@ def test_a_reward_at_its_margin_is_not_past_it() -> None:
 @pytest.mark.parametrize("silent", [0.0, 2.0])
 def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance: Any, silent: float) -> None:
     """A NaN in one entry of a prediction silences its sample; a quarter of the samples, then."""
-    settings = schema.DistributionMatching(kind="distribution_matching")
+    settings = DistributionMatchingSection(kind="distribution_matching")
     guidance = schema.Guidance(ratio=1, cfg=2.0)
     made = replace(sample(samples=range(4)), prompts=[0] * 4, condition=toy_family.condition([0] * 4))
 
@@ -79,25 +89,24 @@ def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance
             prediction[2, 0, 0, 0] = float("nan")
         return prediction
 
-    loss, values = DistributionMatching(settings, guidance, toy_family, network)(made)
+    loss, values = DistributionMatching(settings, "distribution_matching")(made, Guide(guidance, toy_family, network))
     assert values == {"teacher_scale": 0.0, "silenced/distribution_matching": 0.25}
     assert isinstance(values["silenced/distribution_matching"], float)
     assert loss.isfinite()
 
 
-def test_the_dynamic_phase_begins_with_the_objective(toy_family: Any, toy_guidance: Any) -> None:
-    settings = schema.DistributionMatching(kind="distribution_matching", start=4)
+def test_the_dynamic_phase_begins_with_the_first_objective(toy_family: Any, toy_guidance: Any) -> None:
     dynamics = schema.Dynamics(steps=10, teacher_scale=0.75)
     guidance = schema.Guidance(ratio=1, dynamics=dynamics, cfg=3.0, cfg_jitter=0.5)
-    matching = DistributionMatching(settings, guidance, toy_family, toy_guidance)
-    assert [matching.teacher_scale(step) for step in (4, 9, 14, 15)] == pytest.approx([0.75, 0.375, 0.0, 0.0])
-    assert isinstance(matching.cfg(sample().draws), float)
+    guide = Guide(guidance, toy_family, toy_guidance, start=4)
+    assert [guide.teacher_scale(step) for step in (4, 9, 14, 15)] == pytest.approx([0.75, 0.375, 0.0, 0.0])
+    assert isinstance(guide.cfg(sample().draws), float)
 
 
 def test_srpo_is_what_the_adjective_adds() -> None:
     reward, made = Reader(), sample()
-    settings = schema.SRPO(kind="srpo", reward=REWARD, margin=2.0, positive=["Detailed"], negative=["Oil"], k=0.3)
-    loss, values = SRPO(settings, reward)(made)
+    settings = SRPOSection(kind="srpo", reward=REWARD, margin=2.0, positive=["Detailed"], negative=["Oil"], k=0.3)
+    loss, values = SRPO(settings, "srpo", reward)(made, NO_GUIDE)
     brightness = made.x0.flatten(1).mean(dim=1)
     positive = brightness * torch.tensor([float(len("Detailed. a cat")), float(len("Detailed. a dog in a hat"))]) / 10
     negative = brightness * torch.tensor([float(len("Oil. a cat")), float(len("Oil. a dog in a hat"))]) / 10
@@ -107,11 +116,11 @@ def test_srpo_is_what_the_adjective_adds() -> None:
 
 
 def test_the_adjectives_are_one_pair_per_update_on_every_process() -> None:
-    settings = schema.SRPO(kind="srpo", reward=REWARD, positive=["A", "B", "C"], negative=["X", "Y", "Z"])
+    settings = SRPOSection(kind="srpo", reward=REWARD, positive=["A", "B", "C"], negative=["X", "Y", "Z"])
 
     def adjectives(update: int, samples: Sequence[int]) -> set[str]:
         reward = Reader()
-        SRPO(settings, reward)(sample(update, samples))
+        SRPO(settings, "srpo", reward)(sample(update, samples), NO_GUIDE)
         return {text.partition(".")[0] for text in reward.read}
 
     pairs = [adjectives(update, (0, 1)) for update in range(30)]
@@ -129,7 +138,7 @@ def test_pictures_are_decoded_once_for_all_rewards() -> None:
 
     made = replace(sample(), decode=decode)
     for _ in range(2):
-        ReFL(schema.ReFL(kind="refl", reward=REWARD), Reader())(made)
+        ReFL(ReFLSection(kind="refl", reward=REWARD), "refl", Reader())(made, NO_GUIDE)
     assert len(decoded) == 1
 
 
@@ -179,8 +188,8 @@ class Moody(Reader):
 def moody(mood: str, made: Sample | None = None) -> tuple[ReFL, Tensor, dict[str, float], Tensor]:
     """The objective, its loss, what it logs, and the gradient at x0."""
     made = made or sample()
-    term = ReFL(schema.ReFL(kind="refl", reward=REWARD, margin=2.0), Moody(mood))
-    loss, values = term(made)
+    term = ReFL(ReFLSection(kind="refl", reward=REWARD, margin=2.0), "refl", Moody(mood))
+    loss, values = term(made, NO_GUIDE)
     (slope,) = torch.autograd.grad(loss, made.x0)
     return term, loss.detach(), dict(values), slope
 
@@ -234,7 +243,7 @@ class Doubling:
 
 def latents(samples: Sequence[int]) -> Sample:
     x0 = torch.arange(64.0).reshape(1, 1, 8, 8).expand(len(samples), 1, 8, 8).clone().requires_grad_()
-    return Sample(x0, [0] * len(samples), {}, Draws(7, ("generator", 0), samples), 0, lambda s: s.x0)
+    return made_of(x0, [0] * len(samples), Draws(7, ("generator", 0), samples), 0, lambda s: s.x0)
 
 
 def test_rewards_see_the_whole_picture_unless_told_otherwise() -> None:
@@ -280,7 +289,7 @@ def test_a_crop_that_cannot_be_is_refused(side: int) -> None:
 
 
 def refl(**settings: Any) -> Weight:
-    return Weight(schema.ReFL(kind="refl", reward=REWARD, **settings))
+    return Weight(ReFLSection(kind="refl", reward=REWARD, **settings))
 
 
 def test_a_weight_holds_from_start_to_stop_and_rises_over_its_ramp() -> None:

@@ -19,7 +19,8 @@ from dmdr_train.data.pairs import Pairs, check_pairs
 from dmdr_train.data.shard_folder import MANIFEST
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight, runner
-from dmdr_train.run.build import Session, build
+from dmdr_train.run.build import build
+from dmdr_train.training.trainer import Trainer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -225,9 +226,9 @@ def test_preflight(
 pytestmark = pytest.mark.usefixtures("one_process")
 
 
-def trained(settings: Recipe, steps: int) -> tuple[list[dict[str, float]], Session]:
-    session = build(settings, CPU)
-    return [session.trainer.train_step() for _ in range(steps)], session
+def trained(settings: Recipe, steps: int) -> tuple[list[dict[str, float]], Trainer]:
+    trainer = build(settings, CPU)
+    return [trainer.train_step() for _ in range(steps)], trainer
 
 
 def test_the_loss_by_hand(settings: Callable[..., Recipe], pairs: Path, model: Path) -> None:
@@ -246,35 +247,35 @@ def test_the_loss_by_hand(settings: Callable[..., Recipe], pairs: Path, model: P
 
 def test_the_loss_falls(settings: Callable[..., Recipe]) -> None:
     recipe = settings(objectives=[{"kind": "regression"}], guidance={}, optim__batch_size=13, optim__generator__lr=2e-3)
-    rows, session = trained(recipe, 40)
+    rows, trainer = trained(recipe, 40)
     losses = [row["loss/regression"] for row in rows]
     assert losses[-1] < 0.4 * losses[0]
     assert all("loss/fake_score" not in row for row in rows)
-    assert not any(p.any() for n, p in session.trainer.guidance.module.named_parameters() if "lora_B" in n)
+    assert not any(p.any() for n, p in trainer.guidance.module.named_parameters() if "lora_B" in n)
 
 
 def test_the_fake_score_waits_for_distribution_matching(settings: Callable[..., Recipe]) -> None:
     """And so do its learning rate and the dynamic phase."""
-    rows, session = trained(settings(), 5)
+    rows, trainer = trained(settings(), 5)
     assert [sorted(name for name in row if name.startswith("loss/")) for row in rows] == [
         *[["loss/regression"]] * 3,
         *[["loss/distribution_matching", "loss/fake_score"]] * 2,
     ]
     assert rows[3]["teacher_scale"] == 0.5
-    assert session.trainer.guidance.get_lr()[0] == pytest.approx(0, abs=1e-9)  # at the end of four updates
+    assert trainer.guidance.get_lr()[0] == pytest.approx(0, abs=1e-9)  # at the end of four updates
     alone = trained(settings(objectives=[{"kind": "distribution_matching"}], data={}), 1)[0]
     assert rows[4]["teacher_scale"] < alone[0]["teacher_scale"] == 0.5
 
 
 def test_both_at_once_see_the_same_pairs(settings: Callable[..., Recipe], pairs: Path) -> None:
     both = [{"kind": "regression", "weight": 0.5}, {"kind": "distribution_matching"}]
-    session = build(settings(objectives=both), CPU)
+    trainer = build(settings(objectives=both), CPU)
     for update in ("fake_score", "generator"):
-        draws = session.trainer.micro_batches(update, 0)[0]
-        found, expected = session.trainer.generate(draws), Pairs(pairs, (4, 4, 4), 4).draw(draws)
+        draws = trainer.micro_batches(update, 0)[0]
+        found, expected = trainer.rollouts.draw(draws, 0, {"pairs"}), Pairs(pairs, (4, 4, 4), 4).draw(draws)
         assert found.prompts == expected.prompts
         assert torch.equal(found.target, expected.target)  # type: ignore[arg-type]
-    rows = [session.trainer.train_step() for _ in range(2)]
+    rows = [trainer.train_step() for _ in range(2)]
     assert {"loss/regression", "loss/distribution_matching", "loss/fake_score"} <= rows[0].keys()
 
 

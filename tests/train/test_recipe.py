@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 from dmdr_train.base.errors import UserError
+from dmdr_train.objectives.distribution_matching import DistributionMatchingSection
+from dmdr_train.objectives.refl import ReFLSection
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import BUILT_IN, dump_recipe, from_yaml, load_recipe, parse_recipe
 
@@ -60,7 +62,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("objectives.0.wait=1", "objectives.0.wait: unknown key; did you mean objectives.0.weight?"),
         ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
-        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are mode, shift, states, steps"),
+        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are group_size, mode, shift, states, steps"),
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),
@@ -90,10 +92,19 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
         ("model.family=sd2", "model.family: should be 'sit', 'sd3' or 'sdxl', got 'sd2'"),
         # combinations
-        ("objectives.1.kind=grpo", "objectives.1: kind must be one of 'distribution_matching', 'regression', 'refl',"),
+        ("objectives.1.kind=grpo", "objectives.1.kind: unknown kind of objective 'grpo'; did you mean srpo?"),
+        (
+            "objectives.1.kind=zzz",
+            "objectives.1.kind: unknown kind of objective 'zzz'; valid are distribution_matching,",
+        ),
+        ("objectives.1=3", "objectives.1: should be a valid dictionary"),
+        ("objectives.1={weight: 1}", "objectives.1.kind: is required; add it to the recipe or give key=value"),
+        (
+            "watch.rules=[{kind: limit, metric: contrast}]",
+            "watch.rules.0: a limit has one of above and below;",
+        ),
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
         ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
-        ("objectives.1={kind: distribution_matching}", "objectives: 2 are of kind distribution_matching; use one"),
         ("guidance={cfg: 1.2, cfg_jitter: 0.5}", "guidance.cfg_jitter: 0.5 takes guidance.cfg 1.2 below 1"),
         # the override itself
         ("run.steps", "run.steps: an override is written key=value"),
@@ -120,7 +131,6 @@ AUTO = {**REFL, "weight": "auto"}
     [
         ([REGRESSION], {"data": {}}, "data.pairs: is null and regression needs them; give a folder that dmdr-train"),
         ([MATCHING], {}, "data.pairs: has no effect without an objective of kind regression; add one, or leave it out"),
-        ([REGRESSION, REGRESSION], {}, "objectives: 2 are of kind regression; use one"),
         ([REGRESSION], {"rollout": {"steps": 4}}, "rollout.steps: 4 does not go with regression, which trains a sing"),
         ([REGRESSION], {"guidance": {"dynamics": {"steps": 3}}}, "guidance.dynamics: has no effect without an objecti"),
         ([{**MATCHING, "start": 4}], {"data": {}}, "objectives: none is at work from step 0 to 4; let one start or s"),
@@ -166,9 +176,9 @@ def test_a_missing_key_is_named(make_recipe_dict: Callable[..., dict[str, Any]],
 
 def test_objectives_are_told_apart_by_kind(make_recipe: Callable[..., schema.Recipe]) -> None:
     found = make_recipe(objectives=[{**REFL, "start": 4, "weight": 0.5}, {"kind": "distribution_matching"}])
-    assert isinstance(found.objectives[0], schema.ReFL)
+    assert isinstance(found.objectives[0], ReFLSection)
     assert found.objectives[0].margin == 0.7
-    assert isinstance(found.objectives[1], schema.DistributionMatching)
+    assert isinstance(found.objectives[1], DistributionMatchingSection)
 
 
 SRPO = {"kind": "srpo", "reward": REFL["reward"]}
@@ -222,7 +232,7 @@ def test_regression_is_a_stage_and_distribution_matching_another(
 ) -> None:
     found = make_recipe(objectives=objectives, data={"pairs": "pairs"})
     assert list(found.stages.items()) == list(stages.items())
-    assert found.matching == matching
+    assert found.matching == ([matching] if matching else [])
 
 
 def test_a_recipe_does_not_change(make_recipe: Callable[..., schema.Recipe]) -> None:

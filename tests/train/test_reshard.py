@@ -87,7 +87,7 @@ start_processes(torch.device("cpu"))
 recipes = [Recipe.model_validate(recipe) for recipe in json.loads(Path("recipes.json").read_text())]
 for first, last in ((0, 2), (3, 4)):
     for i, settings in enumerate(recipes):
-        trainer = build(settings, torch.device("cpu")).trainer
+        trainer = build(settings, torch.device("cpu"))
         average = Average(trainer.generator.module, settings.optim.ema)
         if first:
             load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)
@@ -114,7 +114,7 @@ CASES: list[dict[str, Any]] = [
 
 def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
     """From the checkpoint at one step to that at another, on this process."""
-    trainer = build(settings, torch.device("cpu")).trainer
+    trainer = build(settings, torch.device("cpu"))
     average = Average(trainer.generator.module, settings.optim.ema)
     if first:
         load_checkpoint(folder / f"step-{first:08d}", trainer, average)

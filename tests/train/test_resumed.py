@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint
-from dmdr_train.objectives import registry
+from dmdr_train.objectives import from_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import build
 from dmdr_train.run.runner import Run
@@ -94,12 +94,12 @@ def settings(
             "guidance": {"ratio": 1, "cfg": 7.0, "cfg_jitter": 0.5},
         },
     }
-    make_reward = registry.make_reward
+    make_reward = from_recipe.make_reward
 
     def small_reward(key: str, reward: Any, *others: Any) -> Any:
         return Brightness() if reward.name == "clip" else make_reward(key, reward, *others)
 
-    monkeypatch.setattr(registry, "make_reward", small_reward)
+    monkeypatch.setattr(from_recipe, "make_reward", small_reward)
 
     def settings(family: str, trained: str, stage: int, accumulation: int) -> Recipe:
         rates = {"lr": 1e-3, "eps": 1e-4, "schedule": "cosine"}

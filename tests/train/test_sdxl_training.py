@@ -14,7 +14,8 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight
-from dmdr_train.run.build import Session, build
+from dmdr_train.run.build import build
+from dmdr_train.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
@@ -38,15 +39,15 @@ def settings(make_recipe: Callable[..., Recipe], sdxl: Path, prompts: Path, sdxl
     return settings
 
 
-def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], Session]:
-    session = build(settings, CPU)
-    return [session.trainer.train_step() for _ in range(steps)], session
+def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], Trainer]:
+    trainer = build(settings, CPU)
+    return [trainer.train_step() for _ in range(steps)], trainer
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "bf16"), (3, "fp32")])
 def test_zero_stages_agree(settings: Callable[..., Recipe], stage: int, precision: str) -> None:
-    expected, session = trained(settings())
-    assert session.trainer.grid.times.tolist() == [399, 0]
+    expected, trainer = trained(settings())
+    assert trainer.rollouts.grid.times.tolist() == [399, 0]
     found, _ = trained(settings(optim__zero_stage=stage, optim__precision=precision))
     close = {"fp32": {"rel": 1e-3, "abs": 1e-7}, "bf16": {"rel": 0.1, "abs": 0.02}}[precision]
     for row, row_expected in zip(found, expected, strict=True):
@@ -64,7 +65,7 @@ def test_the_generator_starts_from_a_state_dict(settings: Callable[..., Recipe],
         recipe = settings(model={**model, "generator": str(tmp_path / file)})
         preflight.check_model(recipe)
         expected = network.state_dict()
-        started = build(recipe, CPU).trainer.generator.module.state_dict()
+        started = build(recipe, CPU).generator.module.state_dict()
         assert all(torch.equal(started[name], expected[name]) for name in expected)
     (tmp_path / "unet.txt").touch()
     with pytest.raises(UserError, match=r"model.generator: .*unet.txt has no ending that is known; give a folder, or"):

@@ -10,7 +10,8 @@ import torch
 from dmdr_models.lora import LoRANetwork
 from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.run.build import Session, build
+from dmdr_train.run.build import build
+from dmdr_train.training.trainer import Trainer
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -43,9 +44,9 @@ def settings(make_recipe: Callable[..., Recipe], sd3: Path, prompts: Path, tmp_p
     return settings
 
 
-def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], Session]:
-    session = build(settings, CPU)
-    return [session.trainer.train_step() for _ in range(steps)], session
+def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], Trainer]:
+    trainer = build(settings, CPU)
+    return [trainer.train_step() for _ in range(steps)], trainer
 
 
 def adapter(engine: Any) -> dict[str, Tensor]:
@@ -57,12 +58,12 @@ def adapter(engine: Any) -> dict[str, Tensor]:
 def test_one_network_or_two_give_the_same_losses(settings: Callable[..., Recipe]) -> None:
     one, shared = trained(settings())
     two, apart = trained(settings(memory__shared_backbone=False))
-    assert shared.trainer.generator.module.base is shared.trainer.guidance.module.base
-    assert apart.trainer.generator.module.base is not apart.trainer.guidance.module.base
+    assert shared.generator.module.base is shared.guidance.module.base
+    assert apart.generator.module.base is not apart.guidance.module.base
     for row, expected in zip(one, two, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-7)
     for role in ("generator", "guidance"):
-        found, expected = (adapter(getattr(session.trainer, role)) for session in (shared, apart))
+        found, expected = (adapter(getattr(trainer, role)) for trainer in (shared, apart))
         assert found.keys() == expected.keys()
         for name in found:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
@@ -71,16 +72,16 @@ def test_one_network_or_two_give_the_same_losses(settings: Callable[..., Recipe]
 @pytest.mark.parametrize("stage", [1, 2])
 def test_zero_stages_agree_on_one_network(settings: Callable[..., Recipe], stage: int) -> None:
     expected, _ = trained(settings())
-    found, session = trained(settings(optim__zero_stage=stage))
-    assert session.trainer.generator.module.base is session.trainer.guidance.module.base
+    found, trainer = trained(settings(optim__zero_stage=stage))
+    assert trainer.generator.module.base is trainer.guidance.module.base
     for row, row_expected in zip(found, expected, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-4, abs=1e-7)
 
 
 def test_zero_3_takes_two_networks(settings: Callable[..., Recipe]) -> None:
     expected, _ = trained(settings())
-    found, session = trained(settings(optim__zero_stage=3))
-    assert session.trainer.generator.module.base is not session.trainer.guidance.module.base
+    found, trainer = trained(settings(optim__zero_stage=3))
+    assert trainer.generator.module.base is not trainer.guidance.module.base
     for row, row_expected in zip(found, expected, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-4, abs=1e-7)
 
@@ -90,11 +91,11 @@ def test_zero_3_takes_two_networks(settings: Callable[..., Recipe]) -> None:
 def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: dict[str, Any], sd3: Path) -> None:
     """Both adapters change; the network below them does not, to the last bit, and at scale 0 it is the teacher."""
     recipe = settings(**changes)
-    session = build(recipe, CPU)
-    engines = (session.trainer.generator, session.trainer.guidance)
+    trainer = build(recipe, CPU)
+    engines = (trainer.generator, trainer.guidance)
     before = [{n: p.clone() for n, p in engine.module.base.named_parameters()} for engine in engines]
     for _ in range(2):
-        session.trainer.train_step()
+        trainer.train_step()
     for engine, old in zip(engines, before, strict=True):
         changed = {n for n, p in engine.module.base.named_parameters() if not torch.equal(p, old[n])}
         adapters = {n for n in old if "lora_" in n and (f".{engine.module.name}." in n or recipe.shares_backbone)}
@@ -110,7 +111,7 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: d
     )
     with torch.no_grad():
         expected = family.predict(teacher, x, t, condition)
-        assert torch.equal(family.predict(session.trainer.guidance, x, t, condition, lora_scale=0.0), expected)
+        assert torch.equal(family.predict(trainer.guidance, x, t, condition, lora_scale=0.0), expected)
 
 
 @pytest.mark.parametrize("memory", [{"gradient_checkpointing": ["network", "vae"]}, {"vae_slicing": True}], ids=str)
@@ -131,9 +132,9 @@ def test_the_split_of_a_batch_does_not_change_the_run(settings: Callable[..., Re
 
 def test_full_weights_train_on_a_copy(settings: Callable[..., Recipe]) -> None:
     recipe = settings(model__generator_lora=None, optim__generator={"lr": 1e-4})
-    rows, session = trained(recipe)
-    assert session.trainer.generator.module is not session.trainer.guidance.module.base
-    assert all(p.requires_grad for n, p in session.trainer.generator.module.named_parameters())
+    rows, trainer = trained(recipe)
+    assert trainer.generator.module is not trainer.guidance.module.base
+    assert all(p.requires_grad for n, p in trainer.generator.module.named_parameters())
     assert all(torch.tensor(list(row.values())).isfinite().all() for row in rows)
 
 

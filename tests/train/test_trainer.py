@@ -10,9 +10,13 @@ import pytest
 import torch
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.data.prompt_order import ClassLabels
-from dmdr_train.objectives.terms import DistributionMatching, ReFL
+from dmdr_train.objectives.distribution_matching import DistributionMatching
+from dmdr_train.objectives.refl import ReFL
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.training.trainer import Teacher, Trainer
+from dmdr_train.training.guide import Guide, Teacher
+from dmdr_train.training.rollouts import Rollouts
+from dmdr_train.training.sample import Sample
+from dmdr_train.training.trainer import Trainer
 from torch import Tensor
 
 CLASSES = 3
@@ -35,20 +39,37 @@ def make_trainer(
     def make(rank: int = 0, world: int = 1, step: int = 0, **settings: Any) -> Trainer:
         recipe = make_recipe(**settings)
         made: list[Any] = []
-        for objective in recipe.objectives:
+        for name, objective in zip(recipe.names, recipe.objectives, strict=True):
             if objective.kind == "distribution_matching":
-                made.append(DistributionMatching(objective, recipe.guidance, toy_family, toy_guidance))
+                made.append(DistributionMatching(objective, name))
             else:
-                made.append(ReFL(objective, Reward()))
+                made.append(ReFL(objective, name, Reward()))
         prompts = ClassLabels(list(range(CLASSES)))
         device = torch.device("cpu")
-        models = recipe, toy_family, toy_generator, toy_guidance
+        guide = Guide(recipe.guidance, toy_family, toy_guidance)
+        rollouts = Rollouts(
+            recipe, toy_family, toy_generator, prompts, lambda sample: toy_family.decode(sample.x0), device
+        )
         share = {} if world == 1 else {"rank": rank, "world": world}  # one process is the default
-        trainer = Trainer(*models, made, prompts, lambda sample: toy_family.decode(sample.x0), device, **share)
+        trainer = Trainer(recipe, toy_family, toy_generator, guide, made, rollouts, device, **share)
         trainer.step += step
         return trainer
 
     return make
+
+
+def draw(trainer: Trainer, draws: Draws) -> Sample:
+    return trainer.rollouts.draw(draws, trainer.step, trainer.needs())
+
+
+def fake_score_loss(trainer: Trainer, draws: Draws) -> Tensor:
+    with torch.no_grad():
+        sample = draw(trainer, draws)
+    return trainer.guide.loss(sample)
+
+
+def generator_loss(trainer: Trainer, draws: Draws) -> tuple[Tensor, dict[str, float], dict[str, Tensor]]:
+    return trainer.generator_loss(draw(trainer, draws))
 
 
 class ByHand:
@@ -171,7 +192,7 @@ def test_fake_score_loss(make_trainer: Callable[..., Trainer], case: str) -> Non
     slope = gradients(trainer.guidance)
     zero(trainer.generator, trainer.guidance)
 
-    loss = trainer.fake_score_loss(trainer.micro_batches("fake_score", 17)[0])
+    loss = fake_score_loss(trainer, trainer.micro_batches("fake_score", 17)[0])
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients(trainer.guidance), slope, rtol=1e-4, atol=1e-6)
@@ -189,7 +210,7 @@ def test_generator_loss(make_trainer: Callable[..., Trainer], case: str) -> None
     slope = gradients(trainer.generator)
     zero(trainer.generator, trainer.guidance)
 
-    loss, logs, _ = trainer.generator_loss(trainer.micro_batches("generator", 5)[0])
+    loss, logs, _ = generator_loss(trainer, trainer.micro_batches("generator", 5)[0])
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients(trainer.generator), slope, rtol=1e-4, atol=1e-6)
@@ -210,7 +231,7 @@ def test_the_teacher_is_the_guidance_network_without_its_lora(toy_guidance: Any)
 def test_every_grid_step_is_trained(make_trainer: Callable[..., Trainer]) -> None:
     """The cases above are worth something only if their samples stand at different times."""
     trainer = make_trainer(optim__batch_size=400, rollout={"steps": 4})
-    chosen = trainer.choose_steps(trainer.micro_batches("generator", 5)[0])
+    chosen = trainer.rollouts.choose_steps(trainer.micro_batches("generator", 5)[0])
     counts = torch.bincount(chosen, minlength=4)
     assert len(counts) == 4
     assert (counts - 100).abs().max() < 35  # four standard deviations
@@ -227,26 +248,25 @@ def test_zero_3_asks_the_generator_equally_often_on_every_process(
         asked.append(inputs)
         return generator(*inputs)
 
-    trainer.generator = lambda x, t, class_labels: count(x, t, class_labels)
+    trainer.rollouts.generator = lambda x, t, class_labels: count(x, t, class_labels)
     counts = set()
     for update in range(12):
         (draws,) = trainer.micro_batches("generator", update)
         asked.clear()
-        trainer.generate(draws)
-        assert len(asked) == (4 if stage == 3 else trainer.choose_steps(draws).item() + 1)
+        draw(trainer, draws)
+        assert len(asked) == (4 if stage == 3 else trainer.rollouts.choose_steps(draws).item() + 1)
         counts.add(len(asked))
     assert counts == ({4} if stage == 3 else {1, 2, 3, 4})
 
 
 def test_jittered_guidance_is_one_number_per_update(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer(guidance={"cfg": 3.0, "cfg_jitter": 0.5})
-    objective: Any = trainer.objectives[0]
     updates = [Draws(7, ("generator", k), range(2)) for k in range(200)]
-    scales = [objective.cfg(draws) for draws in updates]
+    scales = [trainer.guide.cfg(draws) for draws in updates]
     assert 2.5 <= min(scales) < 2.55 < 3.45 < max(scales) <= 3.5
-    assert scales[3] == objective.cfg(Draws(7, ("generator", 3), range(2, 4)))  # on every process
+    assert scales[3] == trainer.guide.cfg(Draws(7, ("generator", 3), range(2, 4)))  # on every process
 
-    loss, _, _ = trainer.generator_loss(trainer.micro_batches("generator", 3)[0])
+    loss, _, _ = generator_loss(trainer, trainer.micro_batches("generator", 3)[0])
     by_hand = [ByHand(trainer, "generator", 3, i).distribution_matching_loss(scales[3]) for i in range(4)]
     torch.testing.assert_close(loss, torch.stack(by_hand).mean(), rtol=1e-5, atol=0)
 
@@ -263,11 +283,23 @@ def test_objectives_join_at_their_start(make_trainer: Callable[..., Trainer], st
     slope = gradients(trainer.generator)
     zero(trainer.generator)
 
-    loss, logs, _ = trainer.generator_loss(trainer.micro_batches("generator", step)[0])
+    loss, logs, _ = generator_loss(trainer, trainer.micro_batches("generator", step)[0])
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients(trainer.generator), slope, rtol=1e-4, atol=1e-6)
     assert ("loss/refl" in logs) == ("reward/toy" in logs) == (step >= 3)
+
+
+def test_several_objectives_match_distributions_with_one_fake_score(make_trainer: Callable[..., Trainer]) -> None:
+    matching = {"kind": "distribution_matching", "weight": 0.5}
+    one, two = make_trainer(), make_trainer(objectives=[matching, matching])
+    draws = one.micro_batches("generator", 0)[0]
+    (alone, _, _), (both, _, _) = (generator_loss(trainer, draws) for trainer in (one, two))
+    assert both.item() == pytest.approx(alone.item(), rel=1e-6)
+    two.guide.engine = Engine("F", two.guidance, calls := [])
+    two.generator = Engine("G", two.generator, [])
+    two.train_step()
+    assert calls == ["F backward", "F step"] * two.settings.guidance.ratio
 
 
 def test_a_reward_above_its_margin_pulls_no_more(make_trainer: Callable[..., Trainer]) -> None:
@@ -275,7 +307,7 @@ def test_a_reward_above_its_margin_pulls_no_more(make_trainer: Callable[..., Tra
     with_reward = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
     without = make_trainer()
     (first, logs, _), (second, _, _) = (
-        trainer.generator_loss(trainer.micro_batches("generator", 0)[0]) for trainer in (with_reward, without)
+        generator_loss(trainer, trainer.micro_batches("generator", 0)[0]) for trainer in (with_reward, without)
     )
     assert logs["loss/refl"] == 0
     assert first.item() == second.item()
@@ -304,7 +336,7 @@ def test_the_split_of_a_batch_does_not_change_the_losses(
     for update in ("generator", "fake_score"):
 
         def loss(trainer: Trainer, draws: Draws, update: str = update) -> Tensor:
-            return trainer.fake_score_loss(draws) if update == "fake_score" else trainer.generator_loss(draws)[0]
+            return fake_score_loss(trainer, draws) if update == "fake_score" else generator_loss(trainer, draws)[0]
 
         parts = [loss(t, draws) for t in trainers for draws in t.micro_batches(update, 4)]
         assert len(parts) == 4
@@ -335,7 +367,7 @@ def test_gradient_norms_at_x0_are_of_the_global_batch(
     squares = [dict.fromkeys(expected, 0.0) for _ in trainers]
     for trainer, mine in zip(trainers, squares, strict=True):
         for draws in trainer.micro_batches("generator", 0):
-            for name, gradient in trainer.generator_loss(draws)[2].items():
+            for name, gradient in generator_loss(trainer, draws)[2].items():
                 mine[name] += gradient.square().sum().item()
     for trainer in trainers:
         trainer.mean = lambda values: {name: sum(s[name] for s in squares) / world for name in values}
@@ -376,16 +408,16 @@ def test_what_an_update_does_is_the_mean_over_its_micro_batches(
     """The losses that are logged, and the gradient that comes to the networks."""
     settings: dict[str, Any] = {"objectives": [{"kind": "distribution_matching"}, {**REFL, "start": 0}]}
     whole, split = (make_trainer(optim__accumulation=parts, **settings) for parts in (1, parts))
-    expected = whole.fake_score_loss(whole.micro_batches("fake_score", 0)[0])
+    expected = fake_score_loss(whole, whole.micro_batches("fake_score", 0)[0])
     expected.backward()
     fake_slope = gradients(whole.guidance)
     zero(whole.guidance)
-    loss, values, slopes = whole.generator_loss(whole.micro_batches("generator", 0)[0])
+    loss, values, slopes = generator_loss(whole, whole.micro_batches("generator", 0)[0])
     loss.backward()
     slope = gradients(whole.generator)
     zero(whole.generator)
 
-    split.generator, split.guidance = Mute(split.generator), Mute(split.guidance)
+    split.generator, split.guide.engine = Mute(split.generator), Mute(split.guidance)
     assert split.update_fake_score(0) == {"loss/fake_score": pytest.approx(expected.item(), rel=1e-5)}
     torch.testing.assert_close(gradients(split.guidance.module) / parts, fake_slope, rtol=1e-4, atol=1e-6)
     logs = split.update_generator()
@@ -398,27 +430,27 @@ def test_what_an_update_does_is_the_mean_over_its_micro_batches(
 def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer: Callable[..., Trainer]) -> None:
     """Also where its gradient is finite, as that of a sum with infinity is."""
     trainer = make_trainer(optim__accumulation=4)
-    trainer.generator, trainer.guidance = Mute(trainer.generator), Mute(trainer.guidance)
-    fake_score_loss, matching = trainer.fake_score_loss, trainer.objectives[0]
+    trainer.generator, trainer.guide.engine = Mute(trainer.generator), Mute(trainer.guidance)
+    loss_of, matching = trainer.guide.loss, trainer.objectives[0]
 
     def broken(loss: Tensor, draws: Draws) -> Tensor:
         return loss + (math.inf if 2 in draws.samples else 0)
 
-    trainer.fake_score_loss = lambda draws: broken(fake_score_loss(draws), draws)  # type: ignore[method-assign]
+    trainer.guide.loss = lambda sample: broken(loss_of(sample), sample.draws)  # type: ignore[method-assign]
     trainer.update_fake_score(0)
-    prompts = trainer.prompts.draw(trainer.micro_batches("fake_score", 0)[2])
+    prompts = trainer.rollouts.prompts.draw(trainer.micro_batches("fake_score", 0)[2])
     assert trainer.trouble == [("fake_score", prompts)]
     assert gradients(trainer.guidance.module).isnan().all()
 
     class Broken(type(matching)):  # type: ignore[misc]
-        def __call__(self, sample: Any) -> Any:
-            loss, values = super().__call__(sample)
+        def __call__(self, sample: Any, guide: Any) -> Any:
+            loss, values = super().__call__(sample, guide)
             return broken(loss, sample.draws), values
 
     matching.__class__ = Broken
     trainer.trouble = []
     trainer.update_generator()
-    prompts = trainer.prompts.draw(trainer.micro_batches("generator", 0)[2])
+    prompts = trainer.rollouts.prompts.draw(trainer.micro_batches("generator", 0)[2])
     assert trainer.trouble == [("distribution_matching", prompts)]
     assert gradients(trainer.generator.module).isnan().all()
 
@@ -426,10 +458,10 @@ def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer:
 def test_rewards_share_the_way_from_x0_to_the_pictures(make_trainer: Callable[..., Trainer]) -> None:
     refl = {**REFL, "start": 0}
     trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
-    _, _, once = trainer.generator_loss(trainer.micro_batches("generator", 0)[0])
-    second = ReFL(trainer.settings.objectives[1], Reward(), "second")
+    _, _, once = generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
+    second = ReFL(trainer.settings.objectives[1], "second", Reward())
     trainer.objectives = [*trainer.objectives, second]
-    _, _, twice = trainer.generator_loss(trainer.micro_batches("generator", 0)[0])
+    _, _, twice = generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
     assert torch.equal(twice["refl"], once["refl"])
     assert torch.equal(twice["second"], once["refl"])
 
@@ -440,7 +472,7 @@ def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: 
     calls: list[str] = []
     asked: list[tuple[str, int]] = []
     trainer.generator = Engine("G", trainer.generator, calls)
-    trainer.guidance = Engine("F", trainer.guidance, calls)
+    trainer.guide.engine = Engine("F", trainer.guidance, calls)
     micro_batches = trainer.micro_batches
 
     def spy(update: str, number: int) -> list[Draws]:

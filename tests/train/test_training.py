@@ -13,9 +13,10 @@ from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import runner
-from dmdr_train.run.build import Session, build
+from dmdr_train.run.build import build
 from dmdr_train.run.runner import Run
 from dmdr_train.tracking.trackers import read_metrics
+from dmdr_train.training.trainer import Trainer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,36 +48,36 @@ def settings(
     return settings
 
 
-def weights(session: Session) -> dict[str, Tensor]:
-    networks = {"generator": session.trainer.generator.module, "guidance": session.trainer.guidance.module}
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    networks = {"generator": trainer.generator.module, "guidance": trainer.guidance.module}
     return {f"{k}.{n}": p.detach().clone() for k, network in networks.items() for n, p in network.named_parameters()}
 
 
 def trained(settings: Recipe, steps: int = 3) -> tuple[list[dict[str, float]], dict[str, Tensor], dict[str, Tensor]]:
-    session = build(settings, CPU)
-    before = weights(session)
-    return [session.trainer.train_step() for _ in range(steps)], before, weights(session)
+    trainer = build(settings, CPU)
+    before = weights(trainer)
+    return [trainer.train_step() for _ in range(steps)], before, weights(trainer)
 
 
 @pytest.mark.bits
 def test_who_learns_and_who_does_not(settings: Callable[..., Recipe]) -> None:
     """The generator and the fake score's LoRA change; the teacher does not, to the last bit."""
-    session = build(settings(), CPU)
-    family, guidance = session.family, session.trainer.guidance
+    trainer = build(settings(), CPU)
+    family, guidance = trainer.family, trainer.guidance
     x, t = torch.randn(3, *family.latent_shape, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.6)
 
     def teacher() -> Tensor:
         with torch.no_grad():
             return family.predict(guidance, x, t, family.condition([1, 2, 3]), lora_scale=0.0)
 
-    first, before = teacher(), weights(session)
+    first, before = teacher(), weights(trainer)
     with torch.no_grad():
         bare = family.predict(family.load_network().requires_grad_(False), x, t, family.condition([1, 2, 3]))
     assert torch.equal(first, bare)
     for _ in range(3):
-        session.trainer.train_step()
+        trainer.train_step()
     assert torch.equal(teacher(), first)
-    after = weights(session)
+    after = weights(trainer)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {n for n in before if n.startswith("generator.") or ".lora_" in n}
 
@@ -105,7 +106,7 @@ def test_a_batch_may_be_accumulated(settings: Callable[..., Recipe]) -> None:
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_average_is_what_is_sampled_and_saved(settings: Callable[..., Recipe], tmp_path: Path, stage: int) -> None:
     """Also where ZeRO-3 holds the weights in parts."""
-    trainer = build(settings(optim__zero_stage=stage), CPU).trainer
+    trainer = build(settings(optim__zero_stage=stage), CPU)
     network = trainer.generator
     average = Average(network.module, 0.5)
     start = full(network)
@@ -162,8 +163,8 @@ def test_bf16_stays_near_fp32(settings: Callable[..., Recipe]) -> None:
 
 
 def test_data_classes_are_the_only_ones_asked_for(settings: Callable[..., Recipe]) -> None:
-    session = build(settings(data__classes=[3, 8]), CPU)
-    sample = session.trainer.generate(Draws(7, ("generator", 0), range(20)))
+    trainer = build(settings(data__classes=[3, 8]), CPU)
+    sample = trainer.rollouts.draw(Draws(7, ("generator", 0), range(20)), 0)
     assert set(sample.prompts) == {3, 8}
 
 

@@ -16,7 +16,7 @@ from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Optim, Optimizer, Recipe
 from dmdr_train.run import build
-from dmdr_train.run.build import Session
+from dmdr_train.training.trainer import Trainer
 from torch import Tensor, nn
 
 from gpu import training
@@ -101,11 +101,11 @@ def resumed(bench: Bench) -> Measured:
         with training.built(bench, settings, random=False) as whole:
             steps(whole, 2)
             middle = weights(whole)
-            average = Average(whole.trainer.generator.module, settings.optim.ema)
-            path = Saving(folder, settings, whole.trainer, average).finish()
+            average = Average(whole.generator.module, settings.optim.ema)
+            path = Saving(folder, settings, whole, average).finish()
             expected, end = steps(whole, 2), weights(whole)
         with training.built(bench, settings, random=False) as again:
-            load_checkpoint(path, again.trainer, Average(again.trainer.generator.module, settings.optim.ema))
+            load_checkpoint(path, again, Average(again.generator.module, settings.optim.ema))
             found = steps(again, 2)
             compare_losses(found, expected, 0.0)
             compare_bits(weights(again), end)
@@ -147,32 +147,32 @@ def overflow(bench: Bench) -> Measured:
         logs = settled(made)
         with too_large(bench, engines(made)):
             before, skipped = weights(made), skips(made)
-            made.trainer.train_step()
+            made.train_step()
             compare_bits(weights(made), before)
         if idle := [name for name, count in skips(made).items() if count == skipped[name]]:
             raise DisagreementError(f"{' and '.join(idle)} did not skip the update that overflowed")
         before = weights(made)
-        if not any(made.trainer.train_step() and moved(weights(made), before) for _ in range(5)):
+        if not any(made.train_step() and moved(weights(made), before) for _ in range(5)):
             raise DisagreementError("no weight moves in five steps after the overflow")
     kind = "fp32 for fp16, a weight of 1e30" if bench.cpu else "a loss scale of 2^60"
     return Measured(2, numbers=logs, notes=["tiny SDXL", kind, "both updates skipped, weights as they were"])
 
 
-def settled(made: Session) -> Logs:
+def settled(made: Trainer) -> Logs:
     """Train until a step is not skipped: until the loss scale has come down to what these weights bear."""
     for _ in range(20):
         skipped = skips(made)
-        logs = made.trainer.train_step()
+        logs = made.train_step()
         if skips(made) == skipped:
             return logs
     raise DisagreementError("twenty steps in a row were skipped before the overflow was made")
 
 
-def engines(made: Session) -> dict[str, Any]:
-    return {"generator": made.trainer.generator, "fake_score": made.trainer.guidance}
+def engines(made: Trainer) -> dict[str, Any]:
+    return {"generator": made.generator, "fake_score": made.guidance}
 
 
-def skips(made: Session) -> dict[str, int]:
+def skips(made: Trainer) -> dict[str, int]:
     """The updates that each engine has skipped so far."""
     return {name: engine.skipped_steps for name, engine in engines(made).items()}
 
@@ -230,11 +230,11 @@ def deterministic() -> Iterator[None]:
 # -- what is compared
 
 
-def steps(made: Session, count: int) -> list[Logs]:
-    return [made.trainer.train_step() for _ in range(count)]
+def steps(made: Trainer, count: int) -> list[Logs]:
+    return [made.train_step() for _ in range(count)]
 
 
-def weights(made: Session) -> dict[str, Tensor]:
+def weights(made: Trainer) -> dict[str, Tensor]:
     """Copies of all that both engines train."""
     return {
         f"{role}.{name}": parameter.detach().clone()

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.load import load_recipe
-from dmdr_train.recipe.schema import Recipe, RewardObjective
-from dmdr_train.run.build import Session, build
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.build import build
+from dmdr_train.training.trainer import Trainer
 
 from gpu import folders, rewards
 from gpu.measure import Bench
@@ -20,24 +21,24 @@ from gpu.weights import random_weights
 
 
 def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> Measured:
-    """Build the recipe's session as a run does and take its steps; only paths and batch are overridden.
+    """Build the trainer of a recipe as a run does and take its steps; only paths and batch are overridden.
 
     Where there is no bitsandbytes the optimizer is torch's own AdamW, and on a CPU fp16 is fp32.
     """
     batch = min(batch, 2) if bench.tiny else batch
     settings = load_recipe(name, overrides(bench, load_recipe(name), batch, model, vae))
     start = time.perf_counter()
-    with built(bench, settings) as session:
+    with built(bench, settings) as trainer:
         seconds = time.perf_counter() - start
-        found = bench.measure(session.trainer.train_step, batch)
-        found.notes += notes(settings, load_recipe(name), session)
+        found = bench.measure(trainer.train_step, batch)
+        found.notes += notes(settings, load_recipe(name), trainer)
     found.more["build_seconds"] = seconds
     return found
 
 
 @contextmanager
-def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Session]:
-    """The session of a recipe, with random weights on the device in the place of files.
+def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Trainer]:
+    """The trainer of a recipe, with random weights on the device in the place of files.
 
     Its engines are destroyed when this ends: DeepSpeed's hooks would keep them in memory.
     """
@@ -48,7 +49,7 @@ def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Sessi
     try:
         yield made
     finally:
-        for engine in (made.trainer.generator, made.trainer.guidance):
+        for engine in (made.generator, made.guidance):
             engine.destroy()
 
 
@@ -75,9 +76,10 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         values["model.resolution"] = 32
     if shipped.optim.precision == "fp16" and bench.cpu:
         values["optim.precision"] = "fp32"
-    for i, objective in enumerate(shipped.objectives):
-        if isinstance(objective, RewardObjective):
-            checkpoint, options = rewards.files(bench, objective.reward.name)
+    trained = shipped.needing("reward")
+    for i, name in enumerate(shipped.names):
+        if name in trained:
+            checkpoint, options = rewards.files(bench, trained[name].reward.name)
             values[f"objectives.{i}.reward.checkpoint"] = str(checkpoint)
             values[f"objectives.{i}.reward.options"] = options
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -88,16 +90,16 @@ def eight_bit(bench: Bench) -> bool:
     return bench.cuda and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def notes(settings: Recipe, shipped: Recipe, session: Session) -> list[str]:
+def notes(settings: Recipe, shipped: Recipe, trainer: Trainer) -> list[str]:
     """What the table must say of a row: how it differs from the recipe, and which updates were skipped."""
-    found = [settings.optim.precision, f"{settings.model.resolution or session.family.image_size}²"]
+    found = [settings.optim.precision, f"{settings.model.resolution or trainer.family.image_size}²"]
     if shipped.optim.precision != settings.optim.precision:
         found[0] += f" for {shipped.optim.precision}"
     if shipped.optim.eight_bit != settings.optim.eight_bit:
         found.append("AdamW in 32 bits")
     if shipped.data.prompts is not None:
         found.append("no text encoders")
-    skipped = session.trainer.generator.skipped_steps + session.trainer.guidance.skipped_steps
+    skipped = trainer.generator.skipped_steps + trainer.guidance.skipped_steps
     if skipped:
         found.append(f"{skipped} updates skipped by the loss scale")
     return found

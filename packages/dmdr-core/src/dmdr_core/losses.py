@@ -40,9 +40,7 @@ def dmd_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8
     return torch.nan_to_num((x0_fake - x0_real) / (distance + eps), nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
-def dmd_loss(
-    x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, weight: Tensor | None = None
-) -> Tensor:
+def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, weight: Tensor | None = None) -> Tensor:
     """Return the scalar whose gradient with respect to ``x0`` is ``w · dmd_gradient(...) / numel``.
 
     ``½ mean w (x0 - sg(x0 - g))²``, sg the stop-gradient; its value is ``½ mean w g²`` (DMD, arXiv 2311.18828; DMDR,

@@ -6,7 +6,7 @@ from pathlib import Path
 from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.compatibility import compare
 from dmdr_train.checkpoint.manifest import MANIFEST, RECIPE, verify
-from dmdr_train.recipe.load import is_number
+from dmdr_train.recipe.explain import is_number
 from dmdr_train.recipe.schema import Recipe
 
 

@@ -7,7 +7,7 @@ from dmdr_models.describe import content_fingerprint, network_fingerprint, text_
 
 from dmdr_train.base.errors import naming
 from dmdr_train.data.embedding_cache import cache_folder
-from dmdr_train.recipe.schema import DRAWN, Recipe, RewardObjective
+from dmdr_train.recipe.schema import DRAWN, Recipe
 
 
 def fingerprints(settings: Recipe) -> dict[str, str]:
@@ -26,9 +26,10 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
         paths["tracking.evaluation.classifier"] = evaluation.classifier
         if evaluation.reference not in DRAWN:
             paths["tracking.evaluation.reference"] = evaluation.reference
-    for i, objective in enumerate(settings.objectives):
-        if isinstance(objective, RewardObjective):
-            paths[f"objectives.{i}.reward.checkpoint"] = objective.reward.checkpoint
+    trained = settings.needing("reward")
+    for i, name in enumerate(settings.names):
+        if name in trained:
+            paths[f"objectives.{i}.reward.checkpoint"] = trained[name].reward.checkpoint
     found = {}
     for key, path in paths.items():
         if path is not None:

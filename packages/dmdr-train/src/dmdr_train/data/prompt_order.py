@@ -43,7 +43,7 @@ class TextPrompts:
 
     Args:
         texts: a `datasets.Dataset` with the column `prompt`.
-        batch_size: of the global batch.
+        batch_size: the number of prompts in a global batch.
     """
 
     def __init__(self, texts: Any, batch_size: int):
@@ -64,7 +64,7 @@ class StreamedPrompts:
 
     Args:
         texts: with the column `prompt`.
-        batch_size: of the global batch.
+        batch_size: the number of prompts in a global batch.
         buffer: number of texts that are shuffled among each other, held in memory twice.
     """
 
@@ -141,6 +141,6 @@ def _endless(texts: Any) -> Iterator[str]:
 def make_prompts(settings: Recipe, family: Family) -> Prompts:
     """What samples are made for: class labels if the model takes these, otherwise the recipe's prompts."""
     if family.num_classes is None:
-        return text_prompts(settings.data, settings.optim.batch_size)
+        return text_prompts(settings.data, settings.optim.batch_size // settings.rollout.group_size)
     classes = settings.data.classes
     return ClassLabels(list(range(family.num_classes)) if classes == "all" else classes)

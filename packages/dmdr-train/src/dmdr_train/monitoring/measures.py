@@ -26,9 +26,8 @@ from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.sample_sheets import sample_prompts
 from dmdr_train.monitoring.rules import PREFIX
+from dmdr_train.objectives.from_recipe import make_reward
 from dmdr_train.objectives.guarded_scores import asked
-from dmdr_train.objectives.registry import make_reward
-from dmdr_train.objectives.terms import RewardTerm
 from dmdr_train.recipe import schema
 from dmdr_train.training.trainer import Trainer
 
@@ -98,7 +97,7 @@ class Watch:
         samples = settings.tracking.samples.model_copy(update={"count": settings.watch.prompts})
         prompts = sample_prompts(self.family.num_classes, samples)
         self.prompts = [prompt for prompt in prompts for _ in range(settings.watch.pictures)]
-        self.trained = [term for term in trainer.objectives if isinstance(term, RewardTerm)]
+        self.trained = [objective for objective in trainer.objectives if "reward" in objective.needs]
         self.held_out = {
             name: make_reward(f"watch.rewards.{i}", reward, settings, self.family, self.device)
             for i, (name, reward) in enumerate(zip(settings.held_out, settings.watch.rewards, strict=True))
@@ -161,7 +160,7 @@ class Watch:
         """Rows of each kind, one per picture."""
         images, prompts = self.family.decode(latents), [self.prompts[i] for i in index]
         draws = Draws(self.settings.seed, ("watch", 0), index)
-        scores = {f"trained/{term.name}": partial(term.score, images, prompts, draws) for term in self.trained}
+        scores = {f"trained/{o.name}": partial(o.score, images, prompts, draws) for o in self.trained}
         scores |= {f"held_out/{name}": partial(reward.score, images, prompts) for name, reward in self.held_out.items()}
         channels = latents.double().flatten(2)
         return {

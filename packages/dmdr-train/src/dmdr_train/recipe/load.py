@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from dmdr_train.base.errors import UserError
+from dmdr_train.recipe.explain import explain, is_number
 from dmdr_train.recipe.schema import Recipe
 
 MOST_VALUES, DEEPEST = 100_000, 50  # of a recipe; aliases in YAML can stand for billions
@@ -131,11 +132,6 @@ def _index(key: str, part: str, node: list[Any]) -> int:
     return int(part)
 
 
-def is_number(text: str) -> bool:
-    """Whether a text is digits, and those that `int` reads."""
-    return text.isascii() and text.isdigit()
-
-
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """The single values of nested dicts and lists, by their dotted keys."""
     if isinstance(node, dict):
@@ -167,61 +163,12 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         # An unknown key first: it is often the cause of the others.
         problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise _explain(problems[0]) from None
+        raise explain(problems[0], data) from None
     found = flat(recipe.model_dump())
     for key, value in flat(data).items():
         if isinstance(value, bool) and not isinstance(found.get(key), bool):  # pydantic takes true for 1
             raise UserError(key, f"should be a number, got {value}")
     return recipe
-
-
-def _explain(problem: Any) -> UserError:
-    # pydantic names the branches of a union, too.
-    kinds = (
-        "distribution_matching", "regression", "refl", "srpo", "reward_hacking", "limit",
-        "constrained-float", "float", "literal['auto']", "literal['all']",
-    )  # fmt: skip
-    *inner, last = problem["loc"] or [""]
-    loc = [str(part) for part in inner if part not in kinds]
-    loc += [str(last)] if last not in kinds or problem["type"] == "extra_forbidden" else []
-    key = ".".join(loc)
-    if problem["type"] == "value_error":
-        name, _, message = str(problem["ctx"]["error"]).partition(": ")
-        return UserError(name, message)
-    if problem["type"] == "extra_forbidden":
-        valid = _keys_at(loc[:-1])
-        near = difflib.get_close_matches(loc[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])}?" if near else f"valid are {', '.join(valid)}"
-        return UserError(key, f"unknown key; {hint}")
-    if problem["type"] == "missing":
-        return UserError(key, "is required; add it to the recipe or give key=value")
-    message = problem["msg"].replace("Input should", "should", 1)
-    if problem["type"] == "union_tag_invalid":
-        message = f"kind must be one of {problem['ctx']['expected_tags']}"
-    return UserError(key, f"{message}, got {_short(problem['input'])}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else text[:77] + "..."
-
-
-def _keys_at(loc: list[str]) -> list[str]:
-    """The valid keys of the section at `loc`."""
-    models: list[Any] = [Recipe]
-    for part in loc:
-        if is_number(part):
-            continue
-        models = [
-            m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)
-        ]
-    return sorted({key for model in models for key in model.model_fields})
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for part in getattr(annotation, "__args__", ()) for m in _models(part)]
 
 
 def dump_recipe(recipe: Recipe) -> str:

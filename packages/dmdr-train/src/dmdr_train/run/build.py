@@ -1,11 +1,7 @@
-"""Building a run from its recipe: family, networks, engines, objectives, trainer."""
-
-from dataclasses import dataclass
-from typing import Any
+"""Building the trainer of a run from its recipe: family, networks, engines, objectives, rollouts."""
 
 import torch
 import torch.distributed as dist
-from dmdr_models.family import Family
 
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.find import newest_verified
@@ -15,30 +11,17 @@ from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import make_prompts
 from dmdr_train.distributed.collectives import agreed, mean_over_processes
 from dmdr_train.distributed.deepspeed_engine import make_engine
-from dmdr_train.objectives.registry import make_objectives
-from dmdr_train.recipe import schema
-from dmdr_train.training.networks import load_family, make_networks
+from dmdr_train.objectives.from_recipe import make_objectives
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.training.guide import Guide
+from dmdr_train.training.networks import Networks, load_family, make_networks
 from dmdr_train.training.reward_view import View
+from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.trainer import Trainer
 
 
-@dataclass
-class Session:
-    """The pieces of a run on this process."""
-
-    family: Family
-    trainer: Trainer
-    device: torch.device
-
-    @property
-    def rewards(self) -> list[Any]:
-        """Those that objectives train on, each once."""
-        rewards = [objective.scorer for objective in self.trainer.objectives if hasattr(objective, "scorer")]
-        return list({reward.info.name: reward for reward in rewards}.values())
-
-
-def build(settings: schema.Recipe, device: torch.device, resumed: bool = False) -> Session:
-    """Load the models and make the two engines. The process group must be up.
+def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trainer:
+    """Load the models, make the two engines, and put the trainer together. The process group must be up.
 
     Args:
         resumed: a checkpoint will be loaded, whose networks take the place of those of `run.init_from`.
@@ -46,33 +29,36 @@ def build(settings: schema.Recipe, device: torch.device, resumed: bool = False) 
     family = load_family(settings).to(device)
     with naming("rollout.shift"):
         family.grid(settings.rollout.steps, settings.rollout.shift)
-    optim = settings.optim
+    optim, steps = settings.optim, settings.run.steps
     pairs = None
     if settings.data.pairs is not None:
         pairs = Pairs(settings.data.pairs, family.latent_shape, optim.batch_size, device)
     networks = make_networks(settings, family, device)
-    if settings.run.init_from is not None and not resumed:
-        source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
-        load_weights("run.init_from", source / GENERATOR, networks.generator)
-        load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
+    if not resumed:
+        start_from(settings, networks)
     offload = settings.memory.offload_optimizer
-    generator = make_engine(networks.generator, optim, optim.generator, settings.run.steps, device, offload)
-    updates = len(settings.matching) * settings.guidance.ratio
-    guidance_engine = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
+    generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
+    updates = sum(map(len, settings.matching)) * settings.guidance.ratio
+    guidance = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
     with naming("memory.reward_crop"):
         view = View(family, settings.memory)
-    trainer = Trainer(
+    return Trainer(
         settings,
         family,
         generator,
-        guidance_engine,
-        make_objectives(settings, family, guidance_engine, device),
-        make_prompts(settings, family),
-        view,
+        Guide(settings.guidance, family, guidance, settings.matching[0].start if settings.matching else 0),
+        make_objectives(settings, family, device),
+        Rollouts(settings, family, generator, make_prompts(settings, family), view, device, pairs),
         device,
         dist.get_rank(),
         dist.get_world_size(),
         mean_over_processes,
-        pairs,
     )
-    return Session(family, trainer, device)
+
+
+def start_from(settings: Recipe, networks: Networks) -> None:
+    """Put the weights of `run.init_from` into new networks."""
+    if settings.run.init_from is not None:
+        source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
+        load_weights("run.init_from", source / GENERATOR, networks.generator)
+        load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)

@@ -15,7 +15,7 @@ from dmdr_train.checkpoint.find import checkpoints_in, step_of
 from dmdr_train.checkpoint.retention import kept_steps
 from dmdr_train.distributed.deepspeed_internals import full_size
 from dmdr_train.recipe.schema import Optim, Recipe, Run
-from dmdr_train.run.build import Session
+from dmdr_train.training.trainer import Trainer
 
 FILE, RECORD, NAME = 8192, 1100, 256
 """Bytes, at most, that a file takes without its tensors; the optimizer's state of a tensor; and a tensor's name."""
@@ -58,16 +58,16 @@ class Space:
         return str(self)
 
 
-def space(settings: Recipe, session: Session) -> Space:
+def space(settings: Recipe, trainer: Trainer) -> Space:
     """What the rest of a run, from the step that its trainer is at, needs of the disk that `run.output` is on.
 
     The numbers are upper bounds. Not counted are samples, logs and the report, which are small.
     """
-    trainer, folder = session.trainer, Path(settings.run.output)
+    folder = Path(settings.run.output)
     size = checkpoint_bytes(trainer.generator, trainer.guidance, settings, trainer.world)
     found = [step_of(path) for path in checkpoints_in(folder / "checkpoints")]
     most, left = checkpoints_at_once(settings.run, trainer.step, found)
-    student = student_bytes(trainer.generator.module, session.family.keeps_lora)
+    student = student_bytes(trainer.generator.module, trainer.family.keeps_lora)
     needed = max(size * (most - len(found)), size * (left - len(found)) + student)
     half_done = sum(path.stat().st_size for path in folder.glob("checkpoints/.step-*/**/*") if path.is_file())
     return Space(folder, size, most, needed, shutil.disk_usage(nearest(folder / "checkpoints")).free + half_done)

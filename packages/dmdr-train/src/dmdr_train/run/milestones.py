@@ -20,15 +20,15 @@ from dmdr_train.distributed.collectives import agreed
 from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.sample_sheets import draw_samples, labelled_rows, sample_row, save_row
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
-from dmdr_train.recipe.load import is_number
+from dmdr_train.recipe.explain import is_number
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.curves import draw_curves
 from dmdr_train.reporting.student_export import export_student, sampling_settings
 from dmdr_train.reporting.summary import write_summary
 from dmdr_train.reporting.tables import print_table
-from dmdr_train.run.build import Session
 from dmdr_train.tracking.trackers import Tracker
-from dmdr_train.training.trainer import Teacher
+from dmdr_train.training.guide import Teacher
+from dmdr_train.training.trainer import Trainer
 
 RESCUED = "rescued-student"
 """The folder that `Results.rescue` writes, beside student/."""
@@ -55,13 +55,13 @@ class Results:
     def __init__(
         self,
         settings: Recipe,
-        session: Session,
+        trainer: Trainer,
         average: Average,
         resumed: Path | None,
         interrupted: Callable[[], object] = lambda: None,
     ) -> None:
         self.settings = settings
-        self.session = session
+        self.trainer = trainer
         self.average = average
         self.interrupted = interrupted
         self.folder = Path(settings.run.output)
@@ -73,16 +73,16 @@ class Results:
             self.scores = {key: row for key, row in read_scores(self.before).items() if self.still_true(key)}
         self.evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
-            rewards = session.rewards if settings.tracking.evaluation.rewards else ()
+            rewards = trainer.rewards if settings.tracking.evaluation.rewards else ()
             with naming("tracking.evaluation"):
-                self.evaluator = Evaluator(settings.tracking.evaluation, session.family, session.device, rewards)
+                self.evaluator = Evaluator(settings.tracking.evaluation, trainer.family, trainer.device, rewards)
 
     def still_true(self, key: str) -> bool:
         """Whether a score or a sample of an earlier session is of a step that this one starts at or after."""
         kind, _, step = key.rpartition("-")
         at_step = kind in ("step", "student") and is_number(step)
         taken = int(step) if at_step else self.settings.stages.get(key.removeprefix("student-"), 0)
-        return taken <= self.session.trainer.step
+        return taken <= self.trainer.step
 
     def say(self, text: str) -> None:
         if self.tracker:
@@ -95,13 +95,13 @@ class Results:
         evaluation = self.settings.tracking.evaluation
         many = max(evaluation.teacher_steps, default=50) if evaluation else 50
         guidance, shift = self.settings.guidance.cfg, self.settings.rollout.shift
-        return Drawing(Teacher(self.session.trainer.guidance), steps or many, "euler", guidance, shift)
+        return Drawing(Teacher(self.trainer.guidance), steps or many, "euler", guidance, shift)
 
     def student(self) -> Drawing:
         """The generator, sampled as it is trained; within `average.applied` it is the averaged one."""
-        sampling = sampling_settings(self.settings, self.session.family)
+        sampling = sampling_settings(self.settings, self.trainer.family)
         return Drawing(
-            self.session.trainer.generator,
+            self.trainer.generator,
             sampling["steps"],
             sampling["method"],
             sampling["guidance"],
@@ -111,7 +111,7 @@ class Results:
     @property
     def batch(self) -> int:
         """Pictures at once: as many as a step of training makes."""
-        return self.settings.optim.batch_size // self.session.trainer.world // self.settings.optim.accumulation
+        return self.settings.optim.batch_size // self.trainer.world // self.settings.optim.accumulation
 
     # -- samples and scores
 
@@ -121,7 +121,7 @@ class Results:
         for drawing in (self.teacher(), self.teacher(self.settings.rollout.steps)):
             name = f"teacher-{drawing.steps}"
             path = self.folder / "samples" / f"{name}.png"
-            if self.session.trainer.step == 0 or not agreed(path.exists):
+            if self.trainer.step == 0 or not agreed(path.exists):
                 self.sample(name, drawing)
 
     def take_along(self) -> None:
@@ -137,7 +137,7 @@ class Results:
 
     def show(self) -> None:
         """Draw and score the student where this step is one to do so."""
-        tracking, step = self.settings.tracking, self.session.trainer.step
+        tracking, step = self.settings.tracking, self.trainer.step
         if due(step, tracking.samples.every):
             self.sample_student(f"student-{step:08d}")
         if tracking.evaluation and due(step, tracking.evaluation.every) and step < self.settings.run.steps:
@@ -154,12 +154,12 @@ class Results:
 
     def sample(self, name: str, drawing: Drawing) -> None:
         """Keep a row of samples as samples/name.png."""
-        session, samples = self.session, self.settings.tracking.samples
-        images = draw_samples(session.family, samples, session.device, self.batch, *drawing)
+        trainer, samples = self.trainer, self.settings.tracking.samples
+        images = draw_samples(trainer.family, samples, trainer.device, self.batch, *drawing)
         if self.tracker:
             row = sample_row(images)
             self.unhurried(f"samples/{name}.png", partial(save_row, row, self.folder / "samples", name))
-            self.tracker.picture(session.trainer.step, name, row)
+            self.tracker.picture(trainer.step, name, row)
 
     def evaluate_student(self, key: str, name: str) -> None:
         """Score the averaged student under `key` of evaluation.json."""
@@ -209,7 +209,7 @@ class Results:
                     shutil.rmtree(path, ignore_errors=True)
 
         try:
-            save_student(weights, self.session.trainer, self.average)
+            save_student(weights, self.trainer, self.average)
         except NotSavedError as error:
             agreed(lambda: shutil.rmtree(weights, ignore_errors=True))
             return f"; nor could its student ({error})"
@@ -241,7 +241,7 @@ class Results:
         scores = {key: self.scores[key] for key in order if key in self.scores}
         save_png(labelled_rows(self.rows()), self.folder / "before_after.png")
         draw_curves(self.folder, self.settings)
-        family, student = self.session.family, self.folder / "student"
+        family, student = self.trainer.family, self.folder / "student"
         export_student(student, self.settings, newest, scores)
         shutil.rmtree(self.folder / RESCUED, ignore_errors=True)
         lora = self.settings.model.generator_lora is not None

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmdr_models.describe import STATE_DICTS, Description, describe
 
@@ -17,7 +17,8 @@ from dmdr_train.data.pairs import check_pairs
 from dmdr_train.data.picture_folder import PICTURES, pictures_in
 from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
-from dmdr_train.recipe.schema import DRAWN, SRPO, Recipe, ReFL, Reward
+from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.schema import DRAWN, ObjectiveSection, Recipe, Reward
 from dmdr_train.tracking.trackers import METRICS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     check_data(settings, found)
     check_pairs(settings)
     for i, objective in enumerate(settings.objectives):
-        if isinstance(objective, (ReFL, SRPO)):
+        if "reward" in needs(objective):
             check_objective(f"objectives.{i}.reward", objective, found)
     for i, reward in enumerate(settings.watch.rewards):
         check_reward(f"watch.rewards.{i}", reward, found)
@@ -62,13 +63,15 @@ def goes_on(settings: Recipe) -> bool:
 
 
 def check_batch(settings: Recipe, world: int) -> None:
-    optim = settings.optim
-    if optim.batch_size % (world * optim.accumulation):
-        unit = world * optim.accumulation
+    """Check that the processes and their micro-batches share the global batch equally, in whole groups."""
+    optim, group = settings.optim, settings.rollout.group_size
+    unit = world * optim.accumulation * group
+    if optim.batch_size % unit:
+        groups = f" x rollout.group_size {group}" if group > 1 else ""
         raise UserError(
             "optim.batch_size",
-            f"{optim.batch_size} cannot be split over {world} processes x optim.accumulation {optim.accumulation}; "
-            f"use a multiple of {unit}, such as {-(-optim.batch_size // unit) * unit}",
+            f"{optim.batch_size} cannot be split over {world} processes x optim.accumulation {optim.accumulation}"
+            f"{groups}; use a multiple of {unit}, such as {-(-optim.batch_size // unit) * unit}",
         )
 
 
@@ -148,13 +151,14 @@ def check_targets(key: str, targets: list[str], found: Description) -> None:
             raise UserError(key, f"{target!r} matches no layer of the network; {hint}")
 
 
-def check_objective(key: str, objective: ReFL | SRPO, found: Description | None) -> None:
-    """The reward of an objective is one that can be scored with, has a gradient, and for SRPO reads texts."""
-    info = check_reward(key, objective.reward, found)
-    if not info.differentiable:
+def check_objective(key: str, objective: ObjectiveSection, found: Description | None) -> None:
+    """The reward of an objective is one that can be scored with, and does what the objective needs of it."""
+    section: Any = objective  # an objective that needs a reward has one in its section
+    info, needed = check_reward(key, section.reward, found), needs(objective)
+    if "reward_gradient" in needed and not info.differentiable:
         raise UserError(f"{key}.name", f"{info.name} has no gradient, which {objective.kind} needs; use another")
-    if objective.kind == "srpo" and info.prompt != "text":
-        raise UserError(f"{key}.name", f"{info.name} reads no text, which srpo needs; use another")
+    if "reward_of_texts" in needed and info.prompt != "text":
+        raise UserError(f"{key}.name", f"{info.name} reads no text, which {objective.kind} needs; use another")
 
 
 def check_reward(key: str, reward: Reward, found: Description | None) -> "RewardInfo":

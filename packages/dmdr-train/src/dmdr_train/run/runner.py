@@ -33,12 +33,13 @@ from dmdr_train.monitoring import rules
 from dmdr_train.monitoring.measures import Look, Watch, compared, pooled_pixels
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.run.build import Session, build
+from dmdr_train.run.build import build
 from dmdr_train.run.disk_space import space
 from dmdr_train.run.milestones import Results, due
 from dmdr_train.run.saving import Checkpoints, best_step
 from dmdr_train.run.stopping import Stopping
 from dmdr_train.tracking.trackers import METRICS, Tracker
+from dmdr_train.training.trainer import Trainer
 
 
 def run(settings: Recipe) -> None:
@@ -56,9 +57,9 @@ def run(settings: Recipe) -> None:
             check_shared(Path(settings.run.output), peers)
             with locked(Path(settings.run.output)) as held:
                 resume_from = agreed(lambda: find_checkpoint(settings, say))
-                session = build(settings, device, resumed=resume_from is not None)
-                training = Run(settings, session, resume_from, signals)
-                agreed(lambda: say(space(settings, session).check()))
+                trainer = build(settings, device, resumed=resume_from is not None)
+                training = Run(settings, trainer, resume_from, signals)
+                agreed(lambda: say(space(settings, trainer).check()))
                 for lock in held:
                     sign(lock)  # not before: a run that is refused leaves everything as it was
                 training.carry_out()
@@ -69,10 +70,10 @@ def dry_run(settings: Recipe) -> dict[str, float]:
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     logs: dict[str, float] = {}
     with processes(device, settings.run.timeout), Peers().expected():
-        session = build(settings, device)
-        agreed(lambda: say(str(space(settings, session))))
-        for session.trainer.step in sorted({objective.start for objective in settings.objectives}):
-            logs |= mean_over_processes(session.trainer.train_step())
+        trainer = build(settings, device)
+        agreed(lambda: say(str(space(settings, trainer))))
+        for trainer.step in sorted({objective.start for objective in settings.objectives}):
+            logs |= mean_over_processes(trainer.train_step())
     return logs
 
 
@@ -80,11 +81,10 @@ class Run:
     """The outer loop. Only rank 0 writes; whatever calls a network is called by every process."""
 
     def __init__(
-        self, settings: Recipe, session: Session, resume_from: Path | None, signals: Signals | None = None
+        self, settings: Recipe, trainer: Trainer, resume_from: Path | None, signals: Signals | None = None
     ) -> None:
         self.settings = settings
-        self.session = session
-        self.trainer = session.trainer
+        self.trainer = trainer
         self.folder = Path(settings.run.output)
         inputs = agreed(lambda: fingerprints(settings))
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
@@ -92,7 +92,7 @@ class Run:
             load_checkpoint(resume_from, self.trainer, self.average)
         self.tracker: Tracker | None = None
         self.results = Results(
-            settings, session, self.average, resume_from, interrupted=lambda: self.stopping.heed_signals()
+            settings, trainer, self.average, resume_from, interrupted=lambda: self.stopping.heed_signals()
         )
         self.before = rules.logged_before(resume_from, self.trainer.step) if resume_from is not None else []
         self.history = rules.remembered(self.before)

@@ -11,7 +11,6 @@ from dmdr_train.distributed.collectives import agreed, said_anywhere
 from dmdr_train.distributed.signals import Signals
 from dmdr_train.monitoring import rules
 from dmdr_train.monitoring.measures import Watch
-from dmdr_train.objectives.terms import RewardTerm
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.milestones import Results
 from dmdr_train.run.saving import Checkpoints
@@ -90,8 +89,7 @@ class Stopping:
 
     def failure(self) -> str:
         """What a reward has failed with, on any process; empty if none has."""
-        asking: list[Any] = [objective for objective in self.trainer.objectives if isinstance(objective, RewardTerm)]
-        asking = [*asking, self.watch, self.results.evaluator]
+        asking: list[Any] = [*self.trainer.objectives, self.watch, self.results.evaluator]
         return said_anywhere(next((each.failure for each in asking if each and each.failure), ""))
 
     def diagnosis(self, count: int) -> str:

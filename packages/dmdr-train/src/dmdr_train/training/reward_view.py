@@ -6,8 +6,8 @@ from dmdr_models.family import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws
-from dmdr_train.objectives.terms import Sample
 from dmdr_train.recipe import schema
+from dmdr_train.training.sample import Sample
 
 
 class View:

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from dmdr_train.recipe import schema
+from dmdr_train.recipe.sections import ObjectiveSection
 
 MEMORY = 0.9
-"""How much of the averaged gradient norms an update keeps."""
+"""The share of the averaged gradient norms that an update keeps."""
 
 
 @dataclass
@@ -14,33 +14,31 @@ class Weight:
     """What an objective's loss is multiplied by, at every step.
 
     With `weight: auto` it is ratio · |∂L_DM/∂x0| / |∂L/∂x0|, from running means of the norms over earlier updates, so
-    that it does not depend on how a batch is split. Its first update has weight 0 and measures. An update in which the
-    objective has no gradient, since all rewards are past the margin, is not counted; nor is one that overflows.
+    that it does not depend on how a batch is split. The first update has weight 0 and measures. An update is not
+    counted where the objective has no gradient, since all rewards are past the margin, or where it overflows.
 
     `own` and `other` are the running means, of this objective and of distribution matching; a checkpoint keeps them.
     """
 
-    settings: schema.Objective
+    settings: ObjectiveSection
     own: float = 0.0
     other: float = 0.0
 
     def at(self, step: int) -> float:
         settings = self.settings
-        if step < settings.start or (settings.stop is not None and step >= settings.stop):
+        if not settings.active(step):
             return 0.0
         rise = min(1.0, (step - settings.start + 1) / (settings.ramp + 1))
-        if isinstance(settings, schema.RewardObjective) and settings.weight == "auto":
-            return rise * (settings.ratio or 1.0) * (self.other / self.own if self.own else 0.0)
-        assert settings.weight != "auto"
+        if settings.weight == "auto":
+            return rise * (getattr(settings, "ratio", None) or 1.0) * (self.other / self.own if self.own else 0.0)
         return rise * settings.weight
 
     def active(self, step: int) -> bool:
-        """Whether the objective takes part; one that measures does, at weight 0."""
-        settings = self.settings
-        return step >= settings.start and (settings.stop is None or step < settings.stop)
+        """Whether the objective takes part. It also does while it measures, at weight 0."""
+        return self.settings.active(step)
 
     def observe(self, own: float, other: float) -> None:
-        """The gradient norms at x0 of an update, over its whole batch; not those of one that is skipped."""
+        """Take the gradient norms at x0 of an update, over its whole batch; not those of a skipped update."""
         if own == 0.0 or self.settings.weight != "auto" or not math.isfinite(own + other):
             return
         keep = MEMORY if self.own else 0.0

@@ -1,4 +1,4 @@
-"""The objectives of a recipe, and the rewards that they and `watch` score with."""
+"""Making the objectives of a recipe, and the rewards of objectives and of `watch`."""
 
 from typing import Any
 
@@ -7,24 +7,22 @@ from dmdr_models.family import Family
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.distributed.device import DTYPES
-from dmdr_train.objectives.terms import SRPO, DistributionMatching, Objective, ReFL, Regression
 from dmdr_train.recipe import schema
+from dmdr_train.recipe.objective_kinds import OBJECTIVES
+from dmdr_train.training.objective import Objective
 
 
-def make_objectives(settings: schema.Recipe, family: Family, guidance: Any, device: torch.device) -> list[Objective]:
-    """Distribution matching first: the others' automatic weights follow it."""
+def make_objectives(settings: schema.Recipe, family: Family, device: torch.device) -> list[Objective]:
+    """The objectives of a recipe; those that match distributions first, since automatic weights follow them."""
     objectives: list[Objective] = []
-    for i, (name, objective) in enumerate(zip(settings.names, settings.objectives, strict=True)):
-        key = f"objectives.{i}.reward"
-        if isinstance(objective, schema.DistributionMatching):
-            objectives.insert(0, DistributionMatching(objective, settings.guidance, family, guidance))
-        elif isinstance(objective, schema.Regression):
-            objectives.append(Regression(objective))
-        elif isinstance(objective, schema.ReFL):
-            objectives.append(ReFL(objective, make_reward(key, objective.reward, settings, family, device), name))
-        else:
-            objectives.append(SRPO(objective, make_reward(key, objective.reward, settings, family, device), name))
-    return objectives
+    for i, (name, section) in enumerate(zip(settings.names, settings.objectives, strict=True)):
+        kind = OBJECTIVES.load(section.kind)
+        given = {}
+        if "reward" in kind.needs:
+            reward: Any = section
+            given["reward"] = make_reward(f"objectives.{i}.reward", reward.reward, settings, family, device)
+        objectives.append(kind(section, name, **given))
+    return sorted(objectives, key=lambda objective: "fake_score" not in objective.needs)
 
 
 def make_reward(key: str, reward: schema.Reward, settings: schema.Recipe, family: Family, device: torch.device) -> Any:

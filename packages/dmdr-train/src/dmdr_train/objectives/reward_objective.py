@@ -1,0 +1,62 @@
+"""What objectives have in common that train on a differentiable reward."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dmdr_train.objectives.guarded_scores import asked
+from dmdr_train.recipe.sections import RewardSection
+from dmdr_train.training.objective import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dmdr_train.training.guide import Guide
+    from dmdr_train.training.sample import Sample
+
+
+class RewardObjective(Objective):
+    """mean relu(margin − r), with r a differentiable score of the decoded pictures.
+
+    A reward may leave pictures without a score and count them in its attribute `skipped`. They are left out of the
+    mean, and without any score the loss is 0. Where the reward fails, `failure` says why, and the loss is NaN, so that
+    no process makes this update.
+
+    Subclasses override `score` where r is not the reward of the prompts themselves.
+
+    Attributes:
+        scored: the name that logs give r.
+    """
+
+    Section = RewardSection
+    needs = frozenset({"reward", "reward_gradient"})
+
+    def __init__(self, settings: Any, name: str, reward: Any):
+        super().__init__(settings, name, reward)
+        self.scored: str = reward.info.name
+
+    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
+        import torch
+
+        before, pictures = getattr(self.reward, "skipped", None), sample.pictures.view_as(sample.pictures)
+        score, failure = asked(lambda: self.score(pictures, sample.prompts, sample.draws), pictures)
+        if failure:
+            self.failure = f"{self.reward.info.name} of the objective {self.name}: {failure}"
+        values = {}
+        if before is not None:
+            scored = ~score.isnan() if self.reward.skipped > before else torch.ones_like(score, dtype=torch.bool)
+            if pictures.requires_grad:  # a picture without a score sends no gradient back
+                pictures.register_hook(lambda slope: slope.masked_fill(~scored.reshape(-1, 1, 1, 1), 0.0))
+            values[f"unscored/{self.name}"] = 1 - scored.float().mean().item()
+            score = score[scored]
+        values[f"reward/{self.scored}"] = score.detach().mean().item()
+        values[f"past_margin/{self.name}"] = (score > self.settings.margin).float().mean().item()
+        return self.loss(score), values
+
+    def loss(self, score: "Tensor") -> "Tensor":
+        """mean relu(margin − r) over `[n]` scores; 0 without scores, and NaN where a score is not finite."""
+        from dmdr_core import hinge
+
+        if len(score) == 0:
+            return score.sum()
+        finite = bool(score.isfinite().all())
+        return hinge(score, self.settings.margin).mean() if finite else score.sum() * float("nan")

@@ -1,0 +1,152 @@
+"""What cannot be in one recipe together. Each check raises a ValueError "KEY: what is wrong; how to mend it"."""
+
+from dmdr_train.base.plugins import nearest_name
+from dmdr_train.recipe.derived import Sections, merged
+from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.sections import EVALUATED, ObjectiveSection
+
+
+def check(recipe: Sections) -> None:
+    """Check all combinations.
+
+    Raises:
+        ValueError: for the first that cannot be.
+    """
+    guidance = recipe.guidance
+    if guidance.cfg_jitter and guidance.cfg - guidance.cfg_jitter < 1:
+        raise ValueError(
+            f"guidance.cfg_jitter: {guidance.cfg_jitter} takes guidance.cfg {guidance.cfg} below 1; "
+            f"use at most {guidance.cfg - 1:g}"
+        )
+    for i, objective in enumerate(recipe.objectives):
+        check_objective(recipe, f"objectives.{i}", objective)
+    check_objectives(recipe)
+    for i, objective in enumerate(recipe.objectives):
+        objective.check(recipe, f"objectives.{i}")
+    check_data(recipe)
+    check_groups(recipe)
+    check_backbone(recipe)
+    check_keeping(recipe)
+    check_watch(recipe)
+
+
+def check_objective(recipe: Sections, key: str, objective: ObjectiveSection) -> None:
+    """Check when an objective is at work."""
+    if objective.start >= recipe.run.steps:
+        raise ValueError(
+            f"{key}.start: {objective.start} is never reached in run.steps {recipe.run.steps}; "
+            f"use a smaller one, or remove the objective"
+        )
+    if objective.stop is not None and objective.stop <= objective.start:
+        raise ValueError(f"{key}.stop: {objective.stop} is not after its start {objective.start}; use a later one")
+
+
+def check_objectives(recipe: Sections) -> None:
+    """Check that the objectives together distil, and leave no step without any."""
+    steps = recipe.run.steps
+    if all("reward" in needs(o) and "fake_score" not in needs(o) for o in recipe.objectives):
+        raise ValueError("objectives: rewards alone are no distillation; add one of kind distribution_matching")
+    spans = merged(o.span(steps) for o in recipe.objectives)
+    for before, after in zip([range(0), *spans], [*spans, range(steps, steps)], strict=True):
+        if after.start > before.stop:
+            raise ValueError(
+                f"objectives: none is at work from step {before.stop} to {after.start}; let one start or stop there"
+            )
+    for i, objective in enumerate(recipe.objectives):
+        if objective.weight == "auto" and not follows(recipe, objective):
+            raise ValueError(
+                f"objectives.{i}.weight: auto follows distribution matching, which is not at work "
+                f"at all its steps; give a number"
+            )
+    if recipe.guidance.dynamics is not None and not recipe.matching:
+        raise ValueError(
+            "guidance.dynamics: has no effect without an objective of kind distribution_matching; leave it out"
+        )
+
+
+def follows(recipe: Sections, objective: ObjectiveSection) -> bool:
+    """Whether another objective matches distributions at every step of this one, so that its weight can follow."""
+    span, others = objective.span(recipe.run.steps), [o for o in recipe.objectives if o is not objective]
+    matching = merged(o.span(recipe.run.steps) for o in others if "fake_score" in needs(o))
+    return any(span.start >= m.start and span.stop <= m.stop for m in matching)
+
+
+def check_data(recipe: Sections) -> None:
+    """Check that the data is what the objectives need."""
+    data, pairs = recipe.data, recipe.needing("pairs")
+    if pairs and data.pairs is None:
+        kind = next(iter(pairs.values())).kind
+        raise ValueError(f"data.pairs: is null and {kind} needs them; give a folder that dmdr-train pairs wrote")
+    if data.pairs is not None and not pairs:
+        raise ValueError("data.pairs: has no effect without an objective of kind regression; add one, or leave it out")
+    if data.prompts is None:
+        for key in ("column", "streaming", "embeddings"):
+            if getattr(data, key):
+                raise ValueError(f"data.{key}: has no effect without data.prompts; give both, or leave it out")
+    elif data.classes != "all":
+        raise ValueError("data.classes: has no effect beside data.prompts; leave one of them out")
+
+
+def check_groups(recipe: Sections) -> None:
+    """Check that samples come in groups exactly where an objective compares the samples of a prompt."""
+    size, grouped = recipe.rollout.group_size, recipe.needing("groups")
+    if grouped and size == 1:
+        kind = next(iter(grouped.values())).kind
+        raise ValueError(f"rollout.group_size: is 1 and {kind} compares the samples of a prompt; use 2 or more")
+    if size > 1 and not grouped:
+        raise ValueError(f"rollout.group_size: {size} has no effect, since no objective compares samples; use 1")
+    if grouped and recipe.data.pairs is not None:
+        raise ValueError("data.pairs: do not come in groups; leave one of the objectives out")
+
+
+def check_backbone(recipe: Sections) -> None:
+    if not recipe.memory.shared_backbone:
+        return
+    if recipe.model.generator_lora is None:
+        raise ValueError("memory.shared_backbone: true needs model.generator_lora; set it, or use null")
+    if recipe.optim.zero_stage == 3:
+        raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
+    if recipe.model.generator is not None:
+        raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+
+def check_keeping(recipe: Sections) -> None:
+    """Check which checkpoints are kept."""
+    run, evaluation = recipe.run, recipe.tracking.evaluation
+    if run.keep_every and (not run.checkpoint_every or run.keep_every % run.checkpoint_every):
+        raise ValueError(
+            f"run.keep_every: {run.keep_every} must be a multiple of run.checkpoint_every {run.checkpoint_every}; "
+            f"change one of them"
+        )
+    if run.keep_best is None:
+        return
+    watched = [n for n in recipe.watched if n.startswith(("diversity", "held_out/", "trained/"))]
+    if run.keep_best in EVALUATED:
+        key, every = "tracking.evaluation.every", evaluation.every if evaluation else 0
+    elif run.keep_best in watched:
+        key, every = "watch.every", recipe.watch.every
+    else:
+        hint = nearest_name(run.keep_best, [*EVALUATED, *watched])
+        raise ValueError(f"run.keep_best: {run.keep_best!r} is not measured here; {hint}")
+    if not every or not run.checkpoint_every or every % run.checkpoint_every:
+        raise ValueError(
+            f"run.keep_best: {run.keep_best} needs {key} to be a multiple of run.checkpoint_every; "
+            f"set both, or use null"
+        )
+
+
+def check_watch(recipe: Sections) -> None:
+    """Check that early warning can judge what it is asked to."""
+    watch, trained = recipe.watch, [o.reward for o in recipe.needing("reward").values()]
+    if watch.every == 0 and (watch.rewards or watch.rules):
+        key = "rewards" if watch.rewards else "rules"
+        raise ValueError(f"watch.{key}: has no effect with watch.every 0; give steps, or leave it out")
+    for i, reward in enumerate(watch.rewards):
+        if any(reward.same_as(other) for other in trained):
+            raise ValueError(
+                f"watch.rewards.{i}: {reward.checkpoint or reward.name} is trained on by an objective and cannot "
+                f"be held out; give another reward"
+            )
+    for i, rule in enumerate(watch.rules or []):
+        if lacking := recipe.lacking(rule):
+            raise ValueError(f"watch.rules.{i}{lacking}")

@@ -1,0 +1,347 @@
+"""The sections of a recipe. Every key is here, with its range and its default; those of objectives are beside them.
+
+Conventions: a *step* is one update of the generator, which goes with `guidance.ratio` updates of the fake score. Batch
+sizes are global: over all processes and all accumulated micro-batches.
+"""
+
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")
+"""The numbers of an evaluation; of the first two, lower is better."""
+
+DRAWN = ("shapes", "scenes")
+"""References of an evaluation that are drawn, and lie in no folder."""
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Lora(Section):
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: list[str] | None = Field(default=None, description="names of layers; null takes the family's own list")
+
+
+class Model(Section):
+    """What is distilled, and how its roles are built."""
+
+    family: Literal["sit", "sd3", "sdxl"]
+    path: str = Field(description="folder or hub name of the teacher")
+    vae: str | None = Field(default=None, description="folder or hub name of another VAE")
+    resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
+    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder of SD3; null: 128")
+    generator: str | None = Field(
+        None, description="folder, or file of the state dict, that the generator starts from; null: the teacher"
+    )
+    generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
+    fake_score_lora: Lora = Lora()
+
+
+class Data(Section):
+    """What the model is conditioned on: class labels, or prompts."""
+
+    classes: Literal["all"] | list[int] = "all"
+    prompts: str | None = Field(
+        default=None,
+        description="a text file with a prompt per line, .jsonl, .csv, .parquet, a dataset's folder or its hub name",
+    )
+    column: str | None = Field(default=None, description="column of the prompts; null: prompt, caption or text")
+    split: str = Field(default="train", description="of a dataset that has several")
+    streaming: bool = Field(default=False, description="read the prompts as they come, without a copy on disk")
+    embeddings: str | None = Field(
+        default=None, description="folder that dmdr-train encode wrote; null: the text encoders run along"
+    )
+    pairs: str | None = Field(default=None, description="folder that dmdr-train pairs wrote, for regression")
+
+
+class Rollout(Section):
+    """The generator's own few-step simulation."""
+
+    steps: Positive = 1
+    mode: Literal["sde", "ode"] = "sde"
+    shift: Annotated[float, Field(gt=0)] = 1.0
+    states: Literal["visited", "authors"] = Field(
+        default="visited",
+        description="where it is trained: at states that sampling visits, or as the public trainers do",
+    )
+    group_size: Positive = Field(
+        default=1, description="samples of each prompt, for an objective that compares the samples of a prompt"
+    )
+
+
+class Reward(Section):
+    name: str
+    checkpoint: str | None = Field(default=None, description="its weights; null where the reward has none")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    options: dict[str, Any] = {}
+
+    def same_as(self, other: "Reward") -> bool:
+        """Whether both are one model: of the same weights, or, where there are none, of the same name and options."""
+        if self.checkpoint is not None:
+            return self.checkpoint == other.checkpoint
+        return other.checkpoint is None and (self.name, self.options) == (other.name, other.options)
+
+
+class ObjectiveSection(Section):
+    """A term of the generator's loss, from step `start` on and before step `stop`.
+
+    Every kind of objective has a section of its own, which inherits from this one and stands beside the objective's
+    class; see `dmdr_train.recipe.objective_kinds`.
+    """
+
+    kind: str
+    weight: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
+    start: Natural = 0
+    stop: Positive | None = Field(default=None, description="null: to the end")
+    ramp: Natural = Field(default=0, description="steps over which the weight rises to its value")
+
+    def span(self, steps: int) -> range:
+        """The steps of a run of `steps` in which the objective takes part."""
+        return range(self.start, steps if self.stop is None else min(self.stop, steps))
+
+    def active(self, step: int) -> bool:
+        """Whether the objective takes part in a step."""
+        return self.start <= step and (self.stop is None or step < self.stop)
+
+    def check(self, recipe: Any, key: str) -> None:
+        """Check the section against the rest of the recipe.
+
+        Args:
+            recipe: the whole `dmdr_train.recipe.schema.Recipe`.
+            key: the section's place, such as `objectives.1`.
+
+        Raises:
+            ValueError: "KEY: what is wrong; how to mend it".
+        """
+
+
+class RewardSection(ObjectiveSection):
+    """The section of an objective that scores the decoded picture.
+
+    With `weight: auto`, the objective's gradient at x0 has `ratio` times the norm of distribution matching's.
+    """
+
+    ratio: Annotated[float, Field(gt=0)] | None = Field(default=None, description="for weight: auto; null: 1")
+    reward: Reward
+    margin: float = 0.7
+
+    def check(self, recipe: Any, key: str) -> None:
+        if self.ratio is not None and self.weight != "auto":
+            raise ValueError(f"{key}.ratio: {self.ratio} has no effect beside a given weight; set weight: auto")
+
+
+def check_template(template: str, *fields: str) -> str:
+    """Check the template of a text that a reward reads: it holds these fields in braces, and no other braces.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    except ValueError:
+        found = set()
+    if found != set(fields):
+        needed = " and ".join(f"{{{field}}}" for field in sorted(fields))
+        raise ValueError(f"{template!r} must hold {needed}, and no other braces")
+    return template
+
+
+class Renoise(Section):
+    """Beta(alpha, beta) at step 0."""
+
+    alpha: Annotated[float, Field(gt=0)] = 4.0
+    beta: Annotated[float, Field(gt=0)] = 1.5
+
+
+class Dynamics(Section):
+    """The dynamic phase of early training: both strategies fade by a cosine over `steps`."""
+
+    steps: Positive = Field(description="length K")
+    teacher_scale: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="LoRA scale of the teacher at step 0, s_r0, fading to 0 (DynaDG)"
+    )
+    renoise: Renoise | None = Field(
+        default=Renoise(), description="renoise times, fading to uniform (DynaRS); null: uniform"
+    )
+
+
+class Guidance(Section):
+    """Teacher and fake score."""
+
+    ratio: Positive = Field(default=5, description="fake-score updates per generator update")
+    fake_scale: Annotated[float, Field(gt=0)] = Field(default=2.0, description="LoRA scale of the fake score, s_f")
+    cfg: Annotated[float, Field(ge=1)] = Field(default=1.0, description="the teacher's guidance scale w; 1 is none")
+    cfg_jitter: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="w is uniform in [w - jitter, w + jitter]"
+    )
+    dynamics: Dynamics | None = Field(
+        default=None, description="null: the bare teacher and uniform renoising from the start"
+    )
+
+
+class Optimizer(Section):
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: to 0 at run.steps")
+    warmup: Natural = Field(default=0, description="updates of linear warm-up")
+
+
+class Optim(Section):
+    batch_size: Positive = Field(description="global: processes x accumulation x micro-batch")
+    accumulation: Positive = 1
+    generator: Optimizer
+    fake_score: Optimizer
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    eight_bit: bool = Field(default=False, description="AdamW of bitsandbytes; needs a GPU and dmdr-train[eight-bit]")
+    ema: Fraction | None = Field(
+        default=None, description="decay of the averaged generator that is sampled and exported"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+
+
+class Memory(Section):
+    """What costs time and saves memory; none of it changes what is computed, but for the pictures rewards see."""
+
+    shared_backbone: bool | None = Field(
+        default=None,
+        description="generator and fake score as two adapters on one network; null: wherever that can be",
+    )
+    gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = []
+    vae_slicing: bool = Field(default=False, description="decode one picture at a time")
+    vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
+    offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
+    offload_optimizer: bool = Field(default=False, description="its state stays on the CPU; needs ZeRO 1, 2 or 3")
+    reward_crop: Positive | None = Field(
+        default=None, description="side in pixels of the square that rewards see, cut at a random place"
+    )
+    reward_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="rewards see a picture decoded at this share of the resolution"
+    )
+
+
+class Run(Section):
+    output: Annotated[str, Field(min_length=1)]
+    steps: Positive
+    seed: Natural = 30
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: Natural = Field(default=0, description="steps; 0: only at the end")
+    keep_last: Positive = 2
+    keep_every: Natural = Field(default=0, description="also keep the checkpoints of every so many steps; 0: none")
+    keep_best: str | None = Field(
+        default=None,
+        description="also keep the best by this: frechet, frechet_pixels, precision, recall or accuracy of the "
+        "evaluation; or by what watch measures: diversity, held_out/REWARD, trained/OBJECTIVE",
+    )
+    save_in_background: bool = Field(
+        default=False, description="go on training while a checkpoint is written from a copy in the CPU's memory"
+    )
+    on_failed_save: Literal["continue", "stop"] = Field(
+        default="continue", description="when a checkpoint cannot be written, such as on a full disk"
+    )
+    resume: str = Field("never", description="never, auto, or a checkpoint folder")
+    init_from: str | None = Field(default=None, description="checkpoint whose networks a new run starts from")
+    max_skipped: Positive = Field(
+        default=20, description="steps in a row without finite losses and gradients after which the run stops"
+    )
+    timeout: Annotated[float, Field(gt=0, le=1e9)] = Field(
+        default=1800.0, description="seconds after which processes give up waiting for one that died or hangs"
+    )
+
+
+class Samples(Section):
+    every: Natural = Field(default=0, description="steps; 0: only before and after")
+    count: Positive = Field(default=10, description="pictures in a row")
+    seed: Natural = 1000
+    prompts: list[str] | None = Field(default=None, description="null: the built-in list")
+
+
+class Evaluation(Section):
+    classifier: str = Field(description="image-classification folder, other than any reward's")
+    reference: str = Field(
+        description="`shapes` or `scenes` for the built-in drawings, or a folder with a sub-folder per class"
+    )
+    pictures: Annotated[int, Field(ge=100)] = 2000
+    every: Natural = Field(default=0, description="steps; 0: at the end of each stage")
+    teacher_steps: list[Positive] = [50, 4, 1]
+    rewards: bool = Field(default=False, description="also the mean of every reward that is trained on")
+    seed: Natural = 2000
+
+
+class Tracking(Section):
+    log_every: Positive = 10
+    tensorboard: bool = True
+    wandb: str | None = Field(default=None, description="project name; needs `pip install dmdr-train[wandb]`")
+    samples: Samples = Samples()
+    evaluation: Evaluation | None = None
+
+
+class Rule(Section):
+    """Judged after every evaluation of `watch`; `dmdr_train.monitoring.rules` says how."""
+
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="stop: save a checkpoint and end the run with exit code 4"
+    )
+    evaluations: Positive = Field(default=3, description="in a row at which it must hold")
+    start: Natural | None = Field(
+        default=None, description="evaluations after this step count; null: after the step at which a reward joins"
+    )
+
+
+class RewardHacking(Rule):
+    """A trained reward rises while every held-out reward and the diversity fall."""
+
+    kind: Literal["reward_hacking"]
+    fall: Fraction = Field(default=0.1, description="share of the diversity that must be lost over these evaluations")
+
+
+class Limit(Rule):
+    """A metric is above or below a number, as it is or as a share of the teacher's or of its own first value."""
+
+    kind: Literal["limit"]
+    metric: str
+    above: float | None = None
+    below: float | None = None
+    relative_to: Literal["teacher", "first"] | None = None
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "Limit":
+        if (self.above is None) == (self.below is None):
+            raise ValueError("a limit has one of above and below; give the other a rule of its own")
+        return self
+
+
+AnyRule = Annotated[RewardHacking | Limit, Field(discriminator="kind")]
+
+DEFAULT_RULES: list[AnyRule] = [
+    RewardHacking(kind="reward_hacking"),
+    Limit(kind="limit", metric="diversity", below=0.6, relative_to="teacher"),
+    Limit(kind="limit", metric="saturation", above=1.5, relative_to="teacher"),
+    Limit(kind="limit", metric="contrast", above=1.5, relative_to="teacher"),
+    Limit(kind="limit", metric="drift/mean", above=1.0),
+    Limit(kind="limit", metric="drift/std", above=0.5),
+]
+"""The rules of a recipe that gives none; those apply whose metrics there are."""
+
+
+class Watch(Section):
+    """Early warning: looks at the averaged student, the same prompts and noise every time, and judges what it sees."""
+
+    every: Natural = Field(default=100, description="steps; 0: never")
+    prompts: Positive = Field(
+        default=8, description="how many: classes, or the first of tracking.samples.prompts or of the built-in list"
+    )
+    pictures: Annotated[int, Field(ge=2)] = Field(default=4, description="of each prompt")
+    seed: Natural = 3000
+    rewards: list[Reward] = Field(default=[], description="held out: they score, and no objective trains on them")
+    rules: list[AnyRule] | None = Field(default=None, description="null: DEFAULT_RULES; []: none")

@@ -1,0 +1,147 @@
+"""The guide: teacher and fake score, two roles of one network, and the training of the fake score.
+
+The network has a LoRA whose strength is chosen at every call. At scale s_f the network is the fake score, at scale 0
+the teacher. In the dynamic phase of early training the teacher leans toward the fake score by a share of the LoRA
+(DynaDG), and renoise times are drawn from a Beta distribution (DynaRS). Source: DMDR, arXiv 2511.13649.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, denoising_loss, randn
+from dmdr_models.family import Condition, Family
+from dmdr_models.sampling import guided_prediction
+from torch import Tensor
+
+from dmdr_train.base.random_draws import Draws
+from dmdr_train.recipe import schema
+from dmdr_train.training.sample import Sample
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """A sample with fresh noise: the states `[B, C, H, W]`, their times `[B]`, and the noise."""
+
+    x_t: Tensor
+    t: Tensor
+    noise: Tensor
+
+
+class Teacher:
+    """The guidance network without its LoRA."""
+
+    def __init__(self, network: Any):
+        self.base = network
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self.base(*inputs, lora_scale=0.0, **named)
+
+
+class Guide:
+    """Teacher and fake score. The predictions are x0, `[B, C, H, W]` in float32 or better, without gradient.
+
+    Args:
+        settings: the section `guidance` of a recipe.
+        engine: engine (or module) of the guidance network, which is called with a `lora_scale`.
+        start: the step at which the first objective begins to match distributions, where the dynamic phase begins.
+    """
+
+    def __init__(self, settings: schema.Guidance, family: Family, engine: Any, start: int = 0):
+        self.settings = settings
+        self.family = family
+        self.engine = engine
+        self.start = start
+        self.renoise_times = renoise_sampler(settings)
+
+    # -- predictions
+
+    def renoise(self, sample: Sample) -> Renoised:
+        """The sample's x0 with fresh noise at a renoise time τ drawn per sample.
+
+        Every call for one sample gives the same, so that all predictions of a step can be taken at one point.
+        """
+        x0, draws, process = sample.x0.detach(), sample.draws, self.family.process
+        tau = self.renoise_times.sample(len(x0), self.age(sample.step), draws.each("renoise_time"), device=x0.device)
+        noise = randn(x0.shape, draws.each("renoise_noise"), device=x0.device)
+        t = process.time_at(tau)
+        return Renoised(process.add_noise(x0, noise, t), t, noise)
+
+    @torch.no_grad()
+    def fake(self, sample: Sample, at: Renoised) -> Tensor:
+        """The fake score's x0."""
+        return self._x0(at, self._fake_prediction(sample, at))
+
+    @torch.no_grad()
+    def conditional(self, sample: Sample, at: Renoised) -> Tensor:
+        """The teacher's x0 for the sample's prompts."""
+        return self._x0(at, self._predict(at, sample.condition, self.teacher_scale(sample.step)))
+
+    @torch.no_grad()
+    def unconditional(self, sample: Sample, at: Renoised) -> Tensor:
+        """The teacher's x0 without a prompt."""
+        null = self.family.null_condition(len(at.x_t))
+        return self._x0(at, self._predict(at, null, self.teacher_scale(sample.step)))
+
+    @torch.no_grad()
+    def real(self, sample: Sample, at: Renoised, cfg: float | None = None) -> Tensor:
+        """The teacher's x0 under classifier-free guidance, from one call for both predictions.
+
+        Args:
+            cfg: the guidance scale w; by default the recipe's, with its jitter.
+        """
+        scale = self.cfg(sample.draws) if cfg is None else cfg
+        strength = self.teacher_scale(sample.step)
+        prediction = guided_prediction(
+            self.family, self.engine, at.x_t, at.t, sample.condition, scale, lora_scale=strength
+        )
+        return self._x0(at, prediction)
+
+    # -- training of the fake score
+
+    def loss(self, sample: Sample) -> Tensor:
+        """What the fake score learns from: denoising of the generator's own samples, mean (F(x_τ) − target)²."""
+        at = self.renoise(sample)
+        return denoising_loss(self._fake_prediction(sample, at), self.family.process.target(sample.x0, at.noise, at.t))
+
+    def learn(self, sample: Sample) -> float:
+        """Train the fake score on a micro-batch of samples without gradient; returns the loss."""
+        loss = self.loss(sample)
+        self.engine.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss poisons the update
+        self.engine.step()
+        return loss.item()
+
+    # -- what changes from step to step
+
+    def teacher_scale(self, step: int) -> float:
+        """The LoRA scale of the teacher, s_r: 0 after the dynamic phase."""
+        dynamics = self.settings.dynamics
+        return cosine_anneal(dynamics.teacher_scale, 0.0, self.age(step), dynamics.steps) if dynamics else 0.0
+
+    def age(self, step: int) -> int:
+        """The number of steps since distributions began to be matched, which the dynamic phase counts."""
+        return step - self.start
+
+    def cfg(self, draws: Draws) -> float:
+        """The teacher's guidance scale w of an update, the same on every process."""
+        if not self.settings.cfg_jitter:
+            return self.settings.cfg
+        shift = 2 * torch.rand((), generator=draws.shared("cfg")).item() - 1
+        return self.settings.cfg + self.settings.cfg_jitter * shift
+
+    def _fake_prediction(self, sample: Sample, at: Renoised) -> Tensor:
+        return self._predict(at, sample.condition, self.settings.fake_scale)
+
+    def _predict(self, at: Renoised, condition: Condition, scale: float) -> Tensor:
+        return self.family.predict(self.engine, at.x_t, at.t, condition, lora_scale=scale)
+
+    def _x0(self, at: Renoised, prediction: Tensor) -> Tensor:
+        return self.family.process.to_x0(at.x_t, prediction, at.t)
+
+
+def renoise_sampler(guidance: schema.Guidance) -> BetaRenoise | UniformRenoise:
+    """The distribution of renoise times, for all objectives and for the fake score alike (DynaRS)."""
+    dynamics = guidance.dynamics
+    if dynamics is None or dynamics.renoise is None:
+        return UniformRenoise()
+    return BetaRenoise(dynamics.renoise.alpha, dynamics.renoise.beta, dynamics.steps)

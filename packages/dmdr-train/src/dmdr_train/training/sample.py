@@ -1,0 +1,58 @@
+"""What the generator made, and how: all that an objective is given of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmdr_models.family import Condition
+    from torch import Tensor
+
+    from dmdr_train.base.random_draws import Draws
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A micro-batch of the generator's predictions.
+
+    Attributes:
+        x0: `[B, C, H, W]`, the predictions, with gradient.
+        prompts: B class labels or texts.
+        condition: of the prompts, for networks of the family.
+        draws: the random numbers of this micro-batch; a purpose gives each sample a generator of its own.
+        step: the training step.
+        x_t: `[B, C, H, W]`, the states that the predictions were made at, without gradient.
+        t: `[B]`, the times of these states.
+        t_next: `[B]`, the times that the rollout goes to next; the grid's end at the last step.
+        group: the number of each sample's group in the global batch; samples of a group have the same prompt.
+        target: `[B, C, H, W]`, the teacher's x0 of the same noise, where the sample started from a pair.
+        decode: makes the pictures of a sample.
+        advance: makes the next states of a sample.
+    """
+
+    x0: "Tensor"
+    prompts: list[Any]
+    condition: "Condition"
+    draws: "Draws"
+    step: int
+    x_t: "Tensor"
+    t: "Tensor"
+    t_next: "Tensor"
+    group: list[int]
+    decode: "Callable[[Sample], Tensor]"
+    advance: "Callable[[Sample], Tensor]"
+    target: "Tensor | None" = None
+
+    @cached_property
+    def pictures(self) -> "Tensor":
+        """What rewards see, `[B, 3, H', W']` in [0, 1] with gradient; decoded once for all objectives."""
+        return self.decode(self)
+
+    @cached_property
+    def next_state(self) -> "Tensor":
+        """The states at `t_next`, `[B, C, H, W]` without gradient; x0 itself at the last step.
+
+        In a stochastic rollout their noise comes from the sample's own draws, under the purpose "next_state".
+        """
+        return self.advance(self)

@@ -1,0 +1,164 @@
+"""What objectives are given: samples with their states, groups and next states; and the guide's predictions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from dmdr_core import denoising_loss, rollout
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.random_draws import Draws, named_generator
+from dmdr_train.data.prompt_order import ClassLabels, TextPrompts
+from dmdr_train.recipe.load import parse_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import preflight
+from dmdr_train.training.guide import Guide
+from dmdr_train.training.rollouts import Rollouts
+from dmdr_train.training.sample import Sample
+from torch import Tensor
+
+UPDATE = ("generator", 5)
+DRAWS = Draws(7, UPDATE, range(8))
+
+
+@pytest.fixture
+def make_rollouts(make_recipe: Callable[..., Recipe], toy_family: Any, toy_generator: Any) -> Callable[..., Rollouts]:
+    def make(**rollout: Any) -> Rollouts:
+        recipe = make_recipe(rollout={"steps": 4, "shift": 3.0})
+        # Not checked: no built-in objective compares the samples of a group.
+        recipe = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update=rollout)})
+        decode = lambda sample: toy_family.decode(sample.x0)  # noqa: E731
+        return Rollouts(recipe, toy_family, toy_generator, ClassLabels([0, 1, 2]), decode, torch.device("cpu"))
+
+    return make
+
+
+def fresh(purpose: str, index: int) -> Tensor:
+    return torch.randn(1, 2, 2, generator=named_generator(7, *UPDATE, purpose, index))
+
+
+def test_a_sample_tells_where_its_prediction_was_made(make_rollouts: Callable[..., Rollouts]) -> None:
+    made = make_rollouts()
+    sample = made.draw(DRAWS, step=3)
+    times = made.grid.times
+    chosen = made.choose_steps(DRAWS)
+    assert set(chosen.tolist()) == {0, 1, 2, 3}
+    assert torch.equal(sample.t, times[chosen])
+    assert torch.equal(sample.t_next, times[chosen + 1])
+    assert not sample.x_t.requires_grad
+    assert sample.x0.requires_grad
+    prediction = made.family.predict(made.generator, sample.x_t, sample.t, sample.condition)
+    torch.testing.assert_close(sample.x0, sample.x_t - sample.t.reshape(-1, 1, 1, 1) * prediction)
+    assert (sample.step, sample.group) == (3, list(range(8)))
+
+
+def test_the_next_state_of_a_stochastic_rollout_is_renoised(make_rollouts: Callable[..., Rollouts]) -> None:
+    sample = make_rollouts(mode="sde").draw(DRAWS, 0)
+    for i in range(8):
+        t, x0 = sample.t_next[i], sample.x0[i]
+        expected = (1 - t) * x0 + t * fresh("next_state", i) if t > 0 else x0
+        torch.testing.assert_close(sample.next_state[i], expected)
+    assert not sample.next_state.requires_grad
+
+
+def test_the_next_state_of_a_deterministic_rollout_is_the_rollouts_own(make_rollouts: Callable[..., Rollouts]) -> None:
+    made = make_rollouts(mode="ode")
+    sample = made.draw(DRAWS, 0)
+    chosen = made.choose_steps(DRAWS).tolist()
+    noise = torch.stack([fresh("noise", i) for i in range(8)])
+    whole = rollout(
+        lambda x, t: made.family.predict(made.generator, x, t, sample.condition),
+        made.family.process,
+        made.grid,
+        noise,
+        "ode",
+    )
+    states = [*whole.states, whole.x0]
+    for i, at in enumerate(chosen):
+        torch.testing.assert_close(sample.x_t[i], states[at][i])
+        torch.testing.assert_close(sample.next_state[i], states[at + 1][i])
+    final = made.draw(DRAWS, 0, needs={"final_sample"})
+    torch.testing.assert_close(final.x0, whole.x0)
+    assert final.t_next.tolist() == [0.0] * 8
+
+
+def test_samples_of_a_group_have_one_prompt_and_noise_of_their_own(make_rollouts: Callable[..., Rollouts]) -> None:
+    made = make_rollouts(group_size=4)
+    whole = made.draw(Draws(7, UPDATE, range(40)), 0)
+    assert whole.group == [i // 4 for i in range(40)]
+    prompts = [whole.prompts[4 * g : 4 * g + 4] for g in range(10)]
+    assert all(len(set(group)) == 1 for group in prompts)
+    assert len({group[0] for group in prompts}) == 3
+    assert not torch.equal(whole.x0[0], whole.x0[1])
+    part = made.draw(Draws(7, UPDATE, range(20, 28)), 0)  # of another process
+    assert (part.prompts, part.group) == (whole.prompts[20:28], whole.group[20:28])
+
+
+def test_every_prompt_has_one_group_in_an_epoch(make_rollouts: Callable[..., Rollouts]) -> None:
+    import datasets
+
+    made = make_rollouts(group_size=2)
+    texts = datasets.Dataset.from_dict({"prompt": list("abcdef")})
+    made.prompts = TextPrompts(texts, batch_size=4 // 2)  # as `make_prompts` does for a batch of four
+    seen = [prompt for update in range(3) for prompt in drawn_prompts(made, update)]
+    assert sorted(seen) == sorted(2 * list("abcdef"))
+
+
+def drawn_prompts(made: Rollouts, update: int) -> list[Any]:
+    return made.start(Draws(7, ("generator", update), range(4))).prompts
+
+
+GROUPED = {"rollout": {"group_size": 4}}
+
+
+def test_groups_without_an_objective_that_compares_them_are_refused(
+    make_recipe_dict: Callable[..., dict[str, Any]],
+) -> None:
+    with pytest.raises(UserError, match=r"^rollout.group_size: 4 has no effect, since no objective compares samples"):
+        parse_recipe(make_recipe_dict(**GROUPED))
+
+
+def test_micro_batches_hold_whole_groups(make_recipe: Callable[..., Recipe]) -> None:
+    settings = make_recipe(optim__batch_size=12)
+    grouped = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"group_size": 4})})
+    preflight.check_batch(settings, 4)
+    with pytest.raises(
+        UserError, match=r"12 cannot be split over 4 processes .* x rollout.group_size 4; use a multipl"
+    ):
+        preflight.check_batch(grouped, 4)
+    preflight.check_batch(grouped, 3)
+
+
+# -- the guide
+
+
+@pytest.fixture
+def sample(make_rollouts: Callable[..., Rollouts]) -> Sample:
+    return make_rollouts().draw(DRAWS, 4)
+
+
+def test_the_guides_predictions_apart(
+    make_recipe: Callable[..., Recipe], toy_family: Any, toy_guidance: Any, sample: Sample
+) -> None:
+    dynamics = {"steps": 10, "teacher_scale": 0.75, "renoise": None}
+    settings = make_recipe(guidance={"cfg": 2.5, "fake_scale": 1.5, "dynamics": dynamics}).guidance
+    guide = Guide(settings, toy_family, toy_guidance)
+    at = guide.renoise(sample)
+    t = at.t.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(at.x_t, (1 - t) * sample.x0 + t * at.noise)
+    assert not at.x_t.requires_grad
+    labels, null = torch.tensor(sample.prompts), torch.full((8,), 3)
+    with torch.no_grad():
+        fake = at.x_t - t * toy_guidance(at.x_t, at.t, labels, 1.5)
+        scale = guide.teacher_scale(4)
+        cond, uncond = (at.x_t - t * toy_guidance(at.x_t, at.t, asked, scale) for asked in (labels, null))
+    assert 0 < scale < 0.75
+    torch.testing.assert_close(guide.fake(sample, at), fake)
+    torch.testing.assert_close(guide.conditional(sample, at), cond)
+    torch.testing.assert_close(guide.unconditional(sample, at), uncond)
+    torch.testing.assert_close(guide.real(sample, at), uncond + 2.5 * (cond - uncond))
+    torch.testing.assert_close(guide.real(sample, at, cfg=1.0), cond)
+    target = at.noise - sample.x0
+    expected = denoising_loss(toy_guidance(at.x_t, at.t, labels, 1.5), target)
+    torch.testing.assert_close(guide.loss(sample), expected)
+    assert torch.equal(guide.renoise(sample).x_t, at.x_t)  # every call gives the same point
