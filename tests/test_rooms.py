@@ -185,3 +185,32 @@ def test_a_crowd_is_found(house: Path) -> None:
     for i in range(MOST):
         (house / f"cellar/wine{i}.py").touch()
     assert crowded(house) == [f"cellar: {MOST + 1}"]
+
+
+LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
+
+
+def long(package: Path) -> list[str]:
+    """The modules and functions of too many lines."""
+    found = []
+    for path in modules(package).values():
+        source = path.read_text(encoding="utf-8")
+        if source.count("\n") > LONGEST_MODULE:
+            found.append(path.name)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= LONGEST_FUNCTION:  # type: ignore[operator]
+                found.append(f"{path.name}: {node.name}")
+    return found
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_modules_and_functions_are_short(name: str) -> None:
+    assert long(PACKAGES[name]) == []
+
+
+def test_what_is_too_long_is_found(house: Path) -> None:
+    body = "    pass\n" * (LONGEST_FUNCTION - 1)
+    (house / "cellar/wine.py").write_text(f"def drink():\n{body}")
+    assert long(house) == []
+    (house / "cellar/wine.py").write_text(f"def drink():\n{body}    pass\n" + "\n" * LONGEST_MODULE)
+    assert long(house) == ["wine.py", "wine.py: drink"]

@@ -6,19 +6,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dmdr_train.base.plugins import nearest_name
+from dmdr_train.recipe.alarm_rules import DEFAULT_RULES, AnyRule, RewardHacking
+from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.objective_kinds import AnyObjective, needs
 from dmdr_train.recipe.sections import (
-    DEFAULT_RULES,
-    AnyRule,
     Data,
     Guidance,
     Memory,
     Model,
     Optim,
-    RewardHacking,
     Rollout,
     Run,
-    Section,
     Tracking,
     Watch,
 )

@@ -5,18 +5,17 @@ from typing import Any
 from dmdr_rewards.secrets import ADVICE, secret_in
 from pydantic import model_validator
 
+from dmdr_train.recipe.alarm_rules import DEFAULT_RULES, AnyRule, Limit, RewardHacking
 from dmdr_train.recipe.checks import check
 from dmdr_train.recipe.derived import Sections
+from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import (
-    DEFAULT_RULES,
     DRAWN,
     EVALUATED,
-    AnyRule,
     Data,
     Dynamics,
     Evaluation,
     Guidance,
-    Limit,
     Lora,
     Memory,
     Model,
@@ -25,12 +24,10 @@ from dmdr_train.recipe.sections import (
     Optimizer,
     Renoise,
     Reward,
-    RewardHacking,
     RewardSection,
     Rollout,
     Run,
     Samples,
-    Section,
     Tracking,
     Watch,
 )

@@ -7,21 +7,16 @@ sizes are global: over all processes and all accumulated micro-batches.
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from dmdr_train.recipe.alarm_rules import AnyRule
+from dmdr_train.recipe.fields import Fraction, Natural, Positive, Section
 
 EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")
 """The numbers of an evaluation; of the first two, lower is better."""
 
 DRAWN = ("shapes", "scenes")
 """References of an evaluation that are drawn, and lie in no folder."""
-
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lora(Section):
@@ -81,7 +76,7 @@ class Reward(Section):
     name: str
     checkpoint: str | None = Field(default=None, description="its weights; null where the reward has none")
     precision: Literal["fp32", "bf16"] = "fp32"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={}, description="of the reward")
 
     def same_as(self, other: "Reward") -> bool:
         """Whether both are one model: of the same weights, or, where there are none, of the same name and options."""
@@ -217,7 +212,7 @@ class Memory(Section):
         default=None,
         description="generator and fake score as two adapters on one network; null: wherever that can be",
     )
-    gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = []
+    gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = Field(default=[])
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")
     vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
@@ -273,7 +268,7 @@ class Evaluation(Section):
     )
     pictures: Annotated[int, Field(ge=100)] = 2000
     every: Natural = Field(default=0, description="steps; 0: at the end of each stage")
-    teacher_steps: list[Positive] = [50, 4, 1]
+    teacher_steps: list[Positive] = Field(default=[50, 4, 1])
     rewards: bool = Field(default=False, description="also the mean of every reward that is trained on")
     seed: Natural = 2000
 
@@ -284,54 +279,6 @@ class Tracking(Section):
     wandb: str | None = Field(default=None, description="project name; needs `pip install dmdr-train[wandb]`")
     samples: Samples = Samples()
     evaluation: Evaluation | None = None
-
-
-class Rule(Section):
-    """Judged after every evaluation of `watch`; `dmdr_train.monitoring.rules` says how."""
-
-    action: Literal["warn", "stop"] = Field(
-        default="warn", description="stop: save a checkpoint and end the run with exit code 4"
-    )
-    evaluations: Positive = Field(default=3, description="in a row at which it must hold")
-    start: Natural | None = Field(
-        default=None, description="evaluations after this step count; null: after the step at which a reward joins"
-    )
-
-
-class RewardHacking(Rule):
-    """A trained reward rises while every held-out reward and the diversity fall."""
-
-    kind: Literal["reward_hacking"]
-    fall: Fraction = Field(default=0.1, description="share of the diversity that must be lost over these evaluations")
-
-
-class Limit(Rule):
-    """A metric is above or below a number, as it is or as a share of the teacher's or of its own first value."""
-
-    kind: Literal["limit"]
-    metric: str
-    above: float | None = None
-    below: float | None = None
-    relative_to: Literal["teacher", "first"] | None = None
-
-    @model_validator(mode="after")
-    def _one_side(self) -> "Limit":
-        if (self.above is None) == (self.below is None):
-            raise ValueError("a limit has one of above and below; give the other a rule of its own")
-        return self
-
-
-AnyRule = Annotated[RewardHacking | Limit, Field(discriminator="kind")]
-
-DEFAULT_RULES: list[AnyRule] = [
-    RewardHacking(kind="reward_hacking"),
-    Limit(kind="limit", metric="diversity", below=0.6, relative_to="teacher"),
-    Limit(kind="limit", metric="saturation", above=1.5, relative_to="teacher"),
-    Limit(kind="limit", metric="contrast", above=1.5, relative_to="teacher"),
-    Limit(kind="limit", metric="drift/mean", above=1.0),
-    Limit(kind="limit", metric="drift/std", above=0.5),
-]
-"""The rules of a recipe that gives none; those apply whose metrics there are."""
 
 
 class Watch(Section):
