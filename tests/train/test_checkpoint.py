@@ -349,6 +349,21 @@ def test_another_learning_rate_is_the_one_that_goes_on(
     assert [group["lr"] for group in trainer.guidance.optimizer.param_groups] == [2e-4]
 
 
+def test_a_key_that_an_earlier_version_did_not_know_has_its_default(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path
+) -> None:
+    settings = saved[0][0]
+    text = (copy / "recipe.yaml").read_text()
+    assert "  group_size: 1\n" in text
+    (copy / "recipe.yaml").write_text(text.replace("  group_size: 1\n", ""))
+    said: list[str] = []
+    compare(make_recipe(model__path=settings.model.path, optim__ema=0.5), copy, said.append)
+    assert said == []
+    (copy / "recipe.yaml").write_text(text.replace("  group_size: 1\n", "  group_size: 1\n  later: 2\n"))
+    with pytest.raises(UserError, match=r"^rollout.later: is None here and 2 in "):
+        compare(make_recipe(model__path=settings.model.path, optim__ema=0.5), copy, said.append)
+
+
 def test_fewer_steps_than_were_made_are_refused(make_recipe: Callable[..., Recipe], saved: dict[int, Any]) -> None:
     settings, path, _, _ = saved[0]
     changes = {"model__path": settings.model.path, "optim__ema": 0.5, "run__steps": step_of(path) - 1}

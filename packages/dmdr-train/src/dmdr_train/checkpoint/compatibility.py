@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.versions import versions
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.checkpoint.manifest import RECIPE, read_manifest
-from dmdr_train.recipe.load import flat, from_yaml
+from dmdr_train.recipe.load import flat, from_yaml, parse_recipe
 from dmdr_train.recipe.schema import Recipe
 
 # What a resumed run may change: these keys, and everything below them.
@@ -46,7 +46,7 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
         UserError: the checkpoint's recipe cannot be read, or an input.
     """
     try:
-        saved = flat(from_yaml((path / RECIPE).read_text(encoding="utf-8")))
+        saved = flat(completed(from_yaml((path / RECIPE).read_text(encoding="utf-8"))))
     except (ValueError, OSError) as error:
         raise UserError("run.resume", f"{path / RECIPE} is damaged ({error}); give another checkpoint") from None
     asked = flat(settings.model_dump(mode="json"))
@@ -66,6 +66,17 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
             switched = key.startswith("tracking.evaluation") and not (key in saved and key in asked)
             found.append(Change(key, "changed" if switched or _free(key) else "must not change", difference))
     return found
+
+
+def completed(saved: Any) -> Any:
+    """A saved recipe with the defaults of the keys that it lacks, since an earlier version did not know them.
+
+    A recipe that this version cannot read as a whole stays as it is.
+    """
+    try:
+        return parse_recipe(saved).model_dump(mode="json")
+    except UserError:
+        return saved
 
 
 def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:

@@ -56,11 +56,16 @@ def remembered(rows: Sequence[Row]) -> list[Row]:
     return [*(row for row in rows if is_evaluation(row)), *_since_evaluation(rows)]
 
 
-def completed(values: Mapping[str, float], before: Sequence[Row]) -> dict[str, float]:
+def completed(
+    values: Mapping[str, float], before: Sequence[Row], matching: str = "distribution_matching"
+) -> dict[str, float]:
     """What is logged; with an evaluation go means over the rows since the one before, this one included.
 
     The means are over what is finite, of every gradient norm and of every share of rewards past their margin; and
     `fake_score_ratio` is the mean loss of the fake score over that of distribution matching.
+
+    Args:
+        matching: the name of the objective that matches distributions.
     """
     if not is_evaluation(values):
         return dict(values)
@@ -69,8 +74,8 @@ def completed(values: Mapping[str, float], before: Sequence[Row]) -> dict[str, f
     found = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
     means = {name: sum(numbers) / len(numbers) for name, numbers in found.items() if numbers}
     metrics = {name: mean for name, mean in means.items() if name.startswith(("grad_norm/", "past_margin/"))}
-    if means.get("loss/distribution_matching") and "loss/fake_score" in means:
-        metrics["fake_score_ratio"] = means["loss/fake_score"] / means["loss/distribution_matching"]
+    if means.get(f"loss/{matching}") and "loss/fake_score" in means:
+        metrics["fake_score_ratio"] = means["loss/fake_score"] / means[f"loss/{matching}"]
     return {**values, **{f"{PREFIX}{name}": value for name, value in metrics.items()}}
 
 

@@ -209,7 +209,8 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         values = mean_over_processes(values)
         if self.tracker:
-            values = rules.completed({**values, "checkpoint_seconds": self.checkpoints.pause}, self.history)
+            matching = next(iter(self.settings.needing("fake_score")), "")
+            values = rules.completed({**values, "checkpoint_seconds": self.checkpoints.pause}, self.history, matching)
             self.history = rules.remembered([*self.history, {"step": step, **values}])
             self.tracker.log(step, values)
         self.checkpoints.pause = 0.0
