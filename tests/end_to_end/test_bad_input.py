@@ -244,7 +244,7 @@ def test_no_recipe_at_all(workshop: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("run.init_from", ["run.init_from", "is of another model", "shape", "give one of this model"]),
+        ("run.init_from", ["run.init_from", "belongs to another model", "shape", "give weights of this model"]),
         ("run.resume", ["model.path", "is wider here and sit in", "with other contents; set it back"]),
     ],
 )

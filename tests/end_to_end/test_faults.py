@@ -150,7 +150,7 @@ def test_a_second_signal_in_a_step_that_never_ends(
     assert "a second signal: process" in ended.stderr
     (checkpoint,) = checkpoints_in(workshop.folder / "out/checkpoints")
     verify("run.resume", checkpoint)
-    assert f"going on from out/checkpoints/{checkpoint.name}" in moody({}, processes=1).check().stderr
+    assert f"resuming from out/checkpoints/{checkpoint.name}" in moody({}, processes=1).check().stderr
     assert len(read_rows(workshop.folder / "out")) == 8
 
 

@@ -57,4 +57,4 @@ def test_the_end_of_a_launcher_ends_the_run(
     )
     step = int(checkpoint.name.removeprefix("step-"))
     resumed = workshop.run(f"run.steps={step + 3}").check()  # past the start of the reward, whenever the signal came
-    assert f"going on from out/checkpoints/{checkpoint.name}" in resumed.stderr
+    assert f"resuming from out/checkpoints/{checkpoint.name}" in resumed.stderr

@@ -97,7 +97,7 @@ class Attempt:
 def test_a_wrong_start_is_a_complaint(tool: Any, tmp_path: Path) -> None:
     newest, damaged = tmp_path / "out/checkpoints/step-00000002", Path("out/checkpoints/step-00000004/recipe.yaml")
     named = f"warning: run.resume: {damaged} is damaged; falling back to the checkpoint before\n"
-    resumed = "going on from out/checkpoints/step-00000002\n"
+    resumed = "resuming from out/checkpoints/step-00000002\n"
 
     def found(text: str, newest: list[Path], damaged: Path | None = None) -> int:
         return len(tool.complaints(Attempt(tmp_path, text), newest, damaged))

@@ -142,7 +142,7 @@ def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
         assert process.returncode == 69, text
         (line,) = [line for line in text.splitlines() if line.startswith("stopped: ")]
         assert line.startswith(f"stopped: rank {rank} (process ")
-        assert f" on {host}-host) ended, or was not heard of in time (" in line
+        assert f" on {host}-host) ended, or did not answer in time (" in line
         assert "Traceback" not in text
     assert len(read_rows(out)) < STEPS
     for checkpoint in checkpoints_in(out / "checkpoints"):

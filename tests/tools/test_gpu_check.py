@@ -148,7 +148,7 @@ def test_without_a_budget_nothing_is_measured_and_the_table_says_so(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--only", "sd4"], "error: --only sd4: no row begins so; --list prints them"),
+        (["--only", "sd4"], "error: --only sd4: no row has this name or beginning; --list prints the names"),
         (["--budget", "soon"], "error: argument --budget: invalid seconds value: 'soon'; see --help"),
         (["--budget", "nan"], "error: argument --budget: must be a number of seconds, got nan; see --help"),
         (["--fast"], "error: unrecognized arguments: --fast; see --help"),
