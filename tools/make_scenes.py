@@ -336,7 +336,7 @@ def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
 
 @torch.no_grad()
 def sdxl_conditions(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor]:
-    """Return text states `[N, 12, 96]` and pooled text `[N, 64]` of all captions, then a row of zeros for no caption."""
+    """Return text states `[N, 12, 96]` and pooled text `[N, 64]` of all captions, and a row of zeros for none."""
     parts = [CAPTIONS[i : i + 500] for i in range(0, len(CAPTIONS), 500)]
     encoded = [pipeline.encode_prompt(part, do_classifier_free_guidance=False) for part in parts]
     states, pooled = (torch.cat([part[i] for part in encoded]) for i in (0, 2))

@@ -1,4 +1,4 @@
-"""The tool that breaks modules, on a module of one function whose tests see half of what it does."""
+"""The mutation tool, on a module with one function, whose tests cover half of it."""
 
 import ast
 import subprocess

@@ -476,7 +476,9 @@ def test_weights_of_another_model_are_refused(
     path = saved[0][1]
     lora = {"rank": 8, "alpha": 4}
     other = make_recipe(model__path=str(model), model__fake_score_lora=lora, run__init_from=str(path))
-    with pytest.raises(UserError, match=r"run.init_from: .*fake_score.safetensors belongs to another model: .*lora_A") as e:
+    with pytest.raises(
+        UserError, match=r"run.init_from: .*fake_score.safetensors belongs to another model: .*lora_A"
+    ) as e:
         build(other, CPU)
     assert "has shape (4, 32) there and (8, 32) here" in str(e.value)
 
