@@ -1,14 +1,15 @@
-"""A plugin of pytest: products and the like round as no real CPU does, but as any may.
+"""A pytest plugin that rounds products and similar operations in a way that no real CPU does, but any CPU may.
 
     pytest -p any_kernels --numprocesses 0 tests/models
 
 Libraries choose a kernel by the operation, by the shapes, strides and alignment of its arguments, and by the number of
-threads, and each kernel rounds in its own way. Real kernels agree by luck for many small shapes, and on which depends
-on the CPU. Here they never do: every element of a result is changed in its last bits by a number that depends on all of
-these and on its place. Equal calls on memory that lies equally still give equal bits. What passes `torch.equal` here
-does the same work twice, and so is equal on every CPU; what needs less has a tolerance.
+threads, and each kernel rounds in its own way. For many small shapes real kernels agree by chance; for which shapes
+depends on the CPU. With this plugin they never agree: the last bits of every element of a result change by a number
+that depends on all of these and on the element's position. Equal calls on memory with the same layout still give equal
+bits. If two results pass `torch.equal` here, the same work was done twice, so they are equal on every CPU; all other
+comparisons need a tolerance.
 
-Programs in processes of their own compute as usual, so tests that start one are left out.
+Separate processes compute as usual, so tests that start processes are left out.
 """
 
 import zlib
@@ -28,11 +29,11 @@ ROUND = (
     "silu_backward", "sum", "mean", "var", "var_mean", "linalg_vector_norm", "upsample_bilinear2d",
     "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d", "avg_pool2d",
 )  # fmt: skip
-"""Operations that are more than one rounding per element."""
+"""Operations that round more than once per element."""
 
 
 class AnyKernels(TorchDispatchMode):
-    """While it is entered, the operations of `ROUND` do so by what they are called with."""
+    """While this mode is active, the rounding of the operations in `ROUND` depends on their arguments."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -45,16 +46,16 @@ class AnyKernels(TorchDispatchMode):
 
 
 def lie(argument: Any) -> Any:
-    """How an argument's memory lies: all of it that a choice of kernel may depend on."""
+    """Return the memory layout of an argument, as far as a choice of kernel may depend on it."""
     if isinstance(argument, Tensor):
         return tuple(argument.shape), argument.stride(), argument.data_ptr() % 64
     return [lie(each) for each in argument] if isinstance(argument, list | tuple) else argument
 
 
 def disturb(result: Tensor, key: int) -> None:
-    """Change every element by up to two units of its last place, or one in half precision, where sums are float32.
+    """Change every element by up to two units in the last place; by one in half precision, where sums are float32.
 
-    Whole numbers and those of a few bits, such as ½, stay: their sums are exact.
+    Integers and numbers of a few bits, such as ½, do not change, since their sums are exact.
     """
     places = torch.arange(key, key + result.numel()).mul_(2654435761).bitwise_right_shift_(16).remainder_(5).sub_(2)
     wide = torch.float64 if result.dtype == torch.float64 else torch.float32

@@ -1,16 +1,16 @@
-"""Speed of the ViT-H rewards, as ratios measured in one run.
+"""Measure the speed of the ViT-H rewards, as ratios within one run.
 
     python tools/bench_rewards.py FOLDER                                # makes random weights in FOLDER first, 8 GB
-    python tools/bench_rewards.py FOLDER --official OFFICIAL/bin/python   # also beside the package hpsv2
+    python tools/bench_rewards.py FOLDER --official OFFICIAL/bin/python   # also compare with the package hpsv2
 
-OFFICIAL is the environment that tools/parity_rewards.py describes. With `--device cuda` everything runs on the GPU.
-`--model FILE.json` takes a small architecture instead (open_clip's configuration), to try this program.
+tools/parity_rewards.py describes the environment OFFICIAL. With `--device cuda` everything runs on the GPU.
+`--model FILE.json` uses a small architecture instead (open_clip's configuration), to try this program.
 
-What is compared:
+It compares:
 
-    bare            open_clip's image tower in a loop over tensors that are ready on the device, same batch size
-    dmdr-score      the program, from files on disk to the table; its own figure, without loading the weights
-    hpsv2           the package's score(), called per picture; it loads its checkpoint each time
+    bare            open_clip's image tower in a loop over tensors on the device, with the same batch size
+    dmdr-score      the program, from files on disk to the table; the speed that it prints, without loading weights
+    hpsv2           the package's score(), called once per picture; it loads its checkpoint each time
 """
 
 import argparse
@@ -48,7 +48,7 @@ print("seconds per picture", (time.perf_counter() - begin) / len(pictures))
 
 
 def make(folder: Path, model: str, count: int, side: int) -> list[Path]:
-    """Random weights in both formats, and pictures, where they are not there yet -> the pictures."""
+    """Write random weights in both formats if they do not exist, and pictures; return the pictures."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     if not (folder / DFN).exists():
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ class Bench:
         self.pictures = make(options.folder, options.model, options.pictures, options.side)
 
     def program(self, *names: str) -> float:
-        """Pictures per second that dmdr-score reports."""
+        """Return the pictures per second that dmdr-score prints."""
         files = {"hpsv2.1": HPS, "dfn-clip": DFN}
         output = self.options.folder / "scores.jsonl"
         command = [str(self.options.folder / "pictures"), "--prompt", PROMPT, "-o", str(output), "--overwrite"]
@@ -91,7 +91,7 @@ class Bench:
         )
 
     def bare(self) -> float:
-        """Pictures per second of the bare tower on tensors that are ready."""
+        """Return the pictures per second of the bare tower on prepared tensors."""
         reward = self.reward()
         pixels = reward.pixels(self.pictures).split(self.options.batch_size)
         with torch.inference_mode(), self.autocast():
@@ -99,7 +99,7 @@ class Bench:
         return len(self.pictures) / seconds
 
     def training(self) -> tuple[float, float]:
-        """Seconds of forward and backward: bare tower, reward."""
+        """Return the seconds of forward and backward: of the bare tower and of the reward."""
         reward = self.reward()
         size = reward.info.image_size
         images = torch.rand(self.options.train_batch, 3, *size, device=self.device, requires_grad=True)
@@ -120,7 +120,7 @@ class Bench:
         return min(times[bare]), min(times[ours])
 
     def official(self) -> float:
-        """Pictures per second of the package's score(), called per picture."""
+        """Return the pictures per second of the package's score(), called once per picture."""
         command = [
             self.options.official,
             "-c",
@@ -151,16 +151,16 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--official", help="a Python with the package hpsv2")
+    parser.add_argument("--official", help="a Python that has the package hpsv2")
     parser.add_argument("--official-pictures", type=int, default=2)
     parser.add_argument("--model", default="ViT-H-14")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--side", type=int, default=512, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=512, help="side of the pictures, in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--train-batch", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2, help="the best of so many counts")
+    parser.add_argument("--repeats", type=int, default=2, help="number of measurements; the best counts")
     parser.add_argument("--workers", type=int, default=1)
     bench = Bench(options := parser.parse_args())
 

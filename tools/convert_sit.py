@@ -17,10 +17,10 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, help="the checkpoint: .pt or .safetensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="an AutoencoderKL to put beside the transformer")
-    parser.add_argument("--source", choices=["repa", "sit"], help="needed where the weights leave a doubt")
-    parser.add_argument("--num-heads", type=int, help="for networks of no published size without query norm")
-    parser.add_argument("--num-classes", type=int, help="without the null class, where this is in doubt")
+    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="an AutoencoderKL to copy beside the transformer")
+    parser.add_argument("--source", choices=["repa", "sit"], help="the origin; needed if the weights do not show it")
+    parser.add_argument("--num-heads", type=int, help="for networks of an unpublished size without query norm")
+    parser.add_argument("--num-classes", type=int, help="without the null class; needed if the weights do not show it")
     args = parser.parse_args()
 
     from dmdr_models.sit.convert import check_target, convert, read_checkpoint, save

@@ -1,12 +1,12 @@
-"""`python PROGRAM` in a process of its own that does not spend seconds on imports.
+"""Run `python PROGRAM` in a new process without the seconds that imports cost.
 
     preload(["torch", "deepspeed"])
     process = start(["-m", "dmdr_train", "report", "out"], folder, {**os.environ}, log, log)
     [code] = wait([process])
 
-A server, one of every process that asks for it, has imported the modules and done nothing else; it forks a process for
-every program. That is as real as any other: it has its own environment, memory, locks and exit code, and can be killed.
-What it shares with its sisters is what was imported, and the seed of Python's hashes.
+Each process that uses this module gets a server, which imports the modules, does nothing else, and forks a process for
+every program. Such a process has its own environment, memory, locks and exit code, and can be killed like any other. It
+shares only the imported modules and the seed of Python's hashes with the other forked processes.
 """
 
 import multiprocessing
@@ -23,20 +23,20 @@ from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 GRACE = 30.0
-"""Seconds in which the others are to end after one has failed, as launchers give them."""
+"""Seconds that the other processes have to end after one has failed, as with launchers."""
 
 
 def preload(modules: Sequence[str]) -> None:
-    """What the server imports, in the environment in which the first process is started."""
+    """Set the modules that the server imports; it imports them in the environment of the first start."""
     SERVER.set_forkserver_preload(list(modules))
 
 
 def start(program: Sequence[str], folder: Path, environment: Mapping[str, str], stdout: Path, stderr: Path) -> Process:
-    """`cd FOLDER && python PROGRAM >> STDOUT 2>> STDERR`.
+    """Start `cd FOLDER && python PROGRAM >> STDOUT 2>> STDERR`.
 
     Args:
-        program: a script, or `-m` and a module; and its arguments.
-        environment: all of it. Of Python's own variables only PYTHONPATH has an effect.
+        program: a script, or `-m` and a module, followed by its arguments.
+        environment: the whole environment. Of Python's own variables only PYTHONPATH has an effect.
     """
     process = SERVER.Process(target=_become, args=(list(program), folder, dict(environment), stdout, stderr))
     process.start()
@@ -44,7 +44,7 @@ def start(program: Sequence[str], folder: Path, environment: Mapping[str, str], 
 
 
 def group(processes: int) -> list[dict[str, str]]:
-    """What a launcher adds to the environment of each of its processes."""
+    """Return the variables that a launcher adds to the environment of each of its processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,10 +53,12 @@ def group(processes: int) -> list[dict[str, str]]:
 
 
 def wait(processes: Iterable[Process], timeout: float = float("inf")) -> list[int]:
-    """Their exit codes, in order, once all have ended; a signal's is negative.
+    """Wait for the processes; return their exit codes in order, negative after a signal.
+
+    If one fails, the others are killed after `GRACE` seconds.
 
     Args:
-        timeout: seconds after which those that are left are killed, if none fails and they are killed for that.
+        timeout: seconds after which the remaining processes are killed.
     """
     processes = list(processes)
     running: dict[Any, Process] = {process.sentinel: process for process in processes}
@@ -84,7 +86,7 @@ def _become(program: list[str], folder: Path, environment: dict[str, str], stdou
     os.chdir(folder)
     for path, stream in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), stream)
-    multiprocessing.set_start_method(None, force=True)  # the default one, not the server
+    multiprocessing.set_start_method(None, force=True)  # the default method, not the fork server
     module = program[0] == "-m"
     sys.argv = program[1:] if module else program
     added = [str(folder if module else Path(program[0]).parent), *environment.get("PYTHONPATH", "").split(os.pathsep)]

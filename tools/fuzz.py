@@ -1,9 +1,9 @@
-"""Give arbitrary and mutated input to everything that reads a file of others: it is read, or refused in one line.
+"""Give arbitrary and mutated input to every reader of users' files; it must be read or refused in one line.
 
     python tools/fuzz.py [TARGET …] [--examples 1000] [--seed 0]
 
-An exception other than the reader's own error is a failure, as is an endless run, and a change to a file beside the
-folder that is read. Needs hypothesis.
+An exception other than the reader's own error is a failure. An endless run is one, too, and so is a change to a file
+outside the folder of the input. Needs hypothesis.
 """
 
 import argparse
@@ -40,7 +40,7 @@ VALUES: SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def changed(draw: DrawFn, tree: Any) -> Any:
-    """`tree` after one to three values of it were replaced, removed, renamed or put elsewhere."""
+    """`tree` with one to three values replaced, removed or added."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
         node, places = tree, []
@@ -65,7 +65,7 @@ def changed(draw: DrawFn, tree: Any) -> Any:
 
 @st.composite
 def damaged(draw: DrawFn, content: bytes) -> bytes:
-    """Bytes after a part of them was cut out, or others were put in."""
+    """Bytes with a part cut out, or with other bytes inserted."""
     start = draw(st.integers(0, len(content)))
     stop = draw(st.integers(start, min(len(content), start + 40)))
     return content[:start] + draw(st.binary(max_size=8)) + content[draw(st.sampled_from([start, stop, len(content)])) :]
@@ -80,7 +80,7 @@ def as_yaml(tree: Any) -> bytes:
 
 
 def texts(tree: Any, write: Callable[[Any], bytes]) -> SearchStrategy[bytes]:
-    """Files like the one that `write` makes of `tree`, and others."""
+    """Files like `write(tree)`, changed and damaged ones, and arbitrary ones."""
     deep = st.sampled_from([b"[" * 100_000, b'{"a":' * 50_000, b"- " * 5_000, b"a: &a [*a]", BILLION])
     return st.just(write(tree)) | changed(tree).map(write) | damaged(write(tree)) | st.binary(max_size=60) | deep
 
@@ -88,7 +88,7 @@ def texts(tree: Any, write: Callable[[Any], bytes]) -> SearchStrategy[bytes]:
 BILLION = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'])}]\n" for i in range(12)).encode()
 
 
-# -- the targets: each a strategy, and what reads an example of it in an empty folder
+# -- the targets: each has a strategy, and a function that reads an example in an empty folder
 
 Target = tuple[SearchStrategy[Any], Callable[[Any, Path], None]]
 
@@ -100,7 +100,7 @@ def recipe_base() -> dict[str, Any]:
 
 
 def recipe() -> Target:
-    """A recipe file, down to the checks before torch is imported."""
+    """A recipe file, up to the checks before torch is imported."""
     from dmdr_train.recipe.load import dump_recipe, from_yaml, load_recipe, parse_recipe
     from dmdr_train.run import preflight
 
@@ -138,7 +138,7 @@ def override() -> Target:
 
 
 def prompts() -> Target:
-    """A file of prompts, as far as it is looked at before anything large is imported."""
+    """A file of prompts, up to the checks before large imports."""
     from dmdr_train.data.prompt_files import check_prompts
     from dmdr_train.recipe.schema import Data
 
@@ -163,7 +163,7 @@ def prompt_file() -> SearchStrategy[tuple[str, bytes]]:
 
 
 def opened_prompts() -> Target:
-    """The same, opened to its rows."""
+    """A file of prompts, opened to its rows."""
     from dmdr_train.data.prompt_files import check_prompts, open_prompts
     from dmdr_train.recipe.schema import Data
 
@@ -208,7 +208,7 @@ def embeddings() -> Target:
 
 
 def pairs() -> Target:
-    """A folder of pairs: its manifest, and what a shard says of itself."""
+    """A folder of pairs: its manifest, and the metadata of a shard."""
     import numpy as np
     from dmdr_train.data.pairs import Pairs, check_pairs, made_with
     from dmdr_train.recipe.load import load_recipe
@@ -236,7 +236,7 @@ def pairs() -> Target:
 
 
 def run() -> Target:
-    """What a run that goes on finds in its folder beside its checkpoints: rows and scores."""
+    """The rows and scores that a resumed run finds in its folder beside its checkpoints."""
     from dmdr_train.evaluation.scores import read_scores
     from dmdr_train.recipe.load import load_recipe
     from dmdr_train.reporting.summary import early_warning
@@ -260,7 +260,7 @@ def run() -> Target:
 
 
 def checkpoint() -> Target:
-    """The manifest and the recipe of a checkpoint that a run is to go on from."""
+    """The manifest and the recipe of a checkpoint from which a run resumes."""
     from dmdr_rewards.untrusted import from_json
     from dmdr_train.base.atomic_files import fingerprint
     from dmdr_train.checkpoint.find import find_checkpoint
@@ -281,7 +281,7 @@ def checkpoint() -> Target:
             (path / name).write_bytes(b"weights")
         (path / "recipe.yaml").write_text(dump_recipe(settings), encoding="utf-8")
         name, content = example
-        if name == "recipe.yaml":  # by somebody who signs what he changes
+        if name == "recipe.yaml":  # an attacker may sign the changed file
             (path / name).write_bytes(content)
         made_of = {name: fingerprint(path / name) for name in manifest["files"]}
         (path / "manifest.json").write_bytes(as_json(signed({**manifest, "files": made_of})))
@@ -305,7 +305,7 @@ def checkpoint() -> Target:
 
 
 def model() -> Target:
-    """A model's folder and an adapter, as far as they are looked at before torch is imported."""
+    """A model's folder and an adapter, up to the checks before torch is imported."""
     from dmdr_models.describe import check_adapter, describe
     from dmdr_train.base.errors import naming
 
@@ -357,7 +357,7 @@ ROW = {
 
 
 def scores() -> Target:
-    """An output of dmdr-score that a run goes on with, and its journal."""
+    """An output of dmdr-score that a later call continues, and its journal."""
     from dmdr_rewards.score_command import _print_summary, parse_rewards
     from dmdr_rewards.score_data import Item
     from dmdr_rewards.score_page import write_page
@@ -390,7 +390,7 @@ def scores() -> Target:
 
 
 def tables() -> Target:
-    """A table of pictures, and one of prompts, that dmdr-score reads."""
+    """A table of pictures or of prompts for dmdr-score."""
     from dmdr_rewards.score_data import find, open_picture, require, with_prompts
 
     rows = [{"file_name": "a.png", "prompt": "a cat", "label": 1}, {"image": "b/c.png", "prompt": "ä", "label": "2"}]
@@ -450,9 +450,10 @@ TARGETS: dict[str, Callable[[], Target]] = {
 
 
 def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
-    """Run a target on so many examples -> how many were read, and how many refused.
+    """Run a target on a number of examples; return how many were read and how many were refused.
 
-    number: the seed; without one the same examples come each time.
+    Args:
+        number: the seed; without a seed the examples are the same each time.
     """
     from dmdr_rewards import errors as score_errors
     from dmdr_train.base import errors as train_errors
@@ -488,14 +489,14 @@ def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
-    parser.add_argument("--examples", type=int, default=1000, help="for each target (default: 1000)")
-    parser.add_argument("--seed", type=int, help="(default: another one each time)")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"any of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--examples", type=int, default=1000, help="number for each target (default: 1000)")
+    parser.add_argument("--seed", type=int, help="seed (default: a new one each time)")
     options = parser.parse_args()
     number = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     for name in options.targets or TARGETS:
         if name not in TARGETS:
-            parser.error(f"no target {name}; there are {', '.join(TARGETS)}")
+            parser.error(f"no target {name}; valid are {', '.join(TARGETS)}")
         outcomes = fuzz(name, options.examples, number)
         print(f"{name}: {outcomes['read']} read, {outcomes['refused']} refused in one line, seed {number}", flush=True)
 

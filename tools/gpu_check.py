@@ -1,14 +1,14 @@
-"""Check dmdr on one GPU of 80 GB, and measure it: one command, no network, at most four minutes.
+"""Check and measure dmdr on one GPU of 80 GB: one command, no network, at most four minutes.
 
     python tools/gpu_check.py                          # all rows, into runs/gpu-check
-    python tools/gpu_check.py --only sd35 reward-      # those whose names begin so
-    python tools/gpu_check.py --tiny                   # a rehearsal with tiny models, on a CPU too
+    python tools/gpu_check.py --only sd35 reward-      # rows whose names begin so
+    python tools/gpu_check.py --tiny                   # a rehearsal with tiny models, also on a CPU
 
-The shipped recipes take their steps at full size, with random weights that are made on the device; what is compared
-(GPU and CPU, a resumed run and a whole one, …) is compared on small models. docs/benchmarks.md explains the table. Rows
-write up to 8 GB into the folder for temporary files (TMPDIR), which is emptied at the end.
+The shipped recipes take steps at full size, with random weights that are made on the device. Comparisons (GPU with CPU,
+a resumed run with an uninterrupted one, …) use small models. docs/benchmarks.md explains the table. Rows write up to 8
+GB into a temporary folder (see TMPDIR), which is removed at the end.
 
-Exit code: 1 where a row has failed or a number is not finite, 2 for a mistake in the command line or without a GPU.
+Exit code: 1 if a row has failed or a number is not finite, 2 for a mistake in the command line or without a GPU.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def parser() -> Parser:
         type=seconds,
         default=240.0,
         metavar="SECONDS",
-        help="from the start of the program; a row that does not fit into the rest is left out (default: 240)",
+        help="time limit from the start; a row that does not fit into the remaining time is left out (default: 240)",
     )
-    found.add_argument("--tiny", action="store_true", help="rehearse with tiny models, on whatever device is there")
+    found.add_argument("--tiny", action="store_true", help="rehearse with tiny models, on any device")
     found.add_argument(
         "--emulated", action="store_true", help="rehearse with tiny models on an emulated device, see tools/emulated"
     )
@@ -89,14 +89,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out a command line, and return its exit code."""
+    """Run a command line and return its exit code."""
     try:
         return run(arguments)
     except plan.MistakeError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: by Ctrl-C; the rows before are in the table", file=sys.stderr)
+        print("stopped: by Ctrl-C; the finished rows are in the table", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

@@ -1,11 +1,11 @@
-"""The kernels that this machine's CPU can be asked for: what its libraries are told by environment variables.
+"""The choices of CPU kernels on this machine, and the environment variables that select them.
 
     for setting in settings(folder):
         print(setting.name, setting.left_out or setting.variables)
 
 Three libraries choose kernels by the CPU: ATen for its own loops, oneDNN for convolutions, and MKL for matrix products.
-On a CPU that is not Intel's, MKL has kernels of its own choice and of these names knows COMPATIBLE alone. A library of
-two functions, loaded before it, tells it that the CPU is an Intel; then it computes as on an Intel with the same
+On a CPU of another maker than Intel, MKL chooses kernels by itself and accepts only the name COMPATIBLE. A library with
+two functions, loaded before MKL, makes it treat the CPU as an Intel; MKL then computes as on an Intel with the same
 instructions.
 """
 
@@ -29,8 +29,8 @@ class Setting:
 
     Args:
         needs: a key of `FLAGS`.
-        as_intel: MKL is to take the CPU for an Intel, if it is none.
-        left_out: why this machine cannot have it; empty if it can.
+        as_intel: make MKL treat a CPU of another maker as an Intel.
+        left_out: the reason why this machine cannot use the setting; empty if it can.
     """
 
     name: str
@@ -64,10 +64,10 @@ SETTINGS = (
 
 
 def settings(folder: Path) -> list[Setting]:
-    """`SETTINGS`, each for this machine.
+    """Return `SETTINGS` adapted to this machine.
 
     Args:
-        folder: for the library that `as_intel` needs.
+        folder: where the library for `as_intel` is built.
     """
     lines = dict(line.split(":", 1) for line in CPUINFO.read_text(encoding="utf-8").splitlines() if ":" in line)
     about = {name.strip(): value.strip() for name, value in lines.items()}
@@ -86,10 +86,10 @@ def settings(folder: Path) -> list[Setting]:
 
 
 def _build(library: Path) -> str:
-    """What went wrong; empty if nothing did."""
+    """Build the library; return the error, or an empty string."""
     command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     try:
         subprocess.run(command, input=AS_INTEL, text=True, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        return f"gcc cannot build what tells MKL that the CPU is an Intel ({error})"
+        return f"gcc cannot build the library that makes MKL treat the CPU as an Intel ({error})"
     return ""

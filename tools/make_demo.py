@@ -1,4 +1,4 @@
-"""Make the files of the built-in problem: VAE, teacher and two classifiers, from nothing but drawn pictures.
+"""Make the files of the built-in problem from drawn pictures alone: VAE, teacher and two classifiers.
 
     python tools/make_demo.py                    # everything, in order; each part prints its seconds
     python tools/make_demo.py --only teacher     # one part, from the parts already there
@@ -42,7 +42,7 @@ NUM_PICTURES = 60_000
 
 
 def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` pictures as uint8 `[N, 3, 32, 32]`, and their labels `[N]`."""
+    """Return `count` pictures as uint8 `[N, 3, 32, 32]`, and their labels `[N]`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
     drawn = [drawing.draw(part, generator).mul(255).round().byte() for part in labels.split(2000)]
@@ -59,7 +59,7 @@ def load_vae() -> AutoencoderKL:
 
 
 def make_classifier(name: str, steps: int) -> None:
-    """Trained on drawings and on reconstructions, so that the decoder's softness does not decide the class."""
+    """Train on drawings and on reconstructions, so that the decoder's softness does not decide the class."""
     torch.manual_seed(0)
     model: nn.Module
     if name == "cnn":
@@ -88,7 +88,7 @@ def make_classifier(name: str, steps: int) -> None:
 
 
 def make_teacher(steps: int, snapshots: Path | None) -> None:
-    """Flow matching with averaged weights. Times are logit-normal, where shapes are decided (arXiv 2403.03206)."""
+    """Train by flow matching with averaged weights and logit-normal times (arXiv 2403.03206), at which shapes form."""
     torch.manual_seed(0)
     model = SiTTransformer(
         sample_size=8, patch_size=2, width=128, depth=4, num_heads=4, num_classes=NUM_CLASSES, fused_attention=True
@@ -113,9 +113,9 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["vae", "cnn", "vit", "teacher"], help="make this part alone")
+    parser.add_argument("--only", choices=["vae", "cnn", "vit", "teacher"], help="make only this part")
     parser.add_argument("--teacher-steps", type=int, default=18_000)
-    parser.add_argument("--snapshots", type=Path, help="also keep the teacher of every 2,000 steps in this folder")
+    parser.add_argument("--snapshots", type=Path, help="also save the teacher to this folder every 2,000 steps")
     args = parser.parse_args()
     parts = {
         "vae": make_vae,

@@ -1,10 +1,10 @@
-"""Make the files of the text-to-image problem: VAE, text encoders, teacher, reward and classifier, from drawn pictures.
+"""Make the files of the text-to-image problem from drawn pictures: VAE, text encoders, teacher, reward, classifier.
 
     python tools/make_scenes.py                    # everything, in order; each part prints its seconds
     python tools/make_scenes.py --only teacher     # one part, from the parts already there
 
-Writes to packages/dmdr-train/src/dmdr_train/problems/scenes/. Weights are stored in half precision, which
-keeps all files together under 16 MB.
+Writes to packages/dmdr-train/src/dmdr_train/problems/scenes/. Weights are stored in half precision, so
+that all files together stay under 16 MB.
 """
 
 import argparse
@@ -78,7 +78,7 @@ CLIP = {
 
 
 def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` pictures as uint8 `[N, 3, 32, 32]`, and the places of their captions in CAPTIONS `[N]`."""
+    """Return `count` pictures as uint8 `[N, 3, 32, 32]`, and the indices of their captions in CAPTIONS `[N]`."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(CAPTIONS), (count,), generator=generator)
     drawn = [scenes.draw([CAPTIONS[i] for i in part], generator).mul(255).round().byte() for part in index.split(2000)]
@@ -95,7 +95,7 @@ def load_vae() -> AutoencoderKL:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """One token for each of our words; other words fall into letters."""
+    """Return a tokenizer with one token for each of our words; other words are split into letters."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     letters = list(string.ascii_lowercase)
@@ -115,7 +115,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def make_text() -> None:
-    """Three text encoders that are never trained: random, with words and places far enough apart to tell them by."""
+    """Make three random, untrained text encoders, in which words and positions are far enough apart to distinguish."""
     torch.manual_seed(0)
     for suffix in ("", "_2"):
         clip = random_clip(CLIPTextModelWithProjection, width=32, layers=2, std=0.2)
@@ -137,7 +137,7 @@ def make_text() -> None:
     )
     spread(t5, 0.2)
     nn.init.normal_(t5.get_input_embeddings().weight)
-    # T5 knows places by these alone; large enough for a word to see which words stand next to it.
+    # T5's only knowledge of positions; large enough that a word can recognise its neighbours.
     nn.init.normal_(t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=2.0)
     save(t5, HOME / "teacher/text_encoder_3")
     pieces.save_pretrained(HOME / "teacher/tokenizer_3")
@@ -147,7 +147,7 @@ def make_text() -> None:
 def random_clip(
     kind: type[CLIPTextModel | CLIPTextModelWithProjection], width: int, layers: int, std: float
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A text encoder for `clip_tokenizer` that was never trained."""
+    """Return an untrained text encoder for `clip_tokenizer`."""
     words = clip_tokenizer()
     clip = kind(
         CLIPTextConfig(
@@ -171,14 +171,14 @@ def random_clip(
 
 
 def spread(model: nn.Module, std: float) -> None:
-    """Draw all matrices anew, larger than the libraries start them, so that words mix into each other."""
+    """Draw all matrices again, larger than the libraries' initial values, so that words influence each other."""
     for weight in model.parameters():
         if weight.ndim == 2:
             nn.init.normal_(weight, std=std)
 
 
 def load_text() -> StableDiffusion3Pipeline:
-    """The pipeline without its transformer and VAE: what turns captions into the teacher's conditions."""
+    """Return the pipeline without its transformer and VAE; it turns captions into the teacher's conditions."""
     return StableDiffusion3Pipeline.from_pretrained(
         HOME / "teacher", transformer=None, vae=None, torch_dtype=torch.float32
     )
@@ -186,7 +186,7 @@ def load_text() -> StableDiffusion3Pipeline:
 
 @torch.no_grad()
 def conditions(captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Text states `[N, 24, 64]` and pooled text `[N, 64]` of the captions, as the stock pipeline makes them."""
+    """Return text states `[N, 24, 64]` and pooled text `[N, 64]` of the captions, as in the stock pipeline."""
     text = load_text()
     parts = [captions[i : i + 500] for i in range(0, len(captions), 500)]
     encoded = [
@@ -197,7 +197,7 @@ def conditions(captions: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def make_index() -> None:
-    """What makes a pipeline of the parts: scheduler, model_index.json, and the prompts to train on."""
+    """Write the files that complete the pipeline: scheduler, model_index.json, and the training prompts."""
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(HOME / "teacher/scheduler")
     names = {
         "scheduler": "diffusers FlowMatchEulerDiscreteScheduler",
@@ -216,7 +216,7 @@ def make_index() -> None:
 
 
 def make_teacher(steps: int, snapshots: Path | None) -> None:
-    """Flow matching with averaged weights. Times are logit-normal, where shapes are decided (arXiv 2403.03206)."""
+    """Train by flow matching with averaged weights and logit-normal times (arXiv 2403.03206), at which shapes form."""
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
         sample_size=8,
@@ -254,11 +254,11 @@ def make_teacher(steps: int, snapshots: Path | None) -> None:
 
 
 def make_teacher_sdxl(steps: int, snapshots: Path | None) -> None:
-    """Noise prediction with averaged weights; noise levels and their weights are those of the SD3 teacher."""
+    """Train noise prediction with averaged weights; noise levels and their weights equal the SD3 teacher's."""
     pipeline = sdxl_pipeline()
     training = Training(pipeline.unet, "block", steps)
     process = VariancePreserving(pipeline.scheduler.alphas_cumprod)
-    # Noise over signal, of which flow matching's share of noise is t = ratio / (1 + ratio).
+    # Noise divided by signal; flow matching's share of noise is t = ratio / (1 + ratio).
     ratio = (1 / process.alphas_cumprod - 1).sqrt()
     images, index = pictures(NUM_PICTURES, seed=7)
     latents = encode(pipeline.vae, images)
@@ -273,7 +273,7 @@ def make_teacher_sdxl(steps: int, snapshots: Path | None) -> None:
         added = {"text_embeds": pooled[caption], "time_ids": size.expand(len(x0), 6)}
         noisy = process.add_noise(x0, epsilon, t)
         prediction = pipeline.unet(noisy, t, text[caption], added_cond_kwargs=added).sample
-        # The error of flow matching's velocity.
+        # This equals the error of flow matching's velocity.
         error = (prediction - epsilon) * (1 + ratio[t])[:, None, None, None]
         loss = error.square().mean()
         training.step(loss)
@@ -285,7 +285,7 @@ def make_teacher_sdxl(steps: int, snapshots: Path | None) -> None:
 
 
 def sdxl_pipeline() -> StableDiffusionXLPipeline:
-    """A small SDXL with the noise of the large one: random text encoders and UNet, and the VAE of the SD3 teacher."""
+    """Return a small SDXL: SDXL's noise schedule, random text encoders and UNet, and the SD3 teacher's VAE."""
     torch.manual_seed(0)
     parts: dict[str, Any] = {
         "text_encoder": random_clip(CLIPTextModel, width=32, layers=3, std=0.1),
@@ -302,7 +302,7 @@ def sdxl_pipeline() -> StableDiffusionXLPipeline:
         ),
     }
     for name in ("text_encoder", "text_encoder_2", "vae"):
-        parts[name] = parts[name].half().float()  # what the UNet learns from is what is saved
+        parts[name] = parts[name].half().float()  # the UNet learns from the rounded weights that are saved
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -326,17 +326,17 @@ def sdxl_pipeline() -> StableDiffusionXLPipeline:
 
 @torch.no_grad()
 def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
-    """The same VAE with the shift of its latents, which no SDXL pipeline looks at, moved into biases."""
+    """Move the shift of a VAE's latents, which SDXL pipelines ignore, into its biases."""
     shift = vae.config.shift_factor
     vae.quant_conv.bias[: vae.config.latent_channels] -= shift
     vae.post_quant_conv.bias += shift * vae.post_quant_conv.weight.sum(dim=(1, 2, 3))
-    vae.register_to_config(shift_factor=None, _name_or_path=None)  # nor the path that it was read from
+    vae.register_to_config(shift_factor=None, _name_or_path=None)  # also drops the path of its files
     return vae
 
 
 @torch.no_grad()
 def sdxl_conditions(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor]:
-    """Text states `[N, 12, 96]` and pooled text `[N, 64]` of all captions, and zeros for none as the last row."""
+    """Return text states `[N, 12, 96]` and pooled text `[N, 64]` of all captions, and a row of zeros for none."""
     parts = [CAPTIONS[i : i + 500] for i in range(0, len(CAPTIONS), 500)]
     encoded = [pipeline.encode_prompt(part, do_classifier_free_guidance=False) for part in parts]
     states, pooled = (torch.cat([part[i] for part in encoded]) for i in (0, 2))
@@ -344,9 +344,9 @@ def sdxl_conditions(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor
 
 
 def neighbours() -> Tensor:
-    """For every caption, the places of those that are wrong for its pictures by one word or by swapped colours.
+    """Return for every caption the indices of captions that are wrong by one word or by swapped colours, `[N, K]`.
 
-    `[N, K]`, the opposite relation first, the shorter lists filled up from their start.
+    The opposite relation comes first. Shorter lists are filled up with their own first entries.
     """
     place = {caption: i for i, caption in enumerate(CAPTIONS)}
     rows = []
@@ -367,7 +367,7 @@ def neighbours() -> Tensor:
 
 
 def meanings() -> tuple[Tensor, Tensor, Tensor]:
-    """For every caption: what it says whichever thing it names first, its style, and its place without the style."""
+    """Return for every caption: its content, whichever thing comes first; its style; its index without the style."""
     place = {caption: i for i, caption in enumerate(CAPTIONS)}
     scenes_of = [parse(caption) for caption in CAPTIONS]
     plain = [replace(scene, style="") for scene in scenes_of]
@@ -378,23 +378,23 @@ def meanings() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def captions_as(form: str) -> list[str]:
-    """All captions, their style word where `form` has it: "a bright red …", or SRPO's "bright. a red …"."""
+    """Return all captions; with `form` "srpo" as "bright. a red …", otherwise as "a bright red …"."""
     parsed = [(parse(caption).style, replace(parse(caption), style="").caption) for caption in CAPTIONS]
     return [f"{style}. {rest}" if style else rest for style, rest in parsed] if form == "srpo" else CAPTIONS
 
 
 def make_reward(steps: int) -> None:
-    """A CLIP in open_clip's architecture, told apart from captions that are nearly right.
+    """Train a CLIP in open_clip's architecture that distinguishes right captions from nearly right ones.
 
-    Contrastive loss of every picture over the captions of its batch and `HARD` wrong ones of each; what is true of the
-    picture as well does not count. A third of the styled captions goes without its style word. One linear layer, which
-    is thrown away, reads from either embedding which thing is where, at first alone: contrast by itself, or from the
-    start, does not get to the words for places.
+    The contrastive loss of a picture covers the captions of its batch and `HARD` wrong captions for each of them; other
+    captions that are also true of the picture do not count. A third of the styled captions lose their style word. A
+    linear layer, which is not saved, reads from either embedding which thing is where. At first it is trained alone:
+    without it, or with contrast from the start, the model does not learn the words for positions.
     """
     torch.manual_seed(0)
     tokenizer = open_clip.SimpleTokenizer(context_length=CLIP["text_cfg"]["context_length"])
     tokens = torch.stack([tokenizer(captions_as(form)) for form in ("plain", "srpo")])
-    # Of the 49,408 tokens only those of our captions are trained.
+    # Only the tokens of our captions are trained, of 49,408.
     used, forms = tokens.unique(return_inverse=True)
     model = open_clip.CLIP(**CLIP)
     model.token_embedding = nn.Embedding.from_pretrained(model.token_embedding.weight[used], freeze=False)
@@ -409,7 +409,7 @@ def make_reward(steps: int) -> None:
     for step, (batch, drawn) in enumerate(batches(images, index, size=64, steps=steps, seed=12)):
         named = torch.where(torch.rand(len(drawn), generator=noise) < 1 / 3, plain[drawn], drawn)
         choice = torch.randint(wrong.shape[1], (len(named), HARD), generator=noise)
-        choice[:, 0] = 0  # Which thing is above is what a CLIP learns last: it asks for the order of the words.
+        choice[:, 0] = 0  # A CLIP learns relations last, since they depend on the order of the words.
         hard = wrong[named].gather(1, choice)
         texts = torch.cat([named, hard.flatten()])
         words = forms[torch.randint(2, texts.shape, generator=noise), texts]
@@ -423,7 +423,7 @@ def make_reward(steps: int) -> None:
         logits = logits.masked_fill(also_true, -torch.inf)
         truth = torch.arange(len(batch))
         loss = F.cross_entropy(logits, truth) + 0.5 * F.cross_entropy(logits[:, : len(batch)].T, truth)
-        read = 8 * model.places(torch.cat([image, text]))  # unit features are too short for a linear layer
+        read = 8 * model.places(torch.cat([image, text]))  # unit features are too small for a linear layer
         place = F.binary_cross_entropy_with_logits(read, said[torch.cat([drawn, texts])])
         loss = place if step < steps // 3 else loss + 5 * place
         training.step(loss)
@@ -437,7 +437,7 @@ def make_reward(steps: int) -> None:
 
 @torch.no_grad()
 def print_reward() -> None:
-    """How often the saved reward prefers a drawing's caption to one that is wrong by one word."""
+    """Print how often the saved reward prefers a drawing's caption to a caption that is wrong by one word."""
     reward = cast(ClipReward, create("clip", checkpoint=str(HOME / "reward")))
     images, index = pictures(1000, seed=15)
     features = reward.encode_image(images.float() / 255)
@@ -472,7 +472,7 @@ def clip_pixels(images: Tensor) -> Tensor:
 
 
 def save_reward(model: nn.Module, used: Tensor) -> None:
-    """As open_clip saves for the hub. The embeddings of tokens that are in none of our captions are zero."""
+    """Save in open_clip's format for the hub. Tokens that occur in none of our captions have embeddings of zero."""
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
     words = tensors["token_embedding.weight"]
     tensors["token_embedding.weight"] = words.new_zeros(49408, words.shape[1]).index_copy(0, used, words)
@@ -495,7 +495,7 @@ LABELS = [*PLACES, "bright", "warm ground"]
 
 
 def places_of(captions: list[str]) -> Tensor:
-    """What captions say is where, `[N, 21]` of 0 and 1. The first thing is the upper or left one."""
+    """Return which thing is where according to the captions, `[N, 21]` of 0 and 1. The upper or left thing is first."""
     rows = []
     for scene in map(parse, captions):
         things = (scene.first, scene.second) if scene.relation in ("above", "left of") else (scene.second, scene.first)
@@ -505,15 +505,17 @@ def places_of(captions: list[str]) -> Tensor:
 
 
 def labels_of(images: Tensor, captions: list[str]) -> Tensor:
-    """What is seen in drawings, `[N, 23]` of 0 and 1."""
+    """Return the labels of drawings, `[N, 23]` of 0 and 1."""
     ground = images[:, :, 0].float().mean(dim=2)
     looks = torch.stack([scenes.brightness(images / 255) > 0.68, ground[:, 0] > ground[:, 2]], dim=1)
     return torch.cat([places_of(captions), looks], dim=1)
 
 
 def make_classifier(steps: int) -> None:
-    """A convolutional network that says which things are where, for its features; trained on drawings and on
-    reconstructions of the VAE."""
+    """Train a convolutional network to say which things are where; the evaluation uses its features.
+
+    It is trained on drawings and on reconstructions of the VAE.
+    """
     torch.manual_seed(0)
     model = regnet(LABELS, problem_type="multi_label_classification")
     data, index = pictures(NUM_PICTURES, seed=13)
@@ -530,10 +532,10 @@ def make_classifier(steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PARTS, help="make this part alone")
+    parser.add_argument("--only", choices=PARTS, help="make only this part")
     parser.add_argument("--teacher-steps", type=int, default=6_000)
     parser.add_argument("--teacher-sdxl-steps", type=int, default=5_500)
-    parser.add_argument("--snapshots", type=Path, help="also keep the teacher of every 1,000 steps in this folder")
+    parser.add_argument("--snapshots", type=Path, help="also save the teacher to this folder every 1,000 steps")
     args = parser.parse_args()
     parts = {
         "vae": make_vae,

@@ -1,4 +1,4 @@
-"""What make_demo.py and make_scenes.py share: training of a VAE, a classifier and small denoisers."""
+"""Code that make_demo.py and make_scenes.py share: training of a VAE, a classifier and small denoisers."""
 
 import copy
 import time
@@ -38,7 +38,7 @@ def to_vae(images: Tensor) -> Tensor:
 
 
 def train_vae(data: Tensor, latent_channels: int, steps: int) -> AutoencoderKL:
-    """A VAE of factor 4 for pictures `[N, 3, 32, 32]` of bytes, with scaling and shift of its latents measured."""
+    """Train a VAE of factor 4 on pictures `[N, 3, 32, 32]` of bytes, and measure scaling and shift of its latents."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -49,7 +49,7 @@ def train_vae(data: Tensor, latent_channels: int, steps: int) -> AutoencoderKL:
         latent_channels=latent_channels,
         sample_size=data.shape[-1],
     )
-    # A small start variance: otherwise the KL term switches latent channels off before they carry anything.
+    # A small start variance: otherwise the KL term switches latent channels off before they carry information.
     with torch.no_grad():
         vae.quant_conv.bias[latent_channels:] = -5.0
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, fused=True)
@@ -84,18 +84,18 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """The means of the scaled latents, `[N, C, 8, 8]`: their spread is noise that the decoder ignores."""
+    """Return the means of the scaled latents, `[N, C, 8, 8]`; their spread is noise that the decoder ignores."""
     means = torch.cat([vae.encode(to_vae(part)).latent_dist.mean for part in images.split(1000)])
     return (means - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 def grain(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Light noise, a different amount per picture."""
+    """Add light noise, with a different amount per picture."""
     return x + 0.15 * torch.rand(len(x), 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
 
 
 def regnet(names: Sequence[str], **options: Any) -> RegNetForImageClassification:
-    """A small convolutional classifier with these class names."""
+    """Return a small convolutional classifier with these class names."""
     config = RegNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 48, 64],
@@ -122,7 +122,7 @@ def train_classifier(
     steps: int,
     seed: int,
 ) -> None:
-    """With light noise, so that grain does not decide the class. Uses `seed` and the next."""
+    """Train with light noise, so that grain does not decide the class. Uses `seed` and `seed + 1`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = one_cycle(optimizer, steps, 2e-3)
     noise = torch.Generator().manual_seed(seed)
@@ -144,7 +144,7 @@ def save_classifier(model: nn.Module, path: Path, size: int) -> None:
 
 
 class Training:
-    """Optimizers, schedules and averaged weights of a small network, whose blocks have `blocks` in their names."""
+    """Optimizers, schedules and averaged weights of a small network; the names of its blocks contain `blocks`."""
 
     def __init__(self, model: nn.Module, blocks: str, steps: int) -> None:
         self.model = model
@@ -173,7 +173,7 @@ class Training:
 
 
 def _matrices(model: nn.Module, blocks: str) -> dict[nn.Parameter, nn.Parameter]:
-    """The weights of linear layers and convolutions inside the blocks, each with a view of it as a matrix."""
+    """Return the weights of linear layers and convolutions inside the blocks, each with its view as a matrix."""
     return {
         weight: nn.Parameter(weight.detach().flatten(1))
         for name, weight in model.named_parameters()
@@ -182,7 +182,7 @@ def _matrices(model: nn.Module, blocks: str) -> dict[nn.Parameter, nn.Parameter]
 
 
 def _optimizers(model: nn.Module, matrices: dict[nn.Parameter, nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, which then need far fewer steps; AdamW for everything else."""
+    """Return Muon for the matrices inside the blocks, which reduces the steps a lot, and AdamW for everything else."""
     others = [weight for weight in model.parameters() if weight not in matrices]
     return [
         torch.optim.Muon(matrices.values(), lr=0.02, momentum=0.95, weight_decay=0.01),

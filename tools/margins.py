@@ -1,11 +1,11 @@
-"""How far the tests of chance outcomes are from their limits, over seeds and CPU kernels; a table in Markdown.
+"""Measure how far random test outcomes stay from their limits, over seeds and CPU kernels; print a table in Markdown.
 
-    python tools/margins.py                                      # all, 5 seeds, 3 settings: an hour and a half
+    python tools/margins.py                                      # all runs, 5 seeds, 3 settings: 90 minutes
     python tools/margins.py absurd healthy --seeds 0 1 --only own
 
-The runs are those of tests/end_to_end/test_early_warning.py and test_demo.py, each by one process and with a `run.seed`
-of its own; the settings are those of `kernels.py`. In the early warning's runs, a number says how far a limit of the
-default rules is exceeded at three looks in a row: above 1 there is an alarm. Runs that are complete are not repeated.
+The runs are defined in tests/end_to_end/test_early_warning.py and test_demo.py; here each has one process and its own
+`run.seed`. `kernels.py` defines the settings. For the runs of early warning, a number shows how far a limit of the
+default rules is exceeded at three checks in a row: above 1 there is an alarm. Complete runs are not repeated.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WARNING, DEMO = (runpy.run_path(str(ROOT / f"tests/end_to_end/test_{name}.py")) 
 
 
 def exceeded(run: Path) -> str:
-    """The limit that is exceeded most, and the diversity's."""
+    """Return the limit that is exceeded most, and the limit of the diversity."""
     found, rows = {}, evaluations(read_metrics(run))
     for rule in load_recipe(str(run / "recipe.yaml")).rules:
         if isinstance(rule, Limit):
@@ -47,7 +47,7 @@ def exceeded(run: Path) -> str:
 
 
 def scored(run: Path) -> str:
-    """What the demo's test compares."""
+    """Return the scores that the demo's test compares."""
     scores = read_scores(run)
     return ", ".join(
         f"{name}: FD {each.frechet:.2f}, FD pixels {each.frechet_pixels:.2f}, recall {each.recall:.2f}, "
@@ -67,9 +67,9 @@ RUNS: dict[str, tuple[str, tuple[str, ...], Measure]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)} (default: all)")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"any of {', '.join(RUNS)} (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--only", default="own,intel,all-oldest", metavar="NAME,…", help="settings")
+    parser.add_argument("--only", default="own,intel,all-oldest", metavar="NAME,…", help="settings of kernels.py")
     parser.add_argument("--output", type=Path, default=Path("runs/margins"))
     options = parser.parse_args()
     if unknown := set(options.runs) - set(RUNS):

@@ -1,24 +1,24 @@
-"""Break a module in one small place at a time, and see whether its tests notice: mutation testing.
+"""Mutation testing: change a module in one small place at a time, and check whether its tests notice.
 
     python tools/mutate.py packages/dmdr-models/src/dmdr_models/lora.py --tests tests/models/test_lora.py
     python tools/mutate.py packages/dmdr-core/src/dmdr_core/*.py --sample 200 --tests tests/core -k "not mutate"
 
-Each line that is printed is a mutant that the tests let pass: its place, what stood there, and what stood there
-instead. Read each of them: either no test can tell it from the original, or a test is missing. The table at the end
-counts them by module.
+Each printed line is a mutant that the tests did not notice: its place, the original code and the changed code. Read
+each line: either no test can distinguish the mutant from the original, or a test is missing. The table at the end
+counts the mutants of each module.
 
-A mutant has another comparison or operator; a number that is one more or less; a condition or a constant that is
-negated; arguments that have changed places; or it lacks a statement, a keyword argument, a slice, a decorator, the
-context of a `with`, the condition of a comprehension, or a method's call, such as that of `detach`. What only people
-read stays: docstrings, annotations, assertions, and the text of errors.
+A mutant has another comparison or operator, a number that is one more or less, a negated condition or constant, or
+exchanged arguments; or it lacks a statement, a keyword argument, a slice, a decorator, the context of a `with`, the
+condition of a comprehension, or a method call such as `detach`. Docstrings, annotations, assertions and the text of
+errors are not changed.
 
-A changed copy of the package goes first on the path of a process that is forked after the slow imports, so that a
-mutant costs the time of its tests alone, and the files of the checkout stay as they are. The tests run in their order
-up to the first that fails: name the quickest ones first. The exit code is 1 if they do not pass on the module as it is,
-or pass on an empty one.
+For each mutant, a process is forked after the slow imports, with a changed copy of the package first on its path. A
+mutant therefore costs only the time of its tests, and the files of the checkout do not change. The tests run in the
+given order until one fails, so name the fastest first. The exit code is 1 if the tests fail on the unchanged module, or
+pass on an empty one.
 
-Why not a library: mutmut leaves out functions with a decorator, so all that is under `no_grad`, and wants a layout of
-its own; cosmic-ray removes no statement and no `detach`, and imports torch anew for every mutant.
+Why not a library: mutmut leaves out functions with a decorator, and thus everything under `no_grad`, and needs a layout
+of its own; cosmic-ray removes neither statements nor `detach`, and imports torch again for every mutant.
 """
 
 import argparse
@@ -71,7 +71,7 @@ READ_BY_PEOPLE = ("annotation", "returns")
 
 @dataclass(frozen=True)
 class Mutant:
-    """A changed source of a module: from `before` to `after`, at a line of the original."""
+    """The changed source of a module: `before` became `after`, at a line of the original."""
 
     path: Path
     line: int
@@ -84,7 +84,7 @@ class Mutant:
 
 
 def mutants(path: Path) -> list[Mutant]:
-    """Every mutant of a file, in the order of its syntax tree; of those that read alike, one."""
+    """Return every mutant of a file in the order of its syntax tree, without duplicates."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {name.asname or name.name.split(".")[0] for node in imports for name in node.names}
@@ -101,12 +101,12 @@ def mutants(path: Path) -> list[Mutant]:
 
 
 def survives(mutant: Mutant, tests: Sequence[str], timeout: float = float("inf")) -> bool:
-    """Whether the tests pass on the mutant. One that makes them take longer than `timeout` seconds does not survive."""
+    """Return whether the tests pass on the mutant; tests that take longer than `timeout` seconds count as failed."""
     package = mutant.path.absolute().parent
     while (package.parent / "__init__.py").exists():
         package = package.parent
     with tempfile.TemporaryDirectory() as folder:
-        changed = Path(folder, package.name)  # a new folder for each, so that no bytecode of another is taken for its
+        changed = Path(folder, package.name)  # a new folder for each mutant, so that no bytecode of another is used
         shutil.copytree(package, changed, ignore=shutil.ignore_patterns("__pycache__"))
         (changed / mutant.path.absolute().relative_to(package)).write_text(mutant.source, encoding="utf-8")
         path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -117,7 +117,7 @@ def survives(mutant: Mutant, tests: Sequence[str], timeout: float = float("inf")
 
 
 def _places(node: ast.AST, line: int) -> Iterator[tuple[Any, Any, int]]:
-    """The lists, or fields of nodes, that hold what may be changed; the key in them; and the line."""
+    """Yield the places that may be changed: a list or the fields of a node, the key in it, and the line."""
     line = getattr(node, "lineno", line)
     for field, value in ast.iter_fields(node):
         if field in READ_BY_PEOPLE:
@@ -133,7 +133,7 @@ def _places(node: ast.AST, line: int) -> Iterator[tuple[Any, Any, int]]:
 
 
 def _others(node: ast.AST, imported: set[str]) -> Iterator[ast.AST]:
-    """What may stand in the place of a node."""
+    """Yield the replacements of a node."""
     match node:
         case ast.Compare(ops=ops):
             for i, op in enumerate(ops):
@@ -190,7 +190,7 @@ def _but(node: ast.AST, **fields: Any) -> ast.AST:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether it is a statement that is nothing but a string, such as a docstring."""
+    """Return whether a node is a statement that consists of a string, such as a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
@@ -201,12 +201,12 @@ def _shown(node: ast.AST, most: int = 90) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path, help="modules to break")
-    parser.add_argument("--tests", nargs=argparse.REMAINDER, required=True, help="what pytest is to run; comes last")
-    parser.add_argument("--sample", type=int, help="try so many mutants, drawn by chance, instead of all")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("files", nargs="+", type=Path, help="modules to change")
+    parser.add_argument("--tests", nargs=argparse.REMAINDER, required=True, help="pytest's arguments; must come last")
+    parser.add_argument("--sample", type=int, help="number of mutants to try, drawn at random, instead of all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument(
-        "--preload", nargs="+", default=IMPORTED, help="modules to import once, none of the broken ones"
+        "--preload", nargs="+", default=IMPORTED, help="modules to import once; none of the changed ones"
     )
     given = parser.parse_args(arguments)
     forking.preload(given.preload)
@@ -215,10 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in given.files:
         begun = time.monotonic()
         if not survives(Mutant(path, 0, "", "", path.read_text(encoding="utf-8")), given.tests):
-            sys.exit(f"error: the tests do not pass on {path} as it is")
+            sys.exit(f"error: the tests do not pass on the unchanged {path}")
         slowest = max(slowest, time.monotonic() - begun)
         if survives(Mutant(path, 0, "", "", ""), given.tests):
-            sys.exit(f"error: the tests pass on an empty {path}; name those of this module")
+            sys.exit(f"error: the tests pass on an empty {path}; name the tests of this module")
     found = [mutant for path in given.files for mutant in mutants(path)]
     if given.sample is not None and given.sample < len(found):
         chosen = set(random.Random(given.seed).sample(range(len(found)), given.sample))

@@ -1,6 +1,6 @@
 """Compare the reward `imagereward` with the package image-reward 1.5, on the same random weights at full size.
 
-The package runs in an environment of its own, since its pins exclude everybody else's:
+The package runs in a separate environment, since its pinned versions conflict with those of other packages:
 
     python3.11 -m venv official
     official/bin/pip install torch==2.3.1 torchvision==0.18.1 "numpy<2" "setuptools<81" transformers==4.40.2 \\
@@ -9,10 +9,11 @@ The package runs in an environment of its own, since its pins exclude everybody 
     official/bin/pip install --no-deps image-reward==1.5
     python tools/parity_imagereward.py official/bin/python
 
-There, this file makes a checkpoint with every tensor drawn at random (the mlp's own start gives one score to every
-picture) and scores pictures; here, dmdr_rewards scores the same from the same file. Nothing is downloaded: `clip`,
-which the package imports for other scores, is an empty module there, and the vocabulary is a stand-in of the right size
-unless --vocab gives bert-base-uncased's vocab.txt. It takes 6 GB of memory, 2 GB of disk and some minutes.
+In that environment, this file makes a checkpoint and scores pictures. It draws every tensor at random, since the mlp's
+own initial values give every picture the same score. In the current environment, dmdr_rewards scores the same pictures
+with the same file. Nothing is downloaded. The package imports `clip` for other scores; here it gets an empty module.
+The vocabulary is a stand-in of the right size, unless --vocab gives bert-base-uncased's vocab.txt. The comparison takes
+6 GB of memory, 2 GB of disk and some minutes.
 """
 
 import argparse
@@ -75,12 +76,12 @@ def main() -> None:
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every picture under the plain prompt, every prompt with the square picture."""
+    """Return every picture with the plain prompt, and every prompt with the square picture."""
     return [(size, "plain") for size in SIZES] + [("square", prompt) for prompt in PROMPTS if prompt != "plain"]
 
 
 def prepare(folder: Path, vocab: "str | None") -> None:
-    """Write vocabulary, text encoder's configuration and pictures."""
+    """Write the vocabulary, the text encoder's configuration and the pictures."""
     (folder / "vocab.txt").write_text(Path(vocab).read_text() if vocab else stand_in_vocabulary())
     (folder / "med_config.json").write_text(json.dumps(MED_CONFIG))
     generator = np.random.default_rng(0)
@@ -91,7 +92,7 @@ def prepare(folder: Path, vocab: "str | None") -> None:
 
 
 def stand_in_vocabulary() -> str:
-    """As many entries as BERT's, the special ones in their places, and pieces that the prompts can be cut into."""
+    """Return a vocabulary of BERT's size, with its special tokens in their places and pieces of the prompts' words."""
     entries = [f"[unused{index}]" for index in range(30522)]
     entries[0], entries[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [*string.ascii_lowercase, *string.digits]
@@ -102,7 +103,7 @@ def stand_in_vocabulary() -> str:
 
 
 def official(folder: Path) -> None:
-    """In the official package's environment: make the checkpoint, score."""
+    """Make the checkpoint and score the pictures; runs in the official package's environment."""
     sys.modules["clip"] = types.ModuleType("clip")
     import transformers
 
@@ -130,7 +131,7 @@ def official(folder: Path) -> None:
 
 
 def compare(folder: Path) -> None:
-    """Score the same and print the table."""
+    """Score the same pictures with dmdr_rewards, and print the table."""
     import dmdr_rewards
 
     expected = json.loads((folder / "official.json").read_text())

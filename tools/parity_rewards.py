@@ -1,13 +1,13 @@
-"""Our scores beside the official ones, on the same random weights at full size (ViT-H-14).
+"""Compare our scores with the official ones, on the same random weights at full size (ViT-H-14).
 
     python tools/parity_rewards.py make FOLDER           # random weights in the official formats, 8 GB
     OFFICIAL/bin/python tools/parity_rewards.py hpsv2 FOLDER
     python tools/parity_rewards.py pickscore FOLDER
-    python tools/parity_rewards.py table FOLDER          # scores with dmdr-rewards, and prints the differences
-    python tools/parity_rewards.py bf16 FOLDER           # and those between bfloat16 and float32; needs `make` alone
+    python tools/parity_rewards.py table FOLDER          # score with dmdr-rewards, print the differences
+    python tools/parity_rewards.py bf16 FOLDER           # differences of bfloat16 and float32; needs only `make`
 
-`make`, `pickscore`, `table` and `bf16` run in an environment with dmdr-rewards and torchvision. OFFICIAL is one for the
-package hpsv2 1.2.0, whose own requirements are years old; it runs with new ones:
+`make`, `pickscore`, `table` and `bf16` run in an environment with dmdr-rewards and torchvision. OFFICIAL is an
+environment for the package hpsv2 1.2.0. Its own requirements are years old, but it runs with new ones:
 
     python -m venv OFFICIAL
     OFFICIAL/bin/pip install torch==2.14.1 torchvision==0.29.1
@@ -17,7 +17,7 @@ package hpsv2 1.2.0, whose own requirements are years old; it runs with new ones
     cp OFFICIAL/lib/python3*/site-packages/open_clip/bpe_simple_vocab_16e6.txt.gz \\
         OFFICIAL/lib/python3*/site-packages/hpsv2/src/open_clip/
 
-Everything is on the CPU: about 10 GB of memory, and a few minutes.
+Everything runs on the CPU, with about 10 GB of memory, in a few minutes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ HPS, PICKSCORE = "HPS_v2.1_compressed.pt", "PickScore_v1"
 
 
 def make(folder: Path) -> None:
-    """Random weights in both formats, the pictures, and a tokenizer of CLIP's vocabulary."""
+    """Write random weights in both formats, the pictures, and a tokenizer with CLIP's vocabulary."""
     import numpy as np
     import open_clip
     import torch
@@ -69,10 +69,10 @@ def make(folder: Path) -> None:
 
 
 def hpsv2(folder: Path) -> list[list[float]]:
-    """The package's own score(), every picture under every prompt."""
+    """Return the scores of the package's own score(), for every picture with every prompt."""
     from hpsv2 import img_score
 
-    # It would start from weights that it downloads, and replaces by those of `cp` before the first picture.
+    # It would download weights and replace them by those of `cp` before the first picture.
     made = img_score.create_model_and_transforms
     img_score.create_model_and_transforms = lambda model, tag, **options: made(model, None, **options)
     pictures, checkpoint = [str(path) for path in _pictures(folder)], str(folder / HPS)
@@ -81,7 +81,7 @@ def hpsv2(folder: Path) -> list[list[float]]:
 
 
 def pickscore(folder: Path) -> list[list[float]]:
-    """transformers' model, tokenizer and processor, put together as PickScore's authors show it."""
+    """Return the scores of transformers' model, tokenizer and processor, combined as PickScore's authors show."""
     import torch
     from PIL import Image
     from transformers import AutoTokenizer, CLIPModel
@@ -97,7 +97,7 @@ def pickscore(folder: Path) -> list[list[float]]:
 
 
 def table(folder: Path) -> None:
-    """Print, per reward, the largest difference to the official score over prompts for each picture."""
+    """Print for each reward and picture the largest difference from the official score over all prompts."""
     import torch
 
     _print_head("max |ours - official|")
@@ -108,14 +108,14 @@ def table(folder: Path) -> None:
 
 
 def bf16(folder: Path) -> None:
-    """Print the same between our scores in bfloat16 and in float32."""
+    """Print the same for our scores in bfloat16 and in float32."""
     _print_head("max |bfloat16 - float32|")
     for name, file in {"hpsv2.1": HPS, "dfn-clip": HPS, "pickscore": PICKSCORE}.items():
         _print_row(name, _scores(folder, name, file, "bfloat16"), _scores(folder, name, file))
 
 
 def _scores(folder: Path, name: str, file: str, dtype: str = "float32") -> Any:
-    """Every picture under every prompt: Tensor[pictures, prompts]."""
+    """Return the scores of every picture with every prompt: Tensor[pictures, prompts]."""
     import dmdr_rewards
     import torch
 

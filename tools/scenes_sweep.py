@@ -2,8 +2,8 @@
 
     python tools/scenes_sweep.py --seeds 0 1 2 --output runs/scenes-sweep
 
-The evaluation does not depend on the training's seed, so the teacher is measured with the first seed only. Runs that
-are complete are not repeated.
+The evaluation does not depend on the training's seed, so the teacher is measured with the first seed only. Complete
+runs are not repeated.
 """
 
 import argparse

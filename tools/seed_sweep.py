@@ -1,10 +1,10 @@
 """The demo on several seeds, each beside a control without the reward; prints the table of docs/evidence.md.
 
     python tools/seed_sweep.py --seeds 0 1 2 3 4 --output runs/sweep             # one run after the other
-    python tools/seed_sweep.py --seeds 0 1 2 3 4 --output runs/sweep --jobs 2    # two at a time, a process each
+    python tools/seed_sweep.py --seeds 0 1 2 3 4 --output runs/sweep --jobs 2    # two at a time, one process each
 
 A control trains exactly as long, with distribution matching alone. The evaluation does not depend on the training's
-seed, so the teacher is measured with the first seed only. Runs that are complete are not repeated.
+seed, so the teacher is measured with the first seed only. Complete runs are not repeated.
 """
 
 import argparse
@@ -29,7 +29,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output", type=Path, default=Path("runs/sweep"))
     parser.add_argument(
-        "--jobs", type=int, choices=[1, 2], default=1, help="runs side by side: 1, of two processes, or 2, of one"
+        "--jobs",
+        type=int,
+        choices=[1, 2],
+        default=1,
+        help="runs at the same time: one run with two processes, or two runs with one",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     options = parser.parse_args()

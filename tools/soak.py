@@ -1,25 +1,25 @@
-"""Kill runs, stop them, damage their checkpoints, fill their disks, and see whether they end as an undisturbed one.
+"""Kill and stop runs, damage their checkpoints and fill their disks; compare their results with an undisturbed run.
 
     python tools/soak.py                                               # a SiT, one process
     python tools/soak.py --family sd3                                  # or sdxl: two adapters, distribution matching
-    python tools/soak.py --processes 2 optim.zero_stage=2              # two processes, of which one is hit, or both
-    python tools/soak.py --start torchrun --processes 2 --kills 5      # by a launcher; also deepspeed, and python alone
+    python tools/soak.py --processes 2 optim.zero_stage=2              # two processes; a fault hits one or both
+    python tools/soak.py --start torchrun --processes 2 --kills 5      # with a launcher; or deepspeed, or python
     python tools/soak.py --output /shared/soak                         # on another file system
 
-Tiny models with random weights are made, and a run on them is left alone. Then runs of the same recipe are hit by one
-fault after the other and each time started again with run.resume=auto, until they are done; new ones are begun until
-the faults are used up. All that each leaves is compared with the undisturbed run's bit for bit: the last checkpoint,
-with the state of the optimizers, metrics but for the clock, samples, scores, report and exported student.
+The tool makes tiny models with random weights and first trains them without faults. Then it starts runs of the same
+recipe, causes one fault after the other, and restarts each run with run.resume=auto until it is done; it starts new
+runs until all faults are used. It compares all results with the undisturbed run, bit for bit: the last checkpoint with
+the state of the optimizers, metrics except times, samples, scores, report and exported student.
 
-A fault waits for a random step of the run and a random part of its time, or for a checkpoint's write; --seed gives the
-steps, the machine the moments, which are others in every soak. Where one fell is read from what it left: a process died
-inside the write of a checkpoint if that lies there under its hidden name.
+A fault waits for a random step of the run and a random part of this step, or for the write of a checkpoint. --seed
+determines the steps; the moments inside a step depend on the machine and differ each time. The files that a fault
+leaves show where it fell: if a checkpoint still has its hidden name, the process died while writing it.
 
-A process of --start fork is one of its own that does what run.py does, forked from a server that has a single thread
-and has imported torch and DeepSpeed. It is spared the seconds of the imports, and nothing else: kill -9 ends it like
-any other. Disks are filled on small file systems of their own, which only root can mount; elsewhere this is left out.
+With --start fork, a server with a single thread that has imported torch and DeepSpeed forks a process for each rank,
+which does the same as run.py. This saves only the seconds of the imports: kill -9 ends such a process like any other.
+Disks are filled on small separate file systems. Only root can mount these; without root these faults are left out.
 
-The exit code is 1 if anything differs, or a run did not end or go on as it should.
+The exit code is 1 if anything differs, or if a run did not end or resume as expected.
 """
 
 import argparse
@@ -92,7 +92,7 @@ RECIPE: dict[str, Any] = {
 
 
 def write_recipe(family: str, folder: Path) -> None:
-    """Write tiny models, and recipe.yaml, which trains them: a SiT in two stages, with evaluations."""
+    """Write tiny models and a recipe.yaml that trains them; a SiT has two stages and evaluations."""
     from dmdr_models import tiny
 
     recipe = json.loads(json.dumps(RECIPE))
@@ -110,13 +110,13 @@ def write_recipe(family: str, folder: Path) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
-# -- what two runs are to have in common
+# -- the results that two runs must have in common
 
 
 def contents(run: Path) -> dict[str, str]:
-    """The sha256 of what every file of a run holds that a repetition should have, by name.
+    """Return the sha256 of the contents of every file that two equal runs must share, by name.
 
-    Of the checkpoints the last alone, since an interrupted run keeps others; and it carries no rows that had to wait.
+    Only the last checkpoint is compared, since an interrupted run keeps other ones; its waiting rows are left out.
     """
     last = checkpoints_in(run / "checkpoints")[-1]
     files = [path for path in sorted(run.rglob("*")) if path.is_file() and path not in (run / LOCK, last / METRICS)]
@@ -125,7 +125,7 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def held(path: Path) -> bytes:
-    """What a file holds, but for what the clock says, the order of scores, and how a pickle or a header was written."""
+    """Return a file's contents without times, the order of scores, and the encoding of pickles and headers."""
     if path.name == METRICS:
         rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(path.parent)]
         return json.dumps(rows).encode()
@@ -134,7 +134,7 @@ def held(path: Path) -> bytes:
     if path.suffix == ".pt":
         with torch.serialization.safe_globals(saved_types()):
             return b"".join(values(torch.load(path, weights_only=True)))
-    if path.suffix == ".safetensors":  # texts in its header come in any order
+    if path.suffix == ".safetensors":  # the order of texts in its header is arbitrary
         content = path.read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")
         return json.dumps(json.loads(content[8:start]), sort_keys=True).encode() + content[start:]
@@ -147,7 +147,7 @@ def held(path: Path) -> bytes:
 
 
 def values(node: Any) -> Iterator[bytes]:
-    """Everything in what a pickle holds, in order."""
+    """Yield everything in a loaded pickle, in order."""
     if isinstance(node, torch.Tensor):
         yield f"{node.dtype} {tuple(node.shape)}".encode()
         yield node.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -159,7 +159,7 @@ def values(node: Any) -> Iterator[bytes]:
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
-    """The files that only one of two runs has, or that are not the same."""
+    """Return the files that only one of two runs has, or that differ."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
@@ -168,7 +168,7 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Event:
-    """A fault that has happened: to which run, where, and what followed."""
+    """A fault that has happened: its run, its place, and its consequences."""
 
     fault: str
     kind: str
@@ -179,12 +179,12 @@ class Event:
 
 
 class Soak:
-    """Runs that are hit until no faults are left.
+    """Start runs and cause faults in them until no faults are left.
 
     Args:
-        folder: a new one, for the runs and their logs.
-        settings: their recipe.
-        start: starts one: `start(run, log)`.
+        folder: a new folder, for the runs and their logs.
+        settings: the recipe of the runs.
+        start: called as `start(run, log)` to start a run.
     """
 
     def __init__(self, folder: Path, settings: Recipe, start: Callable[[Path, Path], Attempt]):
@@ -196,7 +196,7 @@ class Soak:
         (folder / "logs").mkdir()
 
     def undisturbed(self) -> Pace:
-        """Make the run that the others are to equal."""
+        """Train the run without faults, whose results the others must equal."""
         run, clock = self.settings.run, [time.monotonic()]
         attempt = self.attempt("undisturbed", 0)
         for until in (attempt.begun, lambda: attempt.logged() == run.steps, lambda: False):
@@ -210,7 +210,7 @@ class Soak:
         return Pace(start, steps / run.steps, rest, write, run.steps, run.checkpoint_every, run.timeout)
 
     def outlive(self, faults: list[Fault], place: Callable[[Path], AbstractContextManager[None]] = nullcontext) -> None:
-        """Use up the faults, from the last, by as many runs as that takes; `place` makes room for what they leave."""
+        """Cause all faults, beginning with the last, in as many runs as needed; `place` prepares each run's folder."""
         while faults:
             name = f"run-{len(self.complaints) + 1}"
             self.complaints[name] = []
@@ -220,7 +220,7 @@ class Soak:
             self.complaints[name] += [f"{file} differs" for file in differences(self.expected, found)]
 
     def one_run(self, name: str, faults: list[Fault]) -> None:
-        """Start a run until it is done. A fault that meets it is taken from the list."""
+        """Start and restart a run until it is done; remove each fault that has happened from the list."""
         damaged: Path | None = None
         for number in itertools.count():
             attempt = self.attempt(name, number)
@@ -238,7 +238,7 @@ class Soak:
             if not fault or not struck or (done and fault.code != 0):
                 return check_ended(attempt, codes)
             wrong = "left processes behind" if attempt.outlived else ""
-            if isinstance(attempt, Forked):  # a launcher has its own codes
+            if isinstance(attempt, Forked):  # a launcher returns codes of its own
                 wrong = wrong or fault.wrong(attempt, codes)
             if wrong:
                 self.complaints[name].append(f"{attempt.log} {wrong} after {fault.name}")
@@ -257,7 +257,7 @@ class Soak:
         return self.start(self.folder / name, self.folder / "logs" / f"{name}-{number:02d}.log")
 
     def counts(self) -> str:
-        """A row of how often each kind of fault has happened, and what came of it."""
+        """Return a row with the number of faults of each kind, restarts and complaints."""
         kinds = Counter(event.kind for event in self.events)
         writing = sum(event.where == WRITING for event in self.events if event.kind == Kill.kind)
         cells = {Kill.kind: kinds[Kill.kind], "of these inside a write": writing}
@@ -266,7 +266,7 @@ class Soak:
         return "\n".join(f"| {' | '.join(row)} |" for row in (cells, ["---:"] * len(cells), map(str, cells.values())))
 
     def table(self) -> str:
-        """A row for each fault."""
+        """Return a table with a row for each fault."""
         lines = ["| fault | times | where it fell | went on from | exit codes | equal |", "|---|---:|---|---|---|---|"]
         for fault in sorted({event.fault for event in self.events}):
             events = [event for event in self.events if event.fault == fault]
@@ -286,24 +286,24 @@ def counted(words: Iterable[str]) -> str:
 
 
 def check_ended(attempt: Attempt, codes: list[int | None]) -> None:
-    """Give up where a run has ended other than well, and nothing was done to it."""
+    """Exit with an error if a run failed although no fault hit it."""
     if set(codes) != {0}:
         sys.exit(f"{attempt.log} ended with {codes} by itself:\n{attempt.log.read_text()[-2000:]}")
 
 
 def complaints(attempt: Attempt, newest: list[Path], damaged: Path | None) -> list[str]:
-    """What is wrong with how an attempt began, if it did not go on from `newest` or did not name what was damaged."""
+    """Return what is wrong: the attempt did not resume from `newest`, or did not name the damaged file."""
     text, found = attempt.log.read_text(), []
     wanted = [str(path.relative_to(attempt.run)) for path in newest]
-    if re.findall("^going on from (.*)$", text, re.M) != wanted:
-        found.append(f"{attempt.log} does not go on from {wanted or 'the start'}")
+    if re.findall("^resuming from (.*)$", text, re.M) != wanted:
+        found.append(f"{attempt.log} does not resume from {wanted or 'the start'}")
     if damaged and not re.search(rf"{re.escape(str(damaged))} is (damaged|missing); falling back", text):
         found.append(f"{attempt.log} does not name {damaged}")
     return found
 
 
 def where(attempt: Attempt, settings: Recipe) -> str:
-    """Where a run was when it died, by what it left."""
+    """Return where a run was when it died, judged by the files that it left."""
     found = checkpoints_in(attempt.out / "checkpoints")
     step = int(found[-1].name.removeprefix("step-")) if found else 0
     evaluation = settings.tracking.evaluation
@@ -333,14 +333,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", choices=["sit", "sd3", "sdxl"], default="sit")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--start", choices=["fork", "python", "torchrun", "deepspeed"], default="fork")
-    parser.add_argument("--kills", type=int, default=25, help="half of them aimed at checkpoints' writes (default: 25)")
-    parser.add_argument("--signals", type=int, default=3, help="of each signal (default: 3)")
-    parser.add_argument("--damages", type=int, default=2, help="of each kind (default: 2)")
-    parser.add_argument("--hangs", type=int, default=2, help="of one of several processes (default: 2)")
-    parser.add_argument("--second-runs", type=int, default=2, help="in the same folder (default: 2)")
-    parser.add_argument("--full-disks", type=int, default=3, help="of checkpoints, and of logs (default: 3)")
+    parser.add_argument(
+        "--kills", type=int, default=25, help="number of kills, half of them at checkpoints' writes (default: 25)"
+    )
+    parser.add_argument("--signals", type=int, default=3, help="number for each signal (default: 3)")
+    parser.add_argument("--damages", type=int, default=2, help="number for each kind (default: 2)")
+    parser.add_argument("--hangs", type=int, default=2, help="number of stops of one of several processes (default: 2)")
+    parser.add_argument(
+        "--second-runs", type=int, default=2, help="number of second runs in the same folder (default: 2)"
+    )
+    parser.add_argument(
+        "--full-disks", type=int, default=3, help="number for checkpoints, and again for logs (default: 3)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--output", type=Path, help="a new folder in which the runs and their logs are kept")
+    parser.add_argument("--output", type=Path, help="a new folder that keeps the runs and their logs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -356,12 +362,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def soaked(options: argparse.Namespace, folder: Path) -> Soak:
-    """Carry out what the command line asks for, in a new folder."""
+    """Run a command line in a new folder."""
     (folder / "models").mkdir(parents=True)
     SERVER.set_forkserver_preload([*IMPORTS, f"dmdr_models.{options.family}.family"])
     making = SERVER.Process(target=write_recipe, args=(options.family, folder / "models"))
     making.start()
-    making.join()  # and the server has imported all
+    making.join()  # the server has now imported everything
     recipe = str(folder / "models/recipe.yaml")
     asked = ["--config", recipe, "run.resume=auto", *options.overrides]
 

@@ -1,4 +1,4 @@
-"""What happens to the runs of soak.py: each fault waits for its moment, strikes, and may leave something behind."""
+"""The faults of soak.py: each waits for its moment, strikes, and may leave damage behind."""
 
 import os
 import random
@@ -21,13 +21,13 @@ from soak_starts import GRACE, Attempt
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the parts of the undisturbed run took, in seconds, and how many there are.
+    """The durations of the undisturbed run's parts, in seconds, and its settings.
 
     Args:
-        start: from its start until it had begun.
-        step: a step, with what comes between steps.
+        start: from the start until the run had opened its folder.
+        step: one step, including the work between steps.
         rest: from the last step to the end.
-        write: a checkpoint.
+        write: writing a checkpoint.
         steps, every, timeout: `run.steps`, `run.checkpoint_every` and `run.timeout`.
     """
 
@@ -41,56 +41,56 @@ class Pace:
 
 
 class Left(NamedTuple):
-    """What a fault leaves: how it is to be told, and a file, relative to the run's folder, that it has damaged."""
+    """The effect of a fault: its text for the table, and the damaged file, relative to the run's folder."""
 
     told: str
     damaged: Path | None = None
 
 
 class Fault(ABC):
-    """Something that happens to a run.
+    """A fault that happens to a run.
 
     Args:
         name: its row in the table.
-        draws: where its randomness comes from.
+        draws: the source of its randomness.
     """
 
     kind = ""
-    """The column that it counts in."""
+    """The column in which it counts."""
     code: int | None = None
-    """What all processes end with, where that is certain; 0 if the run is to take no notice."""
+    """The exit code of all processes, if it is certain; 0 if the run must continue as if nothing had happened."""
 
     def __init__(self, name: str, pace: Pace, draws: random.Random):
         self.name, self.pace, self.draws = name, pace, draws
 
     def moment(self, attempt: Attempt, step: int) -> bool:
-        """Wait for it, in an attempt that goes on from `step`; whether the run was not over before.
+        """Wait for the moment, in an attempt that resumes from `step`; return False if the run ended first.
 
-        Here: at any of the steps, once the run has begun.
+        By default the moment is at any of the steps, once the run has begun.
         """
         return self.reached(attempt, self.draws.randrange(step, max(step + 1, self.pace.steps)))
 
     def reached(self, attempt: Attempt, step: int) -> bool:
-        """Wait until a step is over and a little longer, at most until the next one is."""
+        """Wait until a step is over, and then for a random part of the next step."""
         length = self.pace.rest if step == self.pace.steps else self.pace.step
         there = attempt.wait(lambda: attempt.begun() and attempt.logged() >= step)
         return there and attempt.pause(self.draws.uniform(0, length))
 
     @abstractmethod
     def strike(self, attempt: Attempt) -> None:
-        """Do it."""
+        """Cause the fault."""
 
     def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
-        """What is wrong with how the processes ended; empty if nothing is."""
+        """Return what is wrong with the end of the processes; an empty string if nothing is."""
         return f"ended with {codes}" if self.code is not None and set(codes) != {self.code} else ""
 
     def left(self, attempt: Attempt, where: str) -> Left | None:
-        """What is there when the run is over, and was at `where`; None if the fault could not do its worst."""
+        """Return the effect after the run's end at the place `where`; None if the fault could not take effect."""
         return Left(where)
 
 
 class Kill(Fault):
-    """At any step, in the start before them, or in what comes after them; of several processes one, or all."""
+    """Kill one or all processes: during the start, at any step, or after the last step."""
 
     kind = "kill -9"
 
@@ -106,7 +106,7 @@ class Kill(Fault):
         attempt.send(signal.SIGKILL, self.hit)
 
     def wrong(self, attempt: Attempt, codes: list[int | None]) -> str:
-        """Those that are left end in good order, and name the one that is not."""
+        """The other processes must end with the right code and name the killed process."""
         left = {code for code in codes if code != -signal.SIGKILL}
         if not left <= {0, LOST}:
             return f"ended with {codes}"
@@ -115,7 +115,7 @@ class Kill(Fault):
 
 
 class Hang(Kill):
-    """One of several processes stands still, and does not even end."""
+    """Stop one of several processes, which then neither works nor ends."""
 
     kind = "stand still"
 
@@ -135,7 +135,7 @@ class Hang(Kill):
 
 
 class KillWriting(Kill):
-    """While one of the next checkpoints is written, or just after."""
+    """Kill processes while one of the next checkpoints is written, or just after."""
 
     def moment(self, attempt: Attempt, step: int) -> bool:
         seen: set[Path] = set()
@@ -150,7 +150,7 @@ class KillWriting(Kill):
 
 
 class Signal(Fault):
-    """One process gets the signal that the fault is named after."""
+    """Send the signal of the fault's name to one process."""
 
     kind = "signals"
     code = STOPPED
@@ -189,7 +189,7 @@ DAMAGES = {
 
 
 class Damage(Kill):
-    """The run is killed, and a file of the newest of its checkpoints suffers what the fault is named after."""
+    """Kill the run, and damage a file of its newest checkpoint in the way of the fault's name."""
 
     kind = "damaged files"
 
@@ -212,7 +212,7 @@ class Damage(Kill):
 
 
 class FullDisk(Fault):
-    """From some moment on no checkpoint can be written. The run trains on to its end, which it cannot save."""
+    """Fill the disk of the checkpoints from some moment on. The run trains to its end but cannot save it."""
 
     kind = "full disks"
     code = NOT_SAVED
@@ -221,15 +221,15 @@ class FullDisk(Fault):
     def strike(self, attempt: Attempt) -> None:
         folder = attempt.out / self.filled
         sizes = [path.stat().st_size for kept in undamaged(attempt)[-1:] for path in kept.rglob("*")]
-        spare = self.draws.randrange(sum(sizes) or 1 << 16)  # so that a write ends anywhere
+        spare = self.draws.randrange(sum(sizes) or 1 << 16)  # so that a write can fail at any position
         self.fill(folder, spare, attempt.over)
 
     def fill(self, folder: Path, spare: int, until: Callable[[], bool]) -> None:
-        """Leave so many bytes of a folder's file system, and those that are freed meanwhile, to nobody."""
+        """Keep a folder's file system full except for `spare` bytes, until `until` is true."""
         with (folder / "filling").open("wb") as file:
             while not until():
                 more = shutil.disk_usage(folder).free - spare
-                with suppress(OSError):  # the run was quicker
+                with suppress(OSError):  # the run has taken the space first
                     os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), max(1, more))
                 time.sleep(0.001)
         (folder / "filling").unlink()
@@ -243,7 +243,7 @@ class FullDisk(Fault):
 
 
 class FullLogs(FullDisk):
-    """Until the run says so, nothing can be written but checkpoints."""
+    """Fill the disk of everything except the checkpoints, until the run reports it."""
 
     code = 0
     filled = "."
@@ -262,7 +262,7 @@ class FullLogs(FullDisk):
 
 
 class SecondRun(Fault):
-    """Somebody starts the same run a second time."""
+    """Start the same run a second time while it is running."""
 
     kind = "second runs"
     code = 0
@@ -276,7 +276,7 @@ class SecondRun(Fault):
 
     def strike(self, attempt: Attempt) -> None:
         pids = attempt.pids()
-        attempt.send(signal.SIGSTOP, pids)  # else it might be over before the second looks
+        attempt.send(signal.SIGSTOP, pids)  # otherwise it might end before the second run checks the lock
         self.second = self.start(attempt.run, attempt.log.with_suffix(".second.log"))
         self.codes = self.second.end()
         attempt.send(signal.SIGCONT, pids)
@@ -290,15 +290,15 @@ class SecondRun(Fault):
 
 
 def unfinished(attempt: Attempt, ending: str = "partial") -> list[Path]:
-    """Checkpoints that this attempt has begun to write, or to remove."""
+    """Return the checkpoints that this attempt has begun to write or, with ending "removed", to remove."""
     return [path for path in attempt.out.glob(f"checkpoints/.step-*.{ending}") if attempt.younger(path)]
 
 
 def undamaged(attempt: Attempt) -> list[Path]:
-    """The checkpoints that the run could go on from, oldest first."""
+    """Return the checkpoints from which the run could resume, oldest first."""
     found = []
     for path in checkpoints_in(attempt.out / "checkpoints"):
-        with suppress(UserError, OSError):  # damaged, or just being removed
+        with suppress(UserError, OSError):  # damaged, or being removed at this moment
             verify("", path)
             found.append(path)
     return found
@@ -306,7 +306,7 @@ def undamaged(attempt: Attempt) -> list[Path]:
 
 @contextmanager
 def small_disks(out: Path) -> Iterator[None]:
-    """A small file system in the place of a run's folder, which is made, and another for its checkpoints."""
+    """Make a run's folder and mount a small file system there, and another for its checkpoints."""
     with small_disk(out), small_disk(out / "checkpoints"):
         yield
 
@@ -323,7 +323,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def can_mount(folder: Path) -> bool:
-    """Whether there can be such file systems here; `folder` is a new one."""
+    """Return whether such file systems can be mounted here; `folder` must not exist."""
     with suppress(subprocess.CalledProcessError, OSError), small_disk(folder):
         return True
     return False

@@ -1,4 +1,4 @@
-"""One start of a run in processes of their own: from a fork server, by a launcher, or by python alone."""
+"""Start a run in new processes: with a fork server, a launcher, or python alone."""
 
 import multiprocessing
 import os
@@ -17,20 +17,20 @@ from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.tracking.trackers import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
-OUT = "out"  # run.output of every run, each in a folder of its own, so that the files that name it are the same
+OUT = "out"  # run.output of every run; each run has its own working folder, so files that contain this path are equal
 GRACE = 30.0
-"""Seconds that the processes of a run have to end after the first of them: to name it, and to go."""
+"""Seconds that the other processes of a run have to end after the first: to name it, and to leave."""
 
 SERVER = multiprocessing.get_context("forkserver")
 IMPORTS = ["dmdr_train.run.runner", "matplotlib.pyplot", "torchmetrics.image.fid", "torchmetrics.image.inception"]
-"""What its processes would import first, besides the model's family."""
+"""Modules that the server imports, besides the model's family."""
 
 
 class Attempt(ABC):
     """One start of the run in the folder `run`.
 
     Args:
-        log: a new file for what the processes say.
+        log: a new file for the output of the processes.
     """
 
     def __init__(self, run: Path, log: Path):
@@ -41,33 +41,33 @@ class Attempt(ABC):
 
     @abstractmethod
     def pids(self) -> list[int]:
-        """The processes that train, as far as they are there."""
+        """Return the ids of the training processes that exist now."""
 
     @abstractmethod
     def codes(self) -> list[int | None]:
-        """Exit codes, None for what is not over; negative ones are signals."""
+        """Return the exit codes: None for a running process, negative after a signal."""
 
     def over(self) -> bool:
         return None not in self.codes()
 
     def younger(self, path: Path) -> bool:
-        """Whether something is there and has changed since the start, by the file system's own clock."""
+        """Return whether a path exists and has changed since the start, by the file system's clock."""
         try:
             return path.stat().st_ctime > self.mark
         except FileNotFoundError:
             return False
 
     def begun(self) -> bool:
-        """Whether the run has opened its folder: from here on it says what happens to it."""
+        """Return whether the run has opened its folder; from then on it reports faults."""
         return self.younger(self.out / RECIPE)
 
     def logged(self) -> int:
-        """The last step in the metrics."""
+        """Return the last step in the metrics."""
         path = self.out / METRICS
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def wait(self, until: Callable[[], bool]) -> bool:
-        """Whether `until` came true before the run was over."""
+        """Wait for `until`; return False if the run ended first."""
         while not until():
             if self.over():
                 return False
@@ -75,7 +75,7 @@ class Attempt(ABC):
         return True
 
     def pause(self, seconds: float) -> bool:
-        """Whether the run was not over so many seconds later."""
+        """Wait for some seconds; return False if the run ended first."""
         end = time.monotonic() + seconds
         return self.wait(lambda: time.monotonic() >= end)
 
@@ -85,7 +85,10 @@ class Attempt(ABC):
                 os.kill(pid, number)
 
     def end(self) -> list[int | None]:
-        """The exit codes, when all is over; `outlived` if some had to be killed long after the first ended."""
+        """Wait for all processes; return their exit codes.
+
+        Set `outlived` if some processes had to be killed long after the first ended.
+        """
         self.wait(lambda: any(code is not None for code in self.codes()))
         self.outlived = self.pause(GRACE)
         if self.outlived:
@@ -95,7 +98,7 @@ class Attempt(ABC):
 
 
 class Forked(Attempt):
-    """Processes of the fork server, which find each other like those of a launcher."""
+    """Processes of the fork server; they form a process group like the processes of a launcher."""
 
     def __init__(self, run: Path, log: Path, arguments: Sequence[str], processes: int):
         super().__init__(run, log)
@@ -118,11 +121,11 @@ class Forked(Attempt):
 
 
 def _train(run: Path, log: Path, arguments: Sequence[str], rank: dict[str, str]) -> None:
-    """What run.py does, in a process of the fork server."""
+    """Do the same as run.py, in a process of the fork server."""
     from dmdr_train.cli import run_main
 
     assert len(os.listdir(f"/proc/{os.getppid()}/task")) == 1, "the fork server has threads, which a fork would lose"
-    multiprocessing.set_start_method(None, force=True)  # as python itself begins
+    multiprocessing.set_start_method(None, force=True)  # python's default
     os.chdir(run)
     os.environ.update(rank)
     with log.open("a") as file:
@@ -132,7 +135,7 @@ def _train(run: Path, log: Path, arguments: Sequence[str], rank: dict[str, str])
 
 
 class Launched(Attempt):
-    """run.py, started as people do. The exit codes are the launcher's."""
+    """run.py, started as users start it. The exit codes are the launcher's."""
 
     def __init__(self, run: Path, log: Path, arguments: Sequence[str], processes: int, launcher: str):
         super().__init__(run, log)
@@ -146,7 +149,7 @@ class Launched(Attempt):
             self.launcher = subprocess.Popen([*command, str(RUN), *arguments], cwd=run, stdout=file, stderr=file)
 
     def pids(self) -> list[int]:
-        """Those that have got a rank."""
+        """Return the processes that have a rank."""
         if self.alone:
             return [self.launcher.pid]
         with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Training a built-in recipe again and again: what the sweeps of both problems share."""
+"""Train a built-in recipe several times: code that the sweeps of both problems share."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 from dmdr_train.evaluation.scores import Scores, read_scores
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
-PORT = 29600  # of the first run; the others count on from it
+PORT = 29600  # of the first run; each further run takes the next port
 
 
 def train(
     recipe: str, output: Path, seed: int, overrides: list[str], processes: int = 2, port: int = PORT
 ) -> dict[str, Scores]:
-    """One run of a recipe on CPUs, unless it is complete; the time it took goes to seconds.json beside its scores."""
+    """Run a recipe on CPUs unless it is complete; write its duration to seconds.json beside its scores."""
     if not (output / "summary.md").exists():
         launcher = ["deepspeed", "--num_accelerators", str(processes), "--master_port", str(port)]
         command = [*launcher, str(RUN), "--config", recipe]

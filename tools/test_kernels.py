@@ -1,10 +1,10 @@
-"""The tests under each choice of CPU kernels that this machine has; a table in Markdown, exit code 1 where one fails.
+"""Run the tests under each choice of CPU kernels of this machine; print a table, exit with 1 if a test fails.
 
-    python tools/test_kernels.py                                    # what is marked `bits`, under all settings
+    python tools/test_kernels.py                                    # tests marked `bits`, under all settings
     python tools/test_kernels.py --only intel,any tests/models -x   # other tests, with options of pytest
-    python tools/test_kernels.py --list                             # the settings, and why one is left out
+    python tools/test_kernels.py --list                             # the settings, and why some are left out
 
-The settings are those of `kernels.py`; under `any`, the plugin `any_kernels.py` computes. What each run said goes to
+`kernels.py` defines the settings; `any` uses the plugin `any_kernels.py`. The output of each run goes to
 OUTPUT/SETTING-THREADS.log.
 """
 
@@ -21,11 +21,11 @@ from xml.etree import ElementTree
 from kernels import Setting, settings
 
 ROOT = Path(__file__).parents[1]
-SHOWN = 3  # of the tests that fail
+SHOWN = 3  # names of failed tests
 
 
 def run(setting: Setting, threads: str, tests: list[str], output: Path) -> tuple[str, bool]:
-    """A row of the table, and whether all is well."""
+    """Run the tests; return a row of the table, and whether all passed."""
     name = f"{setting.name}-{threads}"
     report, log = output / f"{name}.xml", output / f"{name}.log"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
@@ -46,11 +46,13 @@ def run(setting: Setting, threads: str, tests: list[str], output: Path) -> tuple
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME,…", help="these settings (default: all that the machine has)")
-    parser.add_argument("--threads", default="1,2", metavar="N,…", help="each with so many threads (default: 1,2)")
+    parser.add_argument("--only", metavar="NAME,…", help="settings (default: all that this machine can use)")
+    parser.add_argument(
+        "--threads", default="1,2", metavar="N,…", help="numbers of threads for each setting (default: 1,2)"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/kernels"), help="folder for logs")
-    parser.add_argument("--list", action="store_true", help="name the settings and end")
-    parser.add_argument("tests", nargs=argparse.REMAINDER, help="for pytest (default: -m bits)")
+    parser.add_argument("--list", action="store_true", help="print the settings and stop")
+    parser.add_argument("tests", nargs=argparse.REMAINDER, help="arguments for pytest (default: -m bits)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""One version for all packages.
+"""Check or set the version, which all packages share.
 
-python tools/version.py check          # every place agrees; exit code 1 if not
+python tools/version.py check          # exit code 1 if the versions differ
 python tools/version.py set 0.2.0      # write a new version everywhere
 """
 
@@ -19,7 +19,7 @@ PATTERNS = {
 
 
 def places() -> list[tuple[Path, re.Match[str]]]:
-    """Every place that states the version."""
+    """Return every place that states the version."""
     found = []
     for glob, patterns in PATTERNS.items():
         for path in sorted(ROOT.glob(glob)):

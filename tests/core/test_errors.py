@@ -1,4 +1,4 @@
-"""A user's mistake is refused with the argument's name, its value and the fix."""
+"""The error for a user's mistake has the argument's name, its value and the fix."""
 
 import math
 
@@ -121,7 +121,7 @@ VALUE = [
     (lambda: randn((3, 2), [torch.Generator()] * 2), "generator lists 2 generators for 3 samples"),
     (lambda: randn((0, 2), []), "batch = 0 is less than 1"),
     (lambda: randn(()), "shape = () has no batch dimension"),
-    # numbers that would poison a loss
+    # numbers that would spoil a loss
     (lambda: guided(X, Y, NAN), "scale = [nan] holds NaN or infinity"),
     (lambda: guided(X, Y, two(1.0, INF)), "scale = [1, inf]"),
     (lambda: guided(X, Y, two(1.0, 1.0, 1.0)), "scale has shape (3,)"),
@@ -212,5 +212,5 @@ def test_a_long_list_of_wrong_times_is_cut():
 
 
 def test_nan_in_samples_is_not_looked_for():
-    """A check of every pixel would cost a synchronisation per call; NaN samples pass through."""
+    """NaN samples pass through, since a check of every pixel would cost a synchronisation per call."""
     assert FLOW.add_noise(X * NAN, Y, T).isnan().all()

@@ -1,4 +1,4 @@
-"""Where data is Gaussian everything is known: distillation and its pieces must reach the closed-form answers.
+"""With Gaussian data everything has a closed form, which distillation and its parts must reach.
 
 For x0 ~ N(m, S) under flow matching, x_t ~ N((1-t) m, C_t) with C_t = (1-t)² S + t² I, and the posterior mean is
 E[x0 | x_t] = m + (1-t) S C_t⁻¹ (x_t - (1-t) m). All scores here are that formula.
@@ -29,7 +29,7 @@ def seeded(seed=0):
 
 
 def coefficients(process, t):
-    """What x0 and noise are multiplied with at t: read off by noising a one, so that the test knows no process."""
+    """Return the factors of x0 and noise at t, measured by noising a one, so that this works for any process."""
     one, zero = torch.ones(len(t), 1, dtype=torch.float64), torch.zeros(len(t), 1, dtype=torch.float64)
     return process.add_noise(one, zero, t)[:, :, None], process.add_noise(zero, one, t)[:, :, None]
 
@@ -42,7 +42,7 @@ def posterior_mean(process, mean, covariance, x_t, t):
 
 
 def prediction(process, mean, covariance, x_t, t):
-    """The network output that stands for the posterior mean: the expected target given x_t."""
+    """Return the network output for the posterior mean: the expected target given x_t."""
     x0 = posterior_mean(process, mean, covariance, x_t, t)
     signal, spread = (c.squeeze(2) for c in coefficients(process, t))
     return process.target(x0, (x_t - signal * x0) / spread, t)
@@ -67,7 +67,7 @@ class LinearGenerator:
         return self.bias.detach(), (self.weight @ self.weight.T).detach()
 
     def train(self, loss_of, steps, rate):
-        """Plain gradient descent: at the optimum the gradient of every single sample is zero, so noise dies out."""
+        """Train by gradient descent: at the optimum the gradient of every single sample is zero, so noise vanishes."""
         generator = seeded()
         for _ in range(steps):
             z = torch.randn(32, 2, generator=generator, dtype=torch.float64)
@@ -79,7 +79,7 @@ class LinearGenerator:
 
 
 def scores(process, model, x0, t, generator):
-    """The teacher's and the exact fake score's x0 at a renoised point, through predictions as in training."""
+    """Return the x0 of the teacher and of the exact fake score at a renoised point, by predictions as in training."""
     x_t = process.add_noise(x0, torch.randn(x0.shape, generator=generator, dtype=x0.dtype), t).detach()
     return [process.to_x0(x_t, prediction(process, *moments, x_t, t), t) for moments in ((MEAN, COVARIANCE), model)]
 

@@ -1,4 +1,4 @@
-"""Losses against formulas written out in Python floats, against NVIDIA's, and where their gradients flow."""
+"""Losses equal formulas in Python floats and NVIDIA's implementation, and their gradients flow as documented."""
 
 import math
 
@@ -143,7 +143,7 @@ def test_guided():
 
 
 class TestAgainstModelOptimizer:
-    """The same numbers from NVIDIA's independent implementation, `modelopt.torch.fastgen`."""
+    """NVIDIA's independent implementation, `modelopt.torch.fastgen`, gives the same numbers."""
 
     @pytest.fixture(scope="class")
     def peer(self):

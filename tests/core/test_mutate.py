@@ -1,4 +1,4 @@
-"""The tool that breaks modules, on a module of one function whose tests see half of what it does."""
+"""The mutation tool, on a module with one function, whose tests cover half of it."""
 
 import ast
 import subprocess
@@ -60,7 +60,9 @@ def test_those_that_the_tests_let_pass_are_shown(toy: Path, monkeypatch: pytest.
     assert toy.read_text() == MODULE
 
 
-@pytest.mark.parametrize(("passes", "said"), [(False, "do not pass on src/toy/signs.py"), (True, "pass on an empty")])
+@pytest.mark.parametrize(
+    ("passes", "said"), [(False, "do not pass on the unchanged src/toy/signs.py"), (True, "pass on an empty")]
+)
 def test_tests_that_cannot_tell_are_refused(
     toy: Path, passes: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The package's promises about itself."""
+"""Promises about the package as a whole: imports, names, documentation."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""The two processes against formulas written out entry by entry in Python floats."""
+"""The two processes equal formulas that are computed entry by entry in Python floats."""
 
 import math
 

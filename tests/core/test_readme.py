@@ -20,7 +20,7 @@ def test_the_example_distils(tmp_path, monkeypatch):
         exec(example, scope)
 
     assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
-    # The shortened run has found the ring; of the noise that the student starts from, under half lies there.
+    # The shortened run has found the ring; less than half of the student's initial noise lies there.
     radius = scope["x"].norm(dim=1)
     assert ((radius > 1.25) & (radius < 2.75)).float().mean() > 0.75
     counts = torch.cdist(scope["x"], scope["centres"]).argmin(dim=1).bincount(minlength=8)

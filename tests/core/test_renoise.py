@@ -12,7 +12,7 @@ def seeded(seed=0):
 
 
 def kolmogorov_smirnov(sample, a, b):
-    """The largest gap between a sample's distribution and Beta(a, b), which is integrated numerically."""
+    """Return the largest distance of a sample's distribution from Beta(a, b), which is integrated numerically."""
     grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
     density = grid ** (a - 1) * (1 - grid) ** (b - 1)
     cdf = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, grid)])
@@ -72,7 +72,7 @@ def test_the_device_is_the_callers(renoise):
 
 
 def test_draws_are_made_in_float64():
-    """So that a time near 1 is drawn as finely as one near 0, before it is rounded."""
+    """In float64 a time near 1 has as fine steps as a time near 0; it is rounded afterwards."""
     expected = torch.rand(40, generator=seeded(), dtype=torch.float64).float()
     assert torch.equal(UniformRenoise().sample(40, 0, seeded()), expected)
     shape = torch.tensor([4.0, 1.5], dtype=torch.float64).expand(40, 2)

@@ -1,4 +1,4 @@
-"""Rollouts against loops written by hand."""
+"""Rollouts equal loops that are written by hand."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def noise(dtype=torch.float64):
 
 
 class Model:
-    """A nonlinear prediction that depends on state and time, and remembers what it was asked."""
+    """A nonlinear prediction that depends on state and time, and records its calls."""
 
     def __init__(self):
         self.asked = []

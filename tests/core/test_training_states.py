@@ -10,7 +10,7 @@ def generators(count: int = 6) -> list[torch.Generator]:
 
 
 class Model:
-    """A prediction that depends on the state, the time and the sample; it counts what it is asked."""
+    """A prediction that depends on the state, the time and the sample; it records the samples of its calls."""
 
     def __init__(self):
         self.asked: list[int] = []
@@ -27,7 +27,7 @@ def noise():
 
 
 CHOSEN = torch.tensor([0, 3, 1, 2, 3, 0])
-ALONE = torch.tensor([0, 3, 1, 2, 2, 0])  # one sample goes on after all others have stopped
+ALONE = torch.tensor([0, 3, 1, 2, 2, 0])  # one sample continues after all others have stopped
 
 
 @pytest.mark.parametrize("mode", ["sde", "ode"])
@@ -58,7 +58,7 @@ def test_in_step_every_process_asks_equally_often(noise):
 
 
 def by_hand(noise, chosen, mode):
-    """Written from the description of the public trainers, sample by sample."""
+    """Compare with a loop over samples that follows the description of the public trainers."""
     draws, times = generators(), GRID.times.tolist()
     model, rows = Model(), []
     for i, position in enumerate(chosen.tolist()):

@@ -1,6 +1,6 @@
-"""Mistakes with devices, planted one at a time in the source, which a step on the emulated device must meet.
+"""Plant device mistakes in the source, one at a time; a training step on the emulated device must fail for each.
 
-No backward pass may run in this process itself: every attempt is a fork of it.
+No backward pass may run in this process itself; it forks a process for every attempt.
 """
 
 import ast
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # before torch and DeepSpeed are imported
+os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # must be set before torch and DeepSpeed are imported
 
 import emulated
 import pytest
@@ -32,7 +32,7 @@ RUN = {"output": "out", "steps": 3, "seed": 7}
 
 
 def of_labels(folder: Path) -> dict[str, Any]:
-    """A SiT with a reward: all weights of one network, a LoRA on another."""
+    """Return a recipe for a SiT with a reward: it trains all weights of one network and a LoRA on another."""
     reward = {"kind": "refl", "weight": 0.1, "start": 1, "reward": {"name": "class-label", "checkpoint": "classifier"}}
     reward["reward"]["checkpoint"] = str(folder / "classifier")
     return {
@@ -46,7 +46,7 @@ def of_labels(folder: Path) -> dict[str, Any]:
 
 
 def of_texts(folder: Path) -> dict[str, Any]:
-    """An SD3: two LoRAs on one network, texts encoded on the way."""
+    """Return a recipe for an SD3: two LoRAs on one network, with texts encoded during the training."""
     return {
         "model": {
             "family": "sd3",
@@ -65,7 +65,7 @@ def of_texts(folder: Path) -> dict[str, Any]:
 
 
 def of_noise_levels(folder: Path) -> dict[str, Any]:
-    """An SDXL, whose process is a table of noise levels, trained on the states that the authors train on."""
+    """Return a recipe for an SDXL, whose process is a table of noise levels, with the authors' training states."""
     recipe = of_texts(folder)
     recipe["model"] = {"family": "sdxl", "path": str(folder / "sdxl"), **MODEL}
     recipe["rollout"] = {"steps": 2, "states": "authors"}
@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class MixUp:
-    """A mistake of one kind: in the module, `right` becomes `wrong`; `recipe` makes the run that meets it."""
+    """A planted mistake: in the module, `wrong` replaces `right`; `recipe` makes a run that reaches it."""
 
     module: str
     right: str
@@ -147,7 +147,7 @@ MIX_UPS = {
 
 
 def plant(mix_up: MixUp) -> None:
-    """Replace the code of the module's functions, also for those who have imported them already."""
+    """Replace the code of the module's functions, also for modules that have imported them already."""
     module = importlib.import_module(mix_up.module)
     source = inspect.getsource(module)
     assert mix_up.right in source, f"{mix_up.module} does not have {mix_up.right!r} any more: plant another mistake"
@@ -169,13 +169,13 @@ def swap(ours: Any, theirs: Any) -> None:
 
 
 def code_of(value: Any) -> Any:
-    """The function inside of a property, a class method or a wrapper."""
+    """Return the function inside a property, a class method or a wrapper."""
     value = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
     return inspect.unwrap(value) if callable(value) else value
 
 
 def step(recipe: dict[str, Any], mix_up: MixUp | None) -> str:
-    """Take the first step of every stage; what it says where it fails."""
+    """Take the first step of every stage; return the error message if a step fails."""
     if mix_up is not None:
         plant(mix_up)
     with redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""The emulated device computes what the CPU computes, and refuses what CUDA refuses."""
+"""The emulated device computes the same results as the CPU, and refuses the same operations as CUDA."""
 
 import copy
 import io

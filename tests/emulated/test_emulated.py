@@ -1,4 +1,4 @@
-"""The files beside this one run in processes of their own: a device that is installed stays in its process."""
+"""Run the other files of this folder in separate processes, since an installed device stays in its process."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The real commands, in processes of their own, on models that a test makes."""
+"""Run the real commands in separate processes, on models that a test makes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class Workshop:
     python: Callable[..., Any]
 
     def run(self, *arguments: str, config: str = "recipe.yaml", **started: Any) -> Any:
-        """run.py --config RECIPE arguments; the workshop's own recipe unless another is named."""
+        """Run `run.py --config RECIPE arguments`; the default is the workshop's own recipe."""
         self.write()
         return self.execute(str(RUN), "--config", config, *arguments, **started)
 
@@ -33,7 +33,7 @@ class Workshop:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
 
     def execute(self, *program: str, emulated: bool = False, **started: Any) -> Any:
-        """A Python program in this folder; `emulated` puts the emulated device in the place of a GPU."""
+        """Run a Python program in this folder; with `emulated`, the emulated device replaces a GPU."""
         if emulated:
             program = ("-m", "emulated", *program)
             started["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
@@ -43,7 +43,7 @@ class Workshop:
         return self.execute("-m", "dmdr_train", *arguments, **started)
 
     def snapshot(self) -> dict[str, tuple[int, int]]:
-        """Size and time of every file."""
+        """Return size and time of every file."""
         files = {p: p.lstat() for p in self.folder.rglob("*") if not p.is_dir()}
         found = {str(p.relative_to(self.folder)): (s.st_size, s.st_mtime_ns) for p, s in files.items()}
         found.pop("recipe.yaml", None)
@@ -51,7 +51,7 @@ class Workshop:
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    """metrics.jsonl, without the clock."""
+    """Read metrics.jsonl without its times."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines]
 
@@ -98,7 +98,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def write_texts() -> Callable[[Path], None]:
-    """What a text-to-image run needs beside its model: prompts.txt, and a tiny CLIP in open_clip's format."""
+    """Write the other inputs of a text-to-image run: prompts.txt, and a tiny CLIP in open_clip's format."""
     import open_clip
 
     clip = {
@@ -126,7 +126,7 @@ def make_workshop(python: Callable[..., Any]) -> Callable[..., Workshop]:
 @pytest.fixture(scope="session")
 def open_workshop(models: Path, make_workshop: Callable[..., Workshop]) -> Callable[[Path], Workshop]:
     def open_workshop(folder: Path) -> Workshop:
-        """With the tiny models, and a recipe of its own."""
+        """A workshop with the tiny models and its own recipe."""
         folder.mkdir(exist_ok=True)
         for model in models.iterdir():
             (folder / model.name).symlink_to(model)
@@ -144,7 +144,7 @@ def workshop(open_workshop: Callable[[Path], Workshop], tmp_path: Path) -> Works
 def finished(
     open_workshop: Callable[[Path], Workshop], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Workshop, Any]:
-    """A run by plain python, from start to end, with an evaluation; tests must not change it."""
+    """A complete run with plain python and an evaluation; tests must not change it."""
     workshop = open_workshop(tmp_path_factory.mktemp("finished"))
     workshop.recipe["tracking"]["evaluation"] = {
         "classifier": "classifier",
@@ -156,7 +156,7 @@ def finished(
 
 
 def assert_same_numbers(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    """What the losses of two runs are made of is the same at every step, to rounding."""
+    """Check that the losses of two runs, and their parts, are equal at every step up to rounding."""
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         keys = [key for key in theirs if key.startswith(("loss/", "reward/", "weight/", "grad_norm/d"))]
@@ -176,7 +176,7 @@ def read_rows() -> Callable[[Path], list[dict[str, float]]]:
 
 
 def write_dinov2(folder: Path, width: int = 64, depth: int = 4, patch: int = 4, grid: int = 4) -> None:
-    """A backbone and a four-layer head in torch.hub's layout, for ten classes."""
+    """Write a backbone and a four-layer head in torch.hub's layout, for ten classes."""
     generator = torch.Generator().manual_seed(6)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A user's mistake: exit code 2, one line of ours that names key, value and fix, soon, and nothing written."""
+"""A user's mistake quickly gives exit code 2 and one line with key, value and fix, and nothing is written."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def prepare_nothing(folder: Path) -> None:
 
 
 def without_file(name: str) -> Callable[[Path], None]:
-    """A copy of the model, `broken`, without one of its files."""
+    """Make a copy of the model, `broken`, without one of its files."""
 
     def prepare(folder: Path) -> None:
         shutil.copytree(folder / "sit", folder / "broken")
@@ -43,7 +43,7 @@ def an_old_run(folder: Path) -> None:
 
 
 def a_student(folder: Path) -> None:
-    """That somebody keeps where the run's would be written."""
+    """Put a file of the user where the run would write its own."""
     (folder / "out/student").mkdir(parents=True)
 
 
@@ -62,7 +62,7 @@ def a_closed_folder(folder: Path) -> None:
 
 
 def code_as_weights(folder: Path) -> None:
-    """A reward's folder whose weights are a pickle."""
+    """Make a reward's folder whose weights are a pickle."""
     shutil.copytree(folder / "classifier", folder / "pickled")
     (folder / "pickled/model.safetensors").unlink()
     torch.save({}, folder / "pickled/pytorch_model.bin")
@@ -70,7 +70,7 @@ def code_as_weights(folder: Path) -> None:
 
 REWARD = "objectives.1.reward"
 
-# What is wrong, the arguments, what the line must hold, and what to prepare. Seen before torch is imported:
+# Name, arguments, parts of the line, and preparation. These mistakes are found before torch is imported:
 EARLY: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
     "unknown section": (["optimizer={}"], ["optimizer: unknown key; did you mean optim?"], prepare_nothing),
     "misspelt key": (["run.step=3"], ["run.step: unknown key; did you mean run.steps?"], prepare_nothing),
@@ -133,7 +133,7 @@ EARLY: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
     "output without permission": (["run.output=closed/out"], ["run.output", "closed", "another"], a_closed_folder),
 }
 
-# Seen when the files are opened:
+# These mistakes are found when the files are opened:
 LATE: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
     "nothing to resume": (["--resume"], ["run.resume", "out holds no checkpoint"], prepare_nothing),
     "fp16 on a CPU": (["optim.precision=fp16"], ["optim.precision", "fp16", "fp32 or bf16"], prepare_nothing),
@@ -196,7 +196,7 @@ def is_one(mistake: str) -> bool:
 
 @pytest.fixture(scope="module")
 def early(open_workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Any], list[Any]]]:
-    """What one new interpreter makes of each of EARLY in a folder of its own; and the folder before and after."""
+    """Run each case of EARLY in its own folder, all in one new interpreter; and list the folders before and after."""
     workshops = {mistake: open_workshop(tmp_path_factory.mktemp("early")) for mistake in EARLY if is_one(mistake)}
     for mistake, workshop in workshops.items():
         workshop.write()
@@ -244,7 +244,7 @@ def test_no_recipe_at_all(workshop: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("run.init_from", ["run.init_from", "is of another model", "shape", "give one of this model"]),
+        ("run.init_from", ["run.init_from", "belongs to another model", "shape", "give weights of this model"]),
         ("run.resume", ["model.path", "is wider here and sit in", "with other contents; set it back"]),
     ],
 )

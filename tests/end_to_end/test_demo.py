@@ -1,5 +1,5 @@
-"""A short version of the demo: one step of the student beats one step of the teacher by far, and a reward lifts the
-accuracy that another classifier measures, beyond what training on without it does."""
+"""A short version of the demo: one step of the student is far better than one step of the teacher, and the reward
+raises the accuracy of another classifier above that of equally long training without the reward."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +40,14 @@ def train(python: Callable[..., Any], folder: Path) -> Callable[..., dict[str, S
 
 @pytest.fixture(scope="module")
 def rewarded(train: Callable[..., dict[str, Scores]]) -> dict[str, Scores]:
-    """By the README's command."""
+    """Run the README's command."""
     assert f"    DS_ACCELERATOR=cpu {COMMAND}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
     return train("rewarded", launcher="deepspeed", processes=2)
 
 
 @pytest.fixture(scope="module")
 def control(train: Callable[..., dict[str, Scores]]) -> Scores:
-    """As long without the reward."""
+    """Train equally long without the reward."""
     return train("control", *CONTROL)["cold_start"]
 
 
@@ -56,7 +56,7 @@ def test_one_step_of_the_student_beats_one_step_of_the_teacher(rewarded: dict[st
     assert control.frechet < 0.3 * teacher.frechet
     assert control.frechet_pixels < 0.3 * teacher.frechet_pixels
     assert control.recall > teacher.recall + 0.2
-    assert rewarded["real"].frechet < 0.2 * control.frechet  # the measure tells real pictures from drawn ones
+    assert rewarded["real"].frechet < 0.2 * control.frechet  # the measure distinguishes real pictures from drawn ones
 
 
 def test_the_reward_lifts_the_accuracy_that_another_classifier_measures(

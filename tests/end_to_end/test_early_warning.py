@@ -1,4 +1,4 @@
-"""The default rules notice a reward that is asked for too much and leave a healthy one in peace; what a stop leaves."""
+"""The default rules notice a reward with too much weight and accept a healthy one; the files after a stop."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ QUICK = (
 
 
 def warnings(workshop: Any, demo: str, *changes: str) -> list[str]:
-    """The alarms in the report of a short run of a built-in problem."""
+    """Return the alarms in the report of a short run of a built-in problem."""
     workshop.run("run.output=out", *changes, config=demo).check()
     summary = (workshop.folder / "out/summary.md").read_text(encoding="utf-8")
     found = [line for line in summary.splitlines() if line.startswith("- early warning at step")]
@@ -27,7 +27,7 @@ def warnings(workshop: Any, demo: str, *changes: str) -> list[str]:
     return found
 
 
-# -- the built-in problem: ten classes, and a classifier that is asked for a clearer picture of each
+# -- the built-in problem: ten classes, and a classifier that rewards clearer pictures of each
 
 SMALL = (
     *QUICK,
@@ -39,27 +39,27 @@ SMALL = (
     "watch.every=5",
 )
 DEMO = {
-    # Longer, and cheaper: beside such a weight the fake score has no say.
+    # Longer and cheaper: beside such a weight the fake score has no influence.
     "absurd": (*SMALL, "objectives.1.weight=1000.0", "run.steps=150", "guidance.ratio=1"),
     "healthy": (*SMALL, "objectives.1.weight=0.05", "run.steps=80"),
 }
-"""The demo with its default rules in less time, half the batch at twice the rate; by name, as tools/margins.py asks."""
+"""Short versions of the demo with its default rules: half the batch, twice the rate. tools/margins.py uses them."""
 
 
 @pytest.mark.parametrize(("name", "said"), [("absurd", True), ("healthy", False)])
 def test_an_absurd_weight_of_the_demos_reward_is_noticed_and_a_healthy_one_is_not(
     workshop: Any, name: str, said: bool
 ) -> None:
-    """The pictures of a class grow alike.
+    """The pictures of a class become alike.
 
-    By how much the limit that is nearest is exceeded at three looks in a row, by `python tools/margins.py absurd
-    healthy`; above 1 there is an alarm. Absurd: 5.3, 3.8 and 1.6 on an AMD's own kernels (seeds 0 to 2), 4.4, 1.8 and
+    `python tools/margins.py absurd healthy` measures how far the nearest limit is exceeded at three checks in a row;
+    above 1 there is an alarm. Absurd: 5.3, 3.8 and 1.6 on an AMD's own kernels (seeds 0 to 2), 4.4, 1.8 and
     1.8 with MKL as on Intel. Healthy: 0.70 to 0.80, seeds 0 to 4 on the AMD's own and 0 to 2 as on Intel.
     """
     assert bool(warnings(workshop, "demo", *DEMO[name])) == said
 
 
-# -- the built-in text-to-image problem, whose student starts here as its teacher, so that it needs no cold start
+# -- the built-in text-to-image problem; the student starts as its teacher here, so that it needs no cold start
 
 BRIGHT = (
     "kind: srpo, margin: 1.0, positive: [bright], negative: [dull], reward: {name: clip, "
@@ -89,7 +89,7 @@ def test_an_absurd_weight_of_brightness_is_noticed_and_a_healthy_one_is_not(
     assert bool(warnings(workshop, "demo-t2i", *SCENES[name])) == said
 
 
-# -- what a stop leaves
+# -- the files after a stop
 
 WATCH: dict[str, Any] = {
     "every": 1,
@@ -100,7 +100,7 @@ WATCH: dict[str, Any] = {
 
 
 def test_a_rule_that_stops(workshop: Any, read_rows: Callable[[Path], list[dict[str, float]]]) -> None:
-    """Exit code 4, one line, a checkpoint and a report; what went before a resume counts as if there had been none."""
+    """A stop gives exit code 4, one line, a checkpoint and a report; a resumed run counts the checks before it, too."""
     workshop.recipe["watch"] = WATCH | {"rules": [WATCH["rules"][0] | {"start": 1}]}
     stopped = workshop.run(processes=2)
     assert stopped.codes == [4, 4]

@@ -1,4 +1,4 @@
-"""Two processes, of which one meets what cannot be helped: numbers, rewards, endpoints and trackers that fail."""
+"""Faults that one of two processes meets: broken numbers, and rewards, endpoints and trackers that fail."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import pytest
 from dmdr_train.checkpoint.find import checkpoints_in
 from dmdr_train.checkpoint.manifest import verify
 
-# A package with a reward, which fails on the last process at the updates that a file in the working directory names.
+# A package with a reward. It fails on the last process, at the updates that a file in the working directory names.
 MOODY = """
 import json, os, signal, time
 from pathlib import Path
@@ -44,7 +44,7 @@ class Moody:
             self.skipped += len(images)
         return scores * {"skip": float("nan"), "nan": float("nan"), "inf": float("-inf")}.get(mood, 1.0)
 """
-# And a tracker whose server goes away.
+# A tracker whose server disappears.
 WANDB = """
 class Error(Exception):
     pass
@@ -65,7 +65,7 @@ def init(**options):
 
 @pytest.fixture
 def packages(tmp_path: Path) -> str:
-    """Where these two are installed."""
+    """Install the reward and the tracker in a folder."""
     folder = tmp_path / "site"
     (folder / "moody-1.dist-info").mkdir(parents=True)
     (folder / "moody-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: moody\nVersion: 1\n")
@@ -77,7 +77,7 @@ def packages(tmp_path: Path) -> str:
 
 @pytest.fixture
 def moody(workshop: Any, packages: str) -> Callable[..., Any]:
-    """A run whose reward has these moods: `moody({2: "nan"}, "run.steps=4")`."""
+    """Run with a reward that has these moods: `moody({2: "nan"}, "run.steps=4")`."""
     workshop.recipe |= {
         "objectives": [
             {"kind": "distribution_matching"},
@@ -103,8 +103,8 @@ def stops(outcome: Any) -> list[str]:
 def test_rewards_and_trackers_that_fail(
     moody: Callable[..., Any], workshop: Any, read_rows: Callable[[Path], list[dict[str, float]]]
 ) -> None:
-    """Updates with a score or a gradient that is no number are skipped by both; a picture without a score is left out;
-    a reward that cannot be asked ends the run, which goes on when it can."""
+    """Both processes skip updates with a NaN score or gradient; a picture without a score is left out; a reward that
+    fails ends the run, which resumes when the reward works again."""
     out = workshop.folder / "out"
     out.mkdir()
     (out / "tensorboard").write_text("in the way")
@@ -144,13 +144,13 @@ def test_numbers_that_stay_broken_end_the_run_with_a_diagnosis(moody: Callable[.
 def test_a_second_signal_in_a_step_that_never_ends(
     moody: Callable[..., Any], workshop: Any, read_rows: Callable[[Path], list[dict[str, float]]]
 ) -> None:
-    """It ends the process at once; what was saved is whole, and the run goes on from there."""
+    """A second signal ends the process at once; the saved checkpoint is complete, and the run resumes from it."""
     ended = moody({5: "killed"}, processes=1)
     assert ended.codes == [128 + signal.SIGTERM], ended.stderr
     assert "a second signal: process" in ended.stderr
     (checkpoint,) = checkpoints_in(workshop.folder / "out/checkpoints")
     verify("run.resume", checkpoint)
-    assert f"going on from out/checkpoints/{checkpoint.name}" in moody({}, processes=1).check().stderr
+    assert f"resuming from out/checkpoints/{checkpoint.name}" in moody({}, processes=1).check().stderr
     assert len(read_rows(workshop.folder / "out")) == 8
 
 
@@ -158,7 +158,7 @@ def test_a_second_signal_in_a_step_that_never_ends(
 
 
 class Judge(ThreadingHTTPServer):
-    """Has troubles, by the number of the look at which they come, with the second prompt alone."""
+    """Fails for the second prompt only, at the checks whose numbers are given."""
 
     daemon_threads = True
 
@@ -196,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
 def judged(
     make_workshop: Callable[..., Any], write_texts: Callable[[Path], None], tmp_path: Path
 ) -> Iterator[Callable[..., Any]]:
-    """A run on a tiny SD3 that holds out a judge with these troubles; each process asks for one of two prompts."""
+    """Run a tiny SD3 with a held-out judge that has these troubles; each process scores one of two prompts."""
     from dmdr_models import tiny
 
     tiny.sd3(tmp_path / "sd3")
@@ -235,7 +235,7 @@ TROUBLES = {2: "down", 3: "garbage", 4: "slow"}
 
 
 def test_a_judge_is_skipped(judged: Callable[..., Any], tmp_path: Path, read_rows: Any) -> None:
-    """The pictures that it leaves without a score are not in its mean."""
+    """Pictures without a score are not in the mean."""
     done = judged(TROUBLES, "skip").check()
     assert [row["watch/held_out/vlm-judge"] for row in read_rows(tmp_path / "out")] == [7.0] * 5
     for count, reason in ((2, "503"), (4, "not an answer of chat completions"), (6, "timed out")):
@@ -254,7 +254,7 @@ def test_a_judge_that_is_not_there_is_told_before_the_first_step(judged: Callabl
 
 @pytest.mark.parametrize("trouble", sorted(TROUBLES.values()))
 def test_a_judge_stops_the_run(judged: Callable[..., Any], tmp_path: Path, read_rows: Any, trouble: str) -> None:
-    """On both processes, of which one asked in vain; it goes on when the judge answers."""
+    """Both processes stop although only one got no answer; the run resumes when the judge answers."""
     failed = judged({2: trouble}, "stop")
     assert failed.codes == [76, 76], failed.stderr
     (line,) = stops(failed)

@@ -1,4 +1,4 @@
-"""Who kills a launcher ends the run: the processes that it leaves behind save, and let go of the folder."""
+"""The end of a launcher ends the run: its remaining processes save and release the folder."""
 
 import signal
 import subprocess
@@ -56,5 +56,5 @@ def test_the_end_of_a_launcher_ends_the_run(
         in log.read_text()
     )
     step = int(checkpoint.name.removeprefix("step-"))
-    resumed = workshop.run(f"run.steps={step + 3}").check()  # past the start of the reward, whenever the signal came
-    assert f"going on from out/checkpoints/{checkpoint.name}" in resumed.stderr
+    resumed = workshop.run(f"run.steps={step + 3}").check()  # after the start of the reward, whenever the signal came
+    assert f"resuming from out/checkpoints/{checkpoint.name}" in resumed.stderr

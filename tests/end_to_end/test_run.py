@@ -1,4 +1,4 @@
-"""One run from start to end, and what it leaves behind."""
+"""One run from start to end, and its files."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_metrics(finished: Any, read_rows: Rows) -> None:
     assert [("reward/class-label" in row, "loss/refl" in row) for row in rows] == [(n > 3, n > 3) for n in range(1, 6)]
     fade = [0.75 * 0.5 * (1 + math.cos(math.pi * k / 3)) for k in range(3)] + [0, 0]
     assert [row["teacher_scale"] for row in rows] == pytest.approx(fade, abs=1e-9)
-    # Logged after the update: the rate of the next one.
+    # The log row is written after the update, so it has the rate of the next update.
     cosine = [1e-3 * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(1, 6)]
     assert [row["lr/generator"] for row in rows] == pytest.approx(cosine, abs=1e-9)
 
@@ -108,7 +108,7 @@ def test_print_config(workshop: Any) -> None:
 
 
 def test_dry_run_with_lora_and_zero_3(workshop: Any) -> None:
-    """Also: a LoRA on the generator, and the weights in parts."""
+    """This run also has a LoRA on the generator, and weights in several files."""
     before = workshop.snapshot()
     outcome = workshop.run("--dry-run", "optim.zero_stage=3", "model.generator_lora={rank: 2, targets: [to_q]}").check()
     assert workshop.snapshot() == before
@@ -132,7 +132,7 @@ TINY = ("model.path=sit", "model.vae=null", "optim.precision=fp32", "optim.batch
 
 
 def test_the_built_in_recipes_of_sit_xl(workshop: Any, read_rows: Rows) -> None:
-    """Cold start, then the DINOv2 reward from where it ended, on stand-ins."""
+    """The cold start, and then the DINOv2 reward from its result, with stand-ins for the models."""
     samples = "tracking.samples.count=2"
     workshop.run(*TINY, samples, config="sit-xl-2-cold-start").check()
     cold = workshop.folder / "runs/sit-xl-2-cold-start"
@@ -208,7 +208,7 @@ def test_the_commands_on_a_finished_run(finished: Any, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def emulated(finished: Any) -> Any:
-    """The finished run once more, on a second device; tests must not change it."""
+    """The complete run again, on a second device; tests must not change it."""
     workshop, _ = finished
     remarks = workshop.run("run.output=emulated", emulated=True).check().remarks
     assert [line[:18] for line in remarks] == ["a checkpoint takes"]
@@ -216,7 +216,7 @@ def emulated(finished: Any) -> Any:
 
 
 def test_a_gpu_is_emulated(emulated: Any, read_rows: Rows, same_numbers: Any) -> None:
-    """Training all weights, a reward, the average and the evaluation: the numbers of the CPU."""
+    """The device gives the CPU's numbers for the training of all weights, a reward, the average and the evaluation."""
     device, cpu = emulated.folder / "emulated", emulated.folder / "out"
     same_numbers(read_rows(device), read_rows(cpu))
     found, expected = (json.loads((run / "evaluation.json").read_text()) for run in (device, cpu))
@@ -228,7 +228,7 @@ def test_a_gpu_is_emulated(emulated: Any, read_rows: Rows, same_numbers: Any) ->
 
 
 def test_a_run_goes_on_on_an_emulated_gpu(emulated: Any, read_rows: Rows) -> None:
-    """Resumed from the checkpoint of the second step: bit for bit what it was without the interruption."""
+    """A run that is resumed from the checkpoint of the second step equals the uninterrupted run bit for bit."""
     changes = ["run.resume=emulated/checkpoints/step-00000002", "run.output=resumed", "tracking.evaluation=null"]
     emulated.run(*changes, emulated=True).check()
     for name in ("generator", "student", "fake_score"):
@@ -238,7 +238,7 @@ def test_a_run_goes_on_on_an_emulated_gpu(emulated: Any, read_rows: Rows) -> Non
 
 
 def test_pictures_are_drawn_and_scored_on_an_emulated_gpu(emulated: Any) -> None:
-    """By dmdr-generate and dmdr-score: what the CPU draws and scores."""
+    """dmdr-generate and dmdr-score draw and score the same as on the CPU."""
     folder, devices = emulated.folder, ("cpu", "emulated")
     (folder / "drawn").mkdir()
     draw = ("--family", "sit", "--model", "emulated/student", "--classes", "3", "--seed", "5")
@@ -261,7 +261,7 @@ def test_pictures_are_drawn_and_scored_on_an_emulated_gpu(emulated: Any) -> None
 
 
 def test_an_emulated_gpu_takes_half_precision(emulated: Any, read_rows: Rows) -> None:
-    """fp16 with DeepSpeed's loss scaling, which a CPU refuses; ZeRO 2 on two processes."""
+    """Train in fp16 with DeepSpeed's loss scaling, which a CPU refuses, and with ZeRO 2 on two processes."""
     changes = ["run.output=half", "optim.precision=fp16", "optim.zero_stage=2", "optim.accumulation=1"]
     changes += ["tracking.evaluation=null", "tracking.samples.every=0"]
     remarks = emulated.run(*changes, emulated=True, processes=2).check().remarks

@@ -1,4 +1,4 @@
-"""The same run, however its batch is split."""
+"""A run gives the same numbers however its batch is split."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ SPLITS = {
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_batch_may_be_split(finished: Any, workshop: Any, read_rows: Rows, split: str) -> None:
-    """To rounding the same as one process with 2 x 2."""
+    """The run equals one process with 2 x 2 up to rounding."""
     whole, _ = finished
     started, accumulation, stage = SPLITS[split]
     settings = (f"optim.accumulation={accumulation}", f"optim.zero_stage={stage}")

@@ -1,4 +1,4 @@
-"""The whole way on a tiny SDXL: pairs, regression, cold start, ReFL, export, one step with stock diffusers."""
+"""The complete path on a tiny SDXL: pairs, regression, cold start, ReFL, export, one step with stock diffusers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_texts: Callable[[Path
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, make_workshop: Any) -> Any:
-    """Pairs, then all stages in one run, by one process; tests must not change it."""
+    """Make pairs, then train all stages in one run with one process; tests must not change it."""
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
     made = workshop.dmdr_train(*PAIRS, "-o", "pairs").check()
@@ -71,7 +71,7 @@ def test_every_stage_took_place(whole: Any, read_rows: Rows) -> None:
 
 
 def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
-    """Pairs, regression, distribution matching and ReFL on a second device, with two networks, and drawing there."""
+    """Make pairs, train by regression, distribution matching and ReFL, and draw, on a second device."""
     whole.dmdr_train(*PAIRS, "-o", "pairs-emulated", emulated=True).check()
     whole.run("run.output=emulated", "data.pairs=pairs-emulated", "tracking.samples.count=1", emulated=True).check()
     same_numbers(read_rows(whole.folder / "emulated"), read_rows(whole.folder / "out"))
@@ -80,7 +80,7 @@ def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -
 
 
 def test_two_processes_equal_one(whole: Any, read_rows: Rows) -> None:
-    """At ZeRO 2; `tests/train/test_sdxl_training.py` has the other stages, and bf16."""
+    """Train at ZeRO 2; `tests/train/test_sdxl_training.py` tests the other stages, and bf16."""
     changes = ["run.output=two", "optim.zero_stage=2", "optim.accumulation=1"]
     whole.run(*changes, processes=2).check()
     for row, expected in zip(read_rows(whole.folder / "two"), read_rows(whole.folder / "out"), strict=True):
@@ -89,7 +89,7 @@ def test_two_processes_equal_one(whole: Any, read_rows: Rows) -> None:
 
 
 def test_stock_diffusers_draws_what_dmdr_generate_draws(whole: Any) -> None:
-    """From a single file with the student's state dict, at one step; it is the exported folder's, too."""
+    """Draw one step from a single file with the student's state dict; the exported folder draws the same."""
     import numpy as np
     from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 

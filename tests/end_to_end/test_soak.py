@@ -1,4 +1,4 @@
-"""A short run of tools/soak.py, and that it would see what it looks for; long ones are for maintainers."""
+"""A short run of tools/soak.py, and tests that it finds differences; long runs are for maintainers."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    """The module, which its fork server finds as this process does."""
+    """Import the module in a way that its fork server can import it, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
         import soak
@@ -29,7 +29,7 @@ def test_a_few_faults_of_each_kind_change_nothing(tool: Any, capsys: pytest.Capt
 
 
 def test_one_of_two_processes_dies_or_stands_still(tool: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """The other one names it and ends, and the run goes on."""
+    """The other process names the lost one and ends, and the run resumes."""
     none = ["--signals", "0", "--damages", "0", "--second-runs", "0", "--full-disks", "0"]
     short = ["run.steps=8", "objectives.1.start=4", "run.timeout=6", "optim.zero_stage=2"]
     assert tool.main(["--processes", "2", "--kills", "2", "--hangs", "1", *none, *short]) == 0
@@ -45,7 +45,7 @@ def table(out: str) -> list[str]:
 
 
 def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
-    """Whatever differs, but for the clock, the order of scores, rows that waited, and checkpoints before the last."""
+    """Every difference counts except times, the order of scores, waiting rows, and checkpoints before the last."""
 
     def tensors(weight: float, **texts: str) -> str:
         return save({"weight": torch.tensor(weight)}, texts).decode("latin-1")
@@ -87,7 +87,7 @@ def test_what_differs_is_seen(tool: Any, tmp_path: Path) -> None:
 
 
 class Attempt:
-    """Stands in for one that is over."""
+    """A stand-in for an attempt that has ended."""
 
     def __init__(self, run: Path, text: str):
         self.run, self.log = run, run / "log"
@@ -97,7 +97,7 @@ class Attempt:
 def test_a_wrong_start_is_a_complaint(tool: Any, tmp_path: Path) -> None:
     newest, damaged = tmp_path / "out/checkpoints/step-00000002", Path("out/checkpoints/step-00000004/recipe.yaml")
     named = f"warning: run.resume: {damaged} is damaged; falling back to the checkpoint before\n"
-    resumed = "going on from out/checkpoints/step-00000002\n"
+    resumed = "resuming from out/checkpoints/step-00000002\n"
 
     def found(text: str, newest: list[Path], damaged: Path | None = None) -> int:
         return len(tool.complaints(Attempt(tmp_path, text), newest, damaged))

@@ -1,4 +1,4 @@
-"""The whole way on a tiny SD3: encode, cold start, ReFL, SRPO, export, generate; with the commands that users type."""
+"""The complete path on a tiny SD3: encode, cold start, ReFL, SRPO, export, generate, with the users' commands."""
 
 import shutil
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_texts: Callable[[Path
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, make_workshop: Any) -> Any:
-    """Encoded once, then trained from the cache by one process, without text encoders; tests must not change it."""
+    """Encode once, then train from the cache with one process, without text encoders; tests must not change it."""
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
     encode = ("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
@@ -75,7 +75,7 @@ def test_every_stage_took_place(whole: Any, read_rows: Rows) -> None:
         *[(True, False)] * 2,
         *[(False, True)] * 2,
     ]
-    assert rows[2]["weight/refl"] == 0  # it measures first
+    assert rows[2]["weight/refl"] == 0  # in its first step it only measures
     ratio = 0.5 * rows[2]["grad_norm/distribution_matching"] / rows[2]["grad_norm/refl"]
     assert rows[3]["weight/refl"] == pytest.approx(ratio, rel=1e-5)
     names = {path.stem for path in (whole.folder / "out/samples").iterdir()}
@@ -84,7 +84,7 @@ def test_every_stage_took_place(whole: Any, read_rows: Rows) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_processes_equal_one(whole: Any, read_rows: Rows, same_numbers: Compare, stage: int) -> None:
-    """With the text encoders at work; ZeRO-3 on two networks, the others on one."""
+    """Run with text encoders; ZeRO-3 with two networks, the other stages with one."""
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
     (remark,) = whole.run(*changes, processes=2).check().remarks
@@ -96,7 +96,7 @@ def test_two_processes_equal_one(whole: Any, read_rows: Rows, same_numbers: Comp
 
 
 def test_a_run_goes_on_with_another_number_of_processes(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
-    """Two, one, two again: the numbers of one all along, those of the automatic weight among them."""
+    """Two processes, one, two again: the numbers equal one process throughout, including the automatic weight."""
     changes = ["model.path=sd3-without-texts", "run.output=moved", "run.resume=auto", "run.checkpoint_every=2"]
     for processes, steps in ((2, 2), (1, 4), (2, 6)):
         accumulation = f"optim.accumulation={2 // processes}"
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_another_number_of_processes(whole: Any, read_rows: R
 
 
 def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -> None:
-    """One frozen network with two adapters, text encoders, ReFL, SRPO, early warning and drawing on a second device."""
+    """Run one network with two adapters, text encoders, ReFL, SRPO, early warning and drawing on a second device."""
     encode = ("encode", "--config", "recipe.yaml", "-o", "cache-emulated", "--dtype", "fp32", "data.embeddings=null")
     whole.dmdr_train(*encode, emulated=True).check()
     ours, theirs = (
@@ -131,7 +131,7 @@ def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -
 
 
 def test_generate_draws_what_stock_diffusers_draws(whole: Any) -> None:
-    """From what was exported: by dmdr-generate, and by diffusers and PEFT alone at the times of the training."""
+    """Draw from the export with dmdr-generate, and with diffusers and PEFT alone at the training's times."""
     import numpy as np
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 

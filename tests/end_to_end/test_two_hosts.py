@@ -1,4 +1,4 @@
-"""Two hosts with a link between them: network namespaces, with an address, a name and a process of the run each."""
+"""Two hosts with a link: network namespaces, each with an address, a name and a process of the run."""
 
 import os
 import shlex
@@ -36,7 +36,7 @@ if child:
 
 
 class Host:
-    """A network namespace, for whose processes nothing but the link leads out."""
+    """A network namespace whose only way out is the link."""
 
     def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
         self.name, self.folder = name, folder
@@ -105,7 +105,7 @@ def hosts(workshop: Any, plain_environment: dict[str, str]) -> Iterator[tuple[Ho
 
 
 def documented(words: str, **given: str) -> list[str]:
-    """The command of docs/clusters.md with these words in it, as it is typed here."""
+    """Return the command of docs/clusters.md that contains these words, adapted to this machine."""
     manual = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
     (found,) = [text for text in manual.splitlines() if words in text and "RECIPE" in text]
     known = {"deepspeed": str(BIN / "deepspeed"), "python": sys.executable, RUN: str(ROOT / RUN), **given}
@@ -115,7 +115,7 @@ def documented(words: str, **given: str) -> list[str]:
 def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
     hosts: tuple[Host, Host], workshop: Any, read_rows: Any
 ) -> None:
-    """Begun by DeepSpeed's launcher on each host, resumed as by Slurm; to the bit the same as a run without trouble."""
+    """Start with DeepSpeed's launcher on each host, resume as with Slurm: the weights equal an undisturbed run's."""
     workshop.recipe["objectives"] = [{"kind": "distribution_matching"}]
     workshop.recipe["optim"] |= {"batch_size": 2, "accumulation": 1}
     workshop.recipe["run"] = {"output": "out", "steps": STEPS, "checkpoint_every": 2}
@@ -133,7 +133,7 @@ def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
         assert not ended, output(ended[0])
         time.sleep(0.02)
     hosts[1].link("down")
-    # While both hosts wait in vain.
+    # Meanwhile both hosts wait for each other in vain.
     undisturbed = hosts[0].start(
         sys.executable, "-c", UNDISTURBED, "--config", "recipe.yaml", "run.output=whole", GLOO_SOCKET_IFNAME="lo"
     )
@@ -142,7 +142,7 @@ def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
         assert process.returncode == 69, text
         (line,) = [line for line in text.splitlines() if line.startswith("stopped: ")]
         assert line.startswith(f"stopped: rank {rank} (process ")
-        assert f" on {host}-host) ended, or was not heard of in time (" in line
+        assert f" on {host}-host) ended, or did not answer in time (" in line
         assert "Traceback" not in text
     assert len(read_rows(out)) < STEPS
     for checkpoint in checkpoints_in(out / "checkpoints"):
@@ -150,7 +150,7 @@ def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
 
     hosts[1].link("up")
     command = documented("srun --nodes", RECIPE="recipe.yaml")
-    command = command[command.index(sys.executable) :]  # what srun starts, which is not here
+    command = command[command.index(sys.executable) :]  # the processes that srun would start; there is no srun here
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "10.77.0.[1-2]"}
     processes = [
         host.start(*command, **step, SLURM_PROCID=str(rank), SLURM_LOCALID="0") for rank, host in enumerate(hosts)

@@ -1,4 +1,4 @@
-"""Files that would run code if anything unpickled or imported them, and tiny real ones to hide them among."""
+"""Trap files, which run code when unpickled or imported, and tiny real models in which they are hidden."""
 
 import os
 import pickle
@@ -25,13 +25,13 @@ class Trojan:
 
 @dataclass
 class Trap:
-    """Writes files that leave `mark` once their code has run."""
+    """Writes files whose code makes the folder `mark` when it runs."""
 
     mark: Path
     zipped: bool
 
     def __call__(self, path: Path) -> Path:
-        """A pickle at `path`, as torch writes it or a bare one; what was there is replaced."""
+        """Write a pickle to `path`, in torch's format or a bare one; replace an existing file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"weight": torch.zeros(2), "state_dict": Trojan(self.mark)}
         if self.zipped:
@@ -41,7 +41,7 @@ class Trap:
         return path
 
     def module(self, path: Path) -> Path:
-        """Python code at `path`, with the classes that a config may ask for."""
+        """Write Python code to `path`, with the classes that a config may name."""
         path.write_text(f"import os\nos.makedirs({str(self.mark)!r})\nclass Evil: pass\n")
         return path
 
@@ -58,7 +58,7 @@ def code(tmp_path: Path) -> Trap:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny sit, sd3, sdxl or classifier, which tests must not change."""
+    """Return the folder of a tiny sit, sd3, sdxl or classifier; tests must not change it."""
     folder = tmp_path_factory.mktemp("models")
 
     def made(name: str) -> Path:
@@ -71,7 +71,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def copied(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of one of the tiny models that may be changed."""
+    """Return a copy of a tiny model, which tests may change."""
     return lambda name: Path(shutil.copytree(models(name), tmp_path / "copies" / name))
 
 

@@ -1,4 +1,4 @@
-"""A short run of tools/fuzz.py, the same examples each time; long ones are for maintainers."""
+"""A short run of tools/fuzz.py with the same examples each time; long runs are for maintainers."""
 
 import importlib.util
 from pathlib import Path

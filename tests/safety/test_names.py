@@ -1,4 +1,4 @@
-"""Names in files of others cannot lead out of the folder that they come with."""
+"""Names in users' files cannot lead out of the folder of these files."""
 
 import io
 import json
@@ -106,7 +106,7 @@ def test_a_checkpoint_names_its_own_files_alone(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "PCX"])
 def test_only_usual_pictures_are_decoded(kind: str, tmp_path: Path) -> None:
-    """Whatever its name: Pillow would hand an EPS to a program of its own."""
+    """An EPS is refused whatever its name, since Pillow would pass it to another program."""
     path = tmp_path / "a.png"
     Image.new("RGB", (16, 16)).save(path, kind)
     with pytest.raises(OSError, match="cannot identify"):

@@ -1,7 +1,7 @@
 """Every place that loads a file refuses a pickle that would run code, in one line that names the file.
 
-A new place is a line of PLACES: what it is called, and a function that puts the trap there and loads it. A place that
-takes a folder's code for a model's is a line of CODE.
+For a new place, add a line to PLACES: its name, and a function that puts the trap there and loads it. For a place that
+could run Python code from a model's folder, add a line to CODE.
 """
 
 import json
@@ -33,7 +33,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def reward(name: str, file: str, **options: Any) -> Place:
-    """A reward whose checkpoint, or its folder's file, is the trap."""
+    """Load a reward whose checkpoint, or a file in its folder, is the trap."""
 
     def place(trap: Any, copied: Copy, folder: Path) -> Any:
         path = trap(folder / file)
@@ -63,7 +63,7 @@ def classifier(trap: Any, copied: Copy, folder: Path) -> Any:
 
 
 def part(family: str, name: str, load: Callable[[Path], Any]) -> Place:
-    """A part of a model's folder whose weights are the trap alone."""
+    """Load a part of a model's folder whose only weights are the trap."""
 
     def place(trap: Any, copied: Copy, folder: Path) -> Any:
         model = copied(family)
@@ -82,7 +82,7 @@ def in_disguise(trap: Any, copied: Copy, folder: Path) -> Any:
 
 
 def shard(trap: Any, copied: Copy, folder: Path) -> Any:
-    """An index of safetensors that names a pickle."""
+    """Load an index of safetensors that names a pickle."""
     model = copied("sit")
     (model / "transformer" / WEIGHTS).rename(model / "transformer/kept.safetensors")
     trap(model / "transformer/evil.bin")
@@ -204,7 +204,7 @@ def test_the_trap_works(trap: Any, tmp_path: Path) -> None:
     assert trap.mark.exists()
 
 
-# -- a folder that brings Python code, and asks for it in a config
+# -- a folder that contains Python code and names it in a config
 
 
 def auto_map(model: str, config: str, *classes: str) -> Place:
@@ -220,7 +220,7 @@ def auto_map(model: str, config: str, *classes: str) -> Place:
 
 
 def index(name: str, entry: Any) -> Place:
-    """A pipeline whose index asks for a class of the folder's."""
+    """Load a pipeline whose index names a class in the folder."""
 
     def place(trap: Any, copied: Copy, folder: Path) -> Path:
         path = copied("sd3")

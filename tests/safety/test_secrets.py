@@ -1,4 +1,4 @@
-"""A secret is in the environment and nowhere else: not in a recipe, a run's folder, a model card, a table, a log."""
+"""A secret stays in the environment: it enters no recipe, run folder, model card, table or log."""
 
 import ast
 import inspect
@@ -84,7 +84,7 @@ def test_other_words_of_an_address_stay(redacted: Callable[[str], str]) -> None:
 
 
 def test_both_packages_redact_word_for_word() -> None:
-    """Neither may import the other, so that the redaction stands in both."""
+    """Both packages contain the redaction, since neither may import the other."""
 
     def sources(module: ModuleType) -> list[str]:
         source = inspect.getsource(module)
@@ -174,7 +174,7 @@ def test_a_traceback_shows_no_secret(
     assert CANARY not in shown, shown
 
 
-# -- the whole way
+# -- whole runs
 
 
 RECIPE: dict[str, Any] = {
@@ -201,13 +201,13 @@ def Image(image): return image
 
 
 def holding(folder: Path, text: str) -> list[str]:
-    """The files under a folder whose name or content holds a text."""
+    """Return the files under a folder whose name or content contains a text."""
     found = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return [str(path) for path in found if text in str(path) or text.encode() in path.read_bytes()]
 
 
 def test_a_run_and_its_export_hold_no_secret(models: Callable[[str], Path], python: Any, tmp_path: Path) -> None:
-    """With the keys of every tracker and hub in the environment, and a tracker that writes down what it is told."""
+    """Run with the keys of every tracker and hub in the environment, and with a tracker that records its arguments."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/wandb.py").write_text(WANDB)
     (work := tmp_path / "work").mkdir()
@@ -225,7 +225,7 @@ def test_a_run_and_its_export_hold_no_secret(models: Callable[[str], Path], pyth
 
 
 class Tattler(BaseHTTPRequestHandler):
-    """An endpoint that repeats the key that it was given, in its refusals and in its answers."""
+    """An endpoint that repeats the received key in its errors and in its answers."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -262,7 +262,7 @@ def test_scores_and_pages_hold_no_secret(
     for name in "abc":
         Image.new("RGB", (4, 4)).save(tmp_path / f"pictures/{name}.png")
     seven = (200, json.dumps({"choices": [{"message": {"content": "7"}}]}))
-    together = [seven, None, (400, "no, KEY")]  # a reward that stops is then asked for one picture after the other
+    together = [seven, None, (400, "no, KEY")]  # a reward that stops then scores one picture after the other
     tattler.replies = together if choice == "skip" else [*together, *together]
     options = [f"url=http://127.0.0.1:{tattler.server_port}", "api_key_env=JUDGE_KEY", "concurrency=1"]
     given = [part for each in [*options, f"on_failure={choice}"] for part in ("--option", f"vlm-judge.{each}")]

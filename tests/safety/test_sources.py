@@ -1,4 +1,4 @@
-"""No source of ours calls what could run a user's file as code. Read from the syntax trees, not from the text."""
+"""Our source never calls functions that could run a user's file as code. The test reads the syntax trees."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("packages", "tools") for path in (ROOT / folder).rglob("*.py"))
 
-# Never called, whatever the arguments. Names are as written, behind the last import: `import yaml as y` is not ours.
+# Never called, whatever the arguments. Names are compared as written, so `import yaml as y` would not be found.
 FORBIDDEN = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.load_all", "yaml.unsafe_load",
     "yaml.full_load", "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "cloudpickle.load",
@@ -18,12 +18,12 @@ FORBIDDEN = {
 }  # fmt: skip
 # Called with these arguments only.
 REQUIRED = {"torch.load": ("weights_only", True)}
-# Arguments that nothing is ever called with.
+# Arguments that are never used.
 REFUSED = {("shell", True), ("allow_pickle", True), ("trust_remote_code", True), ("weights_only", False)}
 
 
 def faults(tree: ast.AST, loads_models: bool = True) -> Iterator[str]:
-    """What is wrong, with its line. Tools for maintainers load models that they made; the packages, anybody's."""
+    """Return the mistakes with their lines. Tools may load models that they have made; packages load anyone's."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -44,7 +44,7 @@ def faults(tree: ast.AST, loads_models: bool = True) -> Iterator[str]:
 
 
 def _reads_no_weights(call: ast.Call) -> bool:
-    """Of tokenizers and configs; of adapters, which are checked before; and of weights that are handed over."""
+    """`from_pretrained` may load tokenizers, configs, checked adapters, and models whose weights are given."""
     name = ast.unparse(call.func).lower()
     handed_over = bool(call.args) and isinstance(call.args[0], ast.Constant) and call.args[0].value is None
     return handed_over or any(kind in name for kind in ("tokenizer", "config", "peftmodel", "embedding"))

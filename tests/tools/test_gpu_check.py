@@ -1,4 +1,4 @@
-"""The check of a GPU, rehearsed: its rows on tiny models, and what becomes of rows that fail."""
+"""The rehearsal of the GPU check: its rows on tiny models, and the handling of rows that fail."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def dies(bench):
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What these tests say holds on any machine."""
+    """Make the tests independent of the machine."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
@@ -45,16 +45,16 @@ def bench(tmp_path: Path) -> measure.Bench:
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[plan.Row]]:
-    """Rows of a module that every process finds."""
+    """Provide rows from a module that every process finds."""
     (tmp_path / "gpu_fakes.py").write_text(FAKES)
     monkeypatch.syspath_prepend(tmp_path)
     return lambda *names: [plan.Row(name, 1.0, f"gpu_fakes:{name}") for name in names]
 
 
 def test_rows_pass_on_an_emulated_gpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every reward, in half precision, and fp16 with its loss scale; what makes the CPU wait is counted.
+    """Run every reward in half precision, and fp16 with its loss scale; count the operations that make the CPU wait.
 
-    Training takes its steps there in tests/end_to_end.
+    The tests in tests/end_to_end train on this device.
     """
     rows = ("reward-", "fp16-overflow")
     code = gpu_check.main(["--emulated", "--budget", "3600", "-o", str(tmp_path), "--only", *rows])
@@ -148,7 +148,7 @@ def test_without_a_budget_nothing_is_measured_and_the_table_says_so(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--only", "sd4"], "error: --only sd4: no row begins so; --list prints them"),
+        (["--only", "sd4"], "error: --only sd4: no row has this name or beginning; --list prints the names"),
         (["--budget", "soon"], "error: argument --budget: invalid seconds value: 'soon'; see --help"),
         (["--budget", "nan"], "error: argument --budget: must be a number of seconds, got nan; see --help"),
         (["--fast"], "error: unrecognized arguments: --fast; see --help"),
@@ -207,7 +207,7 @@ def test_the_models_are_of_the_published_size(name: str, part: str, millions: fl
 def test_rewards_are_of_the_published_size(
     name: str, millions: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files are not written: only the shapes are looked at."""
+    """Compare shapes only, without writing files."""
     counted: list[int] = []
 
     def random_state(shapes: dict[str, tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -275,7 +275,7 @@ def test_a_measured_number_that_is_not_finite_is_a_failure(name: str) -> None:
     assert plan.judged("row", plan.Measured(**{name: math.inf}), 1.0).state == "failed"
 
 
-# -- comparisons that must be able to fail
+# -- the comparisons can fail
 
 
 def test_a_bit_that_differs_is_seen() -> None:

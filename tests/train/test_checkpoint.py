@@ -491,7 +491,9 @@ def test_weights_of_another_model_are_refused(
     path = saved[0][1]
     lora = {"rank": 8, "alpha": 4}
     other = make_recipe(model__path=str(model), model__fake_score_lora=lora, run__init_from=str(path))
-    with pytest.raises(UserError, match=r"run.init_from: .*fake_score.safetensors is of another model: .*lora_A") as e:
+    with pytest.raises(
+        UserError, match=r"run.init_from: .*fake_score.safetensors belongs to another model: .*lora_A"
+    ) as e:
         build(other, CPU)
     assert "has shape (4, 32) there and (8, 32) here" in str(e.value)
 
@@ -503,7 +505,7 @@ def test_the_checkpoint_of_another_model_is_refused(
     from dmdr_models import tiny
 
     wider = make_recipe(model__path=str(tiny.sit(tmp_path / "wider", width=48)), optim__ema=0.5)
-    with pytest.raises(UserError, match=r"run.resume: .*generator.safetensors is of another model: .* has shape"):
+    with pytest.raises(UserError, match=r"run.resume: .*generator.safetensors belongs to another model: .* has shape"):
         load(wider, saved[0][1])
 
 

@@ -324,7 +324,7 @@ def test_what_training_can_do_without_is_written_later() -> None:
     write("b.json", row("new"))
     assert made == []
     assert said == [
-        f"warning: {name} could not be written (No space left on device); it is kept until it can"
+        f"warning: {name} could not be written (No space left on device); it is kept in memory and tried again"
         for name in ("a.png", "b.json")
     ]
     with pytest.raises(OSError, match="No space left"):
@@ -599,7 +599,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: A
     monkeypatch.setattr("fcntl.lockf", failing)
     hold(tmp_path).close()
     check_free(tmp_path)
-    said = f"warning: {tmp_path} cannot be locked (No locks available); see that one run alone uses it\n"
+    said = f"warning: {tmp_path} cannot be locked (No locks available); make sure that only one run uses it\n"
     assert capsys.readouterr().err == 2 * said
 
 

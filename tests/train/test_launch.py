@@ -92,14 +92,14 @@ def test_a_process_lost_while_models_are_built_is_named(said: Any) -> None:
     (first,) = said["build"]
     assert first["code"] == 69
     assert first["text"].startswith("rank 1 (process ")
-    assert " ended, or was not heard of in time (Timed out waiting 3000ms" in first["text"]
+    assert " ended, or did not answer in time (Timed out waiting 3000ms" in first["text"]
 
 
 def test_machines_that_do_not_see_one_folder_are_told_so(said: Any) -> None:
     for outcome in said["folders"]:
         assert outcome["code"] == 2
         assert outcome["text"].startswith("run.output: out of rank 0 (process ")
-        assert "is not the one that rank 1 (process " in outcome["text"]
+        assert "is not the folder that rank 1 (process " in outcome["text"]
         assert outcome["files"] == []
 
 

@@ -70,7 +70,7 @@ def test_a_lost_process_is_named_by_all_that_are_left(said: Any, case: str, vict
     assert sorted(left) == [str(rank) for rank in range(3) if rank != victim]
     for rank, outcome in left.items():
         assert outcome["code"] == 69
-        assert outcome["text"].startswith(f"rank {victim} ({outcome['victim']}) ended, or was not heard of in time (")
+        assert outcome["text"].startswith(f"rank {victim} ({outcome['victim']}) ended, or did not answer in time (")
         assert outcome["speaker"] == (0 if victim else int(rank))
 
 

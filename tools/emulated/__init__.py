@@ -1,24 +1,24 @@
-"""A second device for machines that have only a CPU, as strict as CUDA about what meets what.
+"""A second device for machines that have only a CPU, as strict as CUDA about mixing devices.
 
     import emulated
     device = emulated.install()                   # torch.device("emulated", 0)
     weight = torch.ones(2, 3, device=device)
     weight @ torch.ones(3)                        # RuntimeError: … found at least two devices, emulated:0 and cpu
 
-    python -m emulated PROGRAM …                  # a whole program, with this device in the place of a GPU
+    python -m emulated PROGRAM …                  # a whole program, with this device instead of a GPU
 
-Tensors of this device lie in the CPU's memory, and the CPU computes with them, so numbers equal the CPU's to rounding.
-The device differs in what a program may do with it. As on CUDA,
+Tensors of this device lie in the CPU's memory, and the CPU computes with them, so numbers equal the CPU's up to
+rounding. The device restricts what a program may do. As with CUDA,
 
-- an operation takes tensors of one device. It also takes CPU tensors where CUDA does: numbers without a dimension in
+- an operation takes tensors of one device. Like CUDA, it also accepts some CPU tensors: numbers without a dimension in
   element-wise operations, and indices of `tensor[index]`;
-- a random operation takes a generator of the tensor's device. Without a generator it draws from the device's own, which
-  is not the CPU's;
+- a random operation takes a generator of the tensor's device. Without a generator it draws from the device's own
+  generator, which is not the CPU's;
 - neither NumPy nor Python can read a tensor before it is copied to the CPU;
-- a process group of the device takes its tensors and no others.
+- a process group of the device takes only its tensors.
 
 It is torch's `PrivateUse1` device, registered from Python, so torch itself handles its storages, views, modules,
-gradients, optimizers and checkpoints as those of any other device. `emulated.waits` counts, by the name of the
+gradients, optimizers and checkpoints as for any other device. `emulated.waits` counts, by the name of the
 operation, how often the CPU would have had to wait for the device.
 
 It does not emulate streams, limits of memory, generators of the device (`torch.Generator("emulated")` is an error), or
@@ -31,12 +31,12 @@ __all__ = ["NAME", "install", "replace_gpu", "waits"]
 
 
 def replace_gpu() -> None:
-    """Install the device, its process group, and it as the device that DeepSpeed finds."""
+    """Install the device and its process group, and make it the device that DeepSpeed uses."""
     import os
 
     install()
-    os.environ["LOCAL_RANK"] = "0"  # every process has a device to itself and sees no other
-    os.environ["DS_ACCELERATOR"] = "cpu"  # until it is replaced: DeepSpeed would look for a GPU when it is imported
+    os.environ["LOCAL_RANK"] = "0"  # every process has its own device and sees no other
+    os.environ["DS_ACCELERATOR"] = "cpu"  # replaced below; without it DeepSpeed would look for a GPU at import
     import deepspeed
     from deepspeed.accelerator import set_accelerator
 
@@ -44,5 +44,5 @@ def replace_gpu() -> None:
     from emulated.deepspeed_accelerator import EmulatedAccelerator
 
     process_group.install()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # DeepSpeed would compile it, and gloo is enough
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # not compiled: gloo is sufficient
     set_accelerator(EmulatedAccelerator())

@@ -1,6 +1,6 @@
 """`python -m emulated PROGRAM …`, or `-m MODULE …`: run a Python program with the emulated device in place of a GPU.
 
-DeepSpeed finds the device, so dmdr-train trains on it; `--device emulated` names it to dmdr-generate and dmdr-score.
+DeepSpeed finds the device, so dmdr-train trains on it. For dmdr-generate and dmdr-score use `--device emulated`.
 """
 
 import runpy
@@ -10,7 +10,7 @@ import emulated
 
 
 def main(program: list[str]) -> None:
-    """Take the place of the GPU, and become the program."""
+    """Install the emulated device and run the program in this process."""
     emulated.replace_gpu()
     is_module = program[0] == "-m"
     sys.argv = program[is_module:]

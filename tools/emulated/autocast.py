@@ -35,7 +35,7 @@ FULL = (
 
 
 def install() -> None:
-    """Leave every operation as it is under autocast, but for those that CUDA casts."""
+    """Make autocast cast the same operations as on CUDA and leave all others unchanged."""
     library("_").fallback(torch.library.fallthrough_kernel, KEY)
     kernels = library("aten")
     for operation in HALF:
@@ -45,7 +45,7 @@ def install() -> None:
 
 
 def _cast(operation: Any, dtype: torch.dtype | None, *given: Any, **named: Any) -> Any:
-    """The operation on floating-point tensors of `dtype`, or of the precision that autocast was asked for."""
+    """Run an operation with floating-point tensors cast to `dtype`, or to autocast's precision if it is None."""
     dtype = dtype or torch.get_autocast_dtype(NAME)
 
     def cast(value: Any) -> Any:

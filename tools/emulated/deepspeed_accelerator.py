@@ -1,4 +1,4 @@
-"""The device as DeepSpeed sees it."""
+"""DeepSpeed's interface to the device."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The device itself: memory, checks, and the kernels, which are the CPU's."""
+"""The device itself: its memory, its checks, and its kernels, which call the CPU's."""
 
 import functools
 from collections import Counter
@@ -18,7 +18,7 @@ waits: Counter[str] = Counter()
 """How often the CPU would have had to wait for the device, by the name of the operation."""
 
 CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-# These kernels make views, and do not touch memory: they serve tensors of any device.
+# These kernels make views and do not access memory, so they work for tensors of any device.
 VIEWS = (aten.view.default, aten.as_strided.default, aten._reshape_alias.default, aten.unfold.default)
 SET = aten.set_.source_Storage_storage_offset
 # CUDA moves the indices of these to the tensor's device.
@@ -44,7 +44,7 @@ own = Randomness()
 
 
 class Module:
-    """What torch expects to find as `torch.emulated`."""
+    """The module that torch expects as `torch.emulated`."""
 
     @staticmethod
     def is_available() -> bool:
@@ -81,7 +81,7 @@ class Module:
 
 @functools.cache
 def install() -> torch.device:
-    """Register the device, once in a process and before the first backward pass of any device."""
+    """Register the device. This must happen before the first backward pass of any device; later calls do nothing."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     from emulated import autocast  # which builds on this module
@@ -97,14 +97,14 @@ def install() -> torch.device:
     kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
     kernels.impl("_copy_from", _copy_from, "PrivateUse1")
     kernels.impl("_local_scalar_dense", _local_scalar_dense, "PrivateUse1")
-    # torch would compose it of others, which do not take every layout of memory that this one takes.
+    # torch would compose it from other operations, which do not support every memory layout that this one does.
     kernels.impl("native_group_norm", functools.partial(run, aten.native_group_norm.default), "PrivateUse1")
-    # torch asks a device that it does not know for these two, rather than for those that they stand for here.
+    # For an unknown device, torch calls these two instead of the usual convolution operations.
     kernels.impl("convolution_overrideable", functools.partial(run, aten.convolution.default), "PrivateUse1")
     kernels.impl("convolution_backward_overrideable", _convolution_backward, "PrivateUse1")
     torch.serialization.register_package(0, lambda storage: None, _restore)
     of_others = torch.UntypedStorage.clone
-    torch.UntypedStorage.clone = lambda storage: (  # torch would ask for memory in a way that Python cannot answer
+    torch.UntypedStorage.clone = lambda storage: (  # torch would allocate memory in a way that Python cannot provide
         _storage(storage.memory.clone()) if storage.device.type == NAME else of_others(storage)
     )
     autocast.install()
@@ -115,7 +115,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def library(name: str) -> torch.library.Library:
-    _libraries.append(torch.library.Library(name, "IMPL"))  # its kernels go when it does
+    _libraries.append(torch.library.Library(name, "IMPL"))  # the kernels disappear with the library object
     return _libraries[-1]
 
 
@@ -123,20 +123,20 @@ def library(name: str) -> torch.library.Library:
 
 
 def here(value: Any) -> bool:
-    """Whether a value is a tensor of this device."""
+    """Return whether a value is a tensor of this device."""
     return isinstance(value, Tensor) and value.device.type == NAME
 
 
 def as_cpu(tensor: Tensor) -> Tensor:
-    """A CPU tensor of the same memory."""
+    """Return a CPU tensor with the same memory."""
     memory = getattr(tensor.untyped_storage(), "memory", None)
-    if memory is None:  # of a tensor without elements, which torch made itself
+    if memory is None:  # a tensor without elements that torch itself has made
         return torch.empty(tensor.shape, dtype=tensor.dtype)
     return torch.empty(0, dtype=tensor.dtype).set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def as_device(tensor: Tensor) -> Tensor:
-    """A tensor of the device of the same memory as a CPU tensor's."""
+    """Return a tensor of the device with the memory of a CPU tensor."""
     return _rebind(torch._C._acc.create_empty_tensor([0], tensor.dtype), tensor)
 
 
@@ -146,14 +146,14 @@ def _rebind(ours: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _storage(memory: torch.UntypedStorage) -> Any:
-    """A storage of the device, in the memory of one of the CPU."""
+    """Return a storage of the device in the memory of a CPU storage."""
     storage = torch._C._construct_storage_from_data_pointer(memory.data_ptr(), torch.device(NAME, 0), memory.nbytes())
     storage.memory = memory  # keeps it alive for as long as the device's storage
     return storage
 
 
 def _restore(storage: torch.UntypedStorage, location: str) -> Any:
-    """What `torch.load` makes of a storage that is to lie on the device; None of others."""
+    """Return the storage that `torch.load` puts on the device; None for other devices."""
     return _storage(storage) if location.startswith(NAME) else None
 
 
@@ -194,7 +194,7 @@ def _local_scalar_dense(tensor: Tensor) -> Any:
 
 
 class Operation:
-    """What must be known of an operation of torch, read once from its declaration."""
+    """Properties of a torch operation, read once from its declaration."""
 
     def __init__(self, op: Any):
         arguments = op._schema.arguments
@@ -210,10 +210,10 @@ operation = functools.cache(Operation)
 
 
 def run(op: Any, *args: Any, **named: Any) -> Any:
-    """Any operation on tensors of the device: check it as CUDA would, and let the CPU compute it.
+    """Run an operation on tensors of the device: check it like CUDA, and compute it on the CPU.
 
     Raises:
-        RuntimeError: it mixes devices.
+        RuntimeError: the operation mixes devices.
     """
     known = operation(op)
 
@@ -237,30 +237,30 @@ def run(op: Any, *args: Any, **named: Any) -> Any:
     for key, tensor in outputs.items():
         found = mirrors[key]
         ours[id(found)] = tensor
-        if (found.size(), found.stride()) != (tensor.size(), tensor.stride()):  # torch wants an output resized
+        if (found.size(), found.stride()) != (tensor.size(), tensor.stride()):  # torch has resized an output
             _rebind(tensor, found)
     return map_leaves(lambda x: ours[id(x)] if id(x) in ours else as_device(x) if isinstance(x, Tensor) else x, result)
 
 
 def _leaves(values: Any) -> list[Any]:
-    """What is in an argument, or in all of them: torch nests lists no deeper than twice."""
+    """Return the values inside an argument or a list of arguments; torch nests lists at most twice."""
     if isinstance(values, (Tensor, torch.Generator)) or not isinstance(values, Iterable) or isinstance(values, str):
         return [values]
     return [leaf for value in values for leaf in (value if isinstance(value, (list, tuple)) else (value,))]
 
 
 def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same value with every leaf changed."""
+    """Return the value with `change` applied to every leaf."""
     return type(value)(map_leaves(change, v) for v in value) if isinstance(value, (list, tuple)) else change(value)
 
 
 def check(op: Operation, leaves: list[Any], indices: list[Tensor], outputs: dict[int, Tensor]) -> None:
-    """Refuse what CUDA refuses, and count what CUDA waits for.
+    """Refuse operations that CUDA refuses, and count operations for which CUDA waits.
 
     Args:
-        leaves: the arguments.
-        indices: those of them that may lie on the CPU.
-        outputs: those of them that are written to, by `id`.
+        leaves: all arguments.
+        indices: the arguments that may lie on the CPU.
+        outputs: the arguments that are written to, by `id`.
 
     Raises:
         RuntimeError: tensors of two devices, or a generator of another device.

@@ -1,4 +1,4 @@
-"""A process group of the device, as NCCL's is one of CUDA: it refuses tensors of the CPU. gloo carries messages."""
+"""A process group of the device. Like NCCL's for CUDA, it refuses CPU tensors. gloo sends the messages."""
 
 import functools
 from datetime import timedelta
@@ -16,7 +16,7 @@ _gloo: dict[str, dist.ProcessGroup] = {}
 
 @functools.cache
 def install() -> None:
-    """Make `emulated` a backend of torch.distributed, and the one that belongs to the device."""
+    """Register `emulated` as a backend of torch.distributed, and as the default backend of the device."""
     dist.Backend.register_backend(NAME, _backend, devices=[NAME])
     kernels = library("c10d")
     for name in torch._C._dispatch_get_all_op_names():
@@ -36,7 +36,7 @@ def _takes_tensors(operation: Any) -> bool:
 
 
 def _by_gloo(operation: Any, *given: Any, **named: Any) -> Any:
-    """An operation on tensors of the device, carried out on the same memory as the CPU's."""
+    """Run an operation on tensors of the device as an operation on CPU tensors with the same memory."""
     names = [argument.name for argument in operation._schema.arguments]
     arguments = {**dict(zip(names, given, strict=False)), **named}
     group = dist.ProcessGroup.unbox(arguments["process_group"])
@@ -45,7 +45,7 @@ def _by_gloo(operation: Any, *given: Any, **named: Any) -> Any:
 
 
 def _on_cpu(group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The group with the same gloo underneath whose tensors are the CPU's."""
+    """Return the group of CPU tensors that uses the same gloo backend."""
     if group.group_name not in _gloo:
         twin = dist.ProcessGroup(dist.HashStore(), group.rank(), group.size())
         twin._register_backend(CPU, dist.ProcessGroup.BackendType.GLOO, group._get_backend(torch.device(NAME)))

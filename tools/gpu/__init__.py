@@ -1,4 +1,4 @@
-"""The parts of tools/gpu_check.py. They find the packages of this repository also where none is installed."""
+"""The parts of tools/gpu_check.py. They find this repository's packages even if none is installed."""
 
 import importlib.util
 import sys

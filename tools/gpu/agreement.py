@@ -1,4 +1,4 @@
-"""Rows that compare: the GPU with the CPU, a resumed run with one that was not interrupted, one network with two."""
+"""Rows that compare: the GPU with the CPU, a resumed run with an uninterrupted one, one network with two."""
 
 import math
 import shutil
@@ -26,23 +26,23 @@ from gpu.plan import Measured
 Logs = dict[str, float]
 
 DEMO_TOLERANCE = 0.01
-"""Of the demo's losses, relative.
+"""Relative tolerance of the demo's losses.
 
-By default a GPU convolves in TF32, whose numbers have ten bits. With the convolutions rounded so, a CPU's losses of
-these four steps are 2.3e-3 from its own; sums in another order alone leave them within 1e-5.
+By default a GPU convolves in TF32, whose numbers have ten bits. With such rounding, a CPU's losses of these four steps
+differ by 2.3e-3 from its usual ones; another order of sums alone changes them by less than 1e-5.
 """
 BF16_TOLERANCE = 2**-8
-"""Of one backbone against two: a unit in the last place of bfloat16, if kernels add in another order."""
+"""Tolerance of one backbone against two: a unit in the last place of bfloat16, if kernels add in another order."""
 
 
 class DisagreementError(Exception):
-    """Two computations that should be the same, and are not."""
+    """Raised if two computations that should agree do not."""
 
 
 def demo(bench: Bench) -> Measured:
-    """Four steps of the built-in problem, the reward joining at the third, beside the same on the CPU.
+    """Compare four steps of the built-in problem with the same steps on the CPU; the reward joins at the third.
 
-    On the CPU torch's own optimizer takes the steps, without DeepSpeed, which knows one device in a process.
+    On the CPU torch's own optimizer takes the steps, since DeepSpeed supports only one device in a process.
 
     Raises:
         DisagreementError: a loss differs by more than `DEMO_TOLERANCE`.
@@ -60,7 +60,7 @@ def demo(bench: Bench) -> Measured:
 
 
 class PlainEngine:
-    """What the trainer asks of a DeepSpeed engine, by torch alone, in float32."""
+    """The part of a DeepSpeed engine that the trainer uses, with torch alone, in float32."""
 
     skipped_steps = 0
 
@@ -87,7 +87,7 @@ class PlainEngine:
 
 
 def resumed(bench: Bench) -> Measured:
-    """Four steps of a tiny SD3, and two with a checkpoint and two more in another session: equal bit for bit.
+    """Compare four steps of a tiny SD3 with two steps, a checkpoint, and two more steps in a new session, bit for bit.
 
     Torch's deterministic algorithms are switched on.
 
@@ -110,13 +110,13 @@ def resumed(bench: Bench) -> Measured:
             compare_losses(found, expected, 0.0)
             compare_bits(weights(again), end)
     if not moved(end, middle):
-        raise DisagreementError("nothing was learnt after the checkpoint, so that equal weights mean nothing")
+        raise DisagreementError("no weight changed after the checkpoint, so equal weights prove nothing")
     notes = ["tiny SD3, bf16, ZeRO-2", "weights equal bit for bit", "deterministic algorithms"]
     return Measured(settings.optim.batch_size, numbers=found[-1], notes=notes)
 
 
 def one_backbone(bench: Bench) -> Measured:
-    """Three steps of a tiny SD3 in bf16, with two adapters on one network and on two: equal losses.
+    """Compare the losses of three steps of a tiny SD3 in bf16, with two adapters on one network and on two.
 
     Raises:
         DisagreementError: a loss differs by more than `BF16_TOLERANCE`.
@@ -132,9 +132,9 @@ def one_backbone(bench: Bench) -> Measured:
 
 
 def overflow(bench: Bench) -> Measured:
-    """A loss scale that fp16 cannot hold: both engines skip the update, and no weight moves; then they go on.
+    """Check that both engines skip an update with a loss scale that is too large for fp16, and then train on.
 
-    On a CPU, which does not train in fp16, a weight that fp32 cannot square takes its place.
+    A CPU does not train in fp16. There the check uses a weight whose square is too large for fp32.
 
     Raises:
         DisagreementError: an update was made, or none is made afterwards.
@@ -155,17 +155,17 @@ def overflow(bench: Bench) -> Measured:
         if not any(made.train_step() and moved(weights(made), before) for _ in range(5)):
             raise DisagreementError("no weight moves in five steps after the overflow")
     kind = "fp32 for fp16, a weight of 1e30" if bench.cpu else "a loss scale of 2^60"
-    return Measured(2, numbers=logs, notes=["tiny SDXL", kind, "both updates skipped, weights as they were"])
+    return Measured(2, numbers=logs, notes=["tiny SDXL", kind, "both updates skipped, weights unchanged"])
 
 
 def settled(made: Trainer) -> Logs:
-    """Train until a step is not skipped: until the loss scale has come down to what these weights bear."""
+    """Train until a step is not skipped, that is, until the loss scale is low enough for these weights."""
     for _ in range(20):
         skipped = skips(made)
         logs = made.train_step()
         if skips(made) == skipped:
             return logs
-    raise DisagreementError("twenty steps in a row were skipped before the overflow was made")
+    raise DisagreementError("twenty steps in a row were skipped before the planned overflow")
 
 
 def engines(made: Trainer) -> dict[str, Any]:
@@ -173,13 +173,13 @@ def engines(made: Trainer) -> dict[str, Any]:
 
 
 def skips(made: Trainer) -> dict[str, int]:
-    """The updates that each engine has skipped so far."""
+    """Return the number of updates that each engine has skipped so far."""
     return {name: engine.skipped_steps for name, engine in engines(made).items()}
 
 
 @contextmanager
 def too_large(bench: Bench, asked: Mapping[str, Any]) -> Iterator[None]:
-    """Every engine's next update overflows; afterwards all is as it was."""
+    """Make every engine's next update overflow inside the context; restore everything afterwards."""
     if not bench.cpu:
         scales = {name: engine.optimizer.loss_scale for name, engine in asked.items()}
         for engine in asked.values():
@@ -200,7 +200,7 @@ def too_large(bench: Bench, asked: Mapping[str, Any]) -> Iterator[None]:
 
 
 def tiny_sd3(bench: Bench, *changes: str) -> Recipe:
-    """The recipe of SD3-Medium's cold start on a tiny SD3 with weights in files; it learns fast enough to see it."""
+    """Return SD3-Medium's cold start recipe for a tiny SD3 from files, with learning rates that show in two steps."""
     name = "sd3-medium-cold-start"
     values = training.overrides(tiny(bench), load_recipe(name), 2, "sd3-medium", None)
     rates = ["guidance.ratio=2", "optim.generator.lr=1e-3", "optim.fake_score.lr=1e-3", "optim.eight_bit=false"]
@@ -208,7 +208,7 @@ def tiny_sd3(bench: Bench, *changes: str) -> Recipe:
 
 
 def tiny(bench: Bench) -> Bench:
-    """The same device, with tiny models, whose weights lie in files."""
+    """Return a bench for the same device with tiny models, whose weights are read from files."""
     work = bench.work / "tiny"
     work.mkdir(exist_ok=True)
     return Bench(bench.device, True, work)
@@ -216,9 +216,9 @@ def tiny(bench: Bench) -> Bench:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Torch's deterministic algorithms, where it has them, and its warning where it has none."""
+    """Use torch's deterministic algorithms inside the context; torch warns if an operation has none."""
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed takes a new gigabyte for every update
+    torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed allocates a new gigabyte for every update
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import a compiler
     try:
         yield
@@ -227,7 +227,7 @@ def deterministic() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
-# -- what is compared
+# -- comparisons
 
 
 def steps(made: Trainer, count: int) -> list[Logs]:
@@ -235,7 +235,7 @@ def steps(made: Trainer, count: int) -> list[Logs]:
 
 
 def weights(made: Trainer) -> dict[str, Tensor]:
-    """Copies of all that both engines train."""
+    """Return copies of all weights that both engines train."""
     return {
         f"{role}.{name}": parameter.detach().clone()
         for role, engine in engines(made).items()
@@ -245,7 +245,7 @@ def weights(made: Trainer) -> dict[str, Tensor]:
 
 
 def moved(found: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors that differ in a bit."""
+    """Return the names of the tensors that are not equal bit for bit."""
     return [name for name in before if not torch.equal(found[name], before[name])]
 
 
@@ -268,7 +268,7 @@ def compare_losses(found: Sequence[Logs], expected: Sequence[Logs], tolerance: f
 
 
 def worst(found: Sequence[Logs], expected: Sequence[Logs]) -> float:
-    """The largest relative difference of two losses."""
+    """Return the largest relative difference between two losses."""
     rows = [(losses(a), losses(b)) for a, b in zip(found, expected, strict=True)]
     apart = [abs(a[name] - b[name]) / max(abs(b[name]), 1e-12) for a, b in rows for name in b]
     return math.nan if any(map(math.isnan, apart)) else max(apart)

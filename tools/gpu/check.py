@@ -1,4 +1,4 @@
-"""Carrying out rows in a process of their own, within a budget of time. Imported without torch."""
+"""Measure rows in a separate process within a time budget. This module imports no torch."""
 
 import multiprocessing
 import time
@@ -10,9 +10,9 @@ from gpu import worker
 from gpu.plan import FAILED, LEFT_OUT, MistakeError, Result, Row
 
 GRACE = 30.0
-"""Seconds that a row may take beside three times what is expected of it."""
+"""Seconds that a row may take in addition to three times its expected seconds."""
 PATIENCE = 600.0
-"""Seconds in which a process must have imported everything, and in which a row of the rehearsal must end."""
+"""Seconds within which a process must have imported everything, and a row of the rehearsal must end."""
 
 
 class Worker:
@@ -20,7 +20,7 @@ class Worker:
 
     Raises:
         MistakeError: nothing can be measured here.
-        RuntimeError: it ends, or says nothing.
+        RuntimeError: the process ends or does not answer.
     """
 
     def __init__(self, options: worker.Options):
@@ -40,7 +40,7 @@ class Worker:
         self.environment: dict[str, Any] = found
 
     def measure(self, row: Row, limit: float) -> worker.Answer:
-        """The row's result; a failure if the process ends, or does not answer in `limit` seconds."""
+        """Return the row's result; a failure if the process ends or does not answer within `limit` seconds."""
         start = time.monotonic()
         try:
             self.connection.send(row)
@@ -59,7 +59,7 @@ class Worker:
             raise RuntimeError(f"its process ended with code {self.process.exitcode}") from None
 
     def end(self) -> None:
-        """Let the process go, or end it where it does not."""
+        """Ask the process to end, and kill it if it does not."""
         with suppress(OSError):
             self.connection.send(None)
         self.process.join(5)
@@ -75,11 +75,11 @@ def check(
     left: Callable[[], float],
     tell: Callable[[list[Result], dict[str, Any]], object],
 ) -> list[Result]:
-    """Measure rows in their order; one that does not fit into what is left of the budget is left out.
+    """Measure rows in their order; leave out a row that does not fit into the rest of the budget.
 
     Args:
-        left: seconds that are left of the budget.
-        tell: is called after every row with the results so far, and what they depend on.
+        left: returns the remaining seconds of the budget.
+        tell: called after every row with the results so far and their environment.
 
     Raises:
         MistakeError: nothing can be measured here.

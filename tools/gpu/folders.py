@@ -1,4 +1,4 @@
-"""The inputs that recipes name: model folders, prompts, their embeddings, and pairs."""
+"""Write the inputs that recipes name: model folders, prompts, their embeddings, and pairs."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ CLIP_LENGTH, T5_LENGTH = 77, 128
 
 
 def model(bench: Bench, name: str) -> Path:
-    """A folder that holds the configs of a published model; with `--tiny`, those of a tiny one of its family."""
+    """Return a folder with the configs of a published model; with `--tiny`, a tiny model of its family."""
     return once(bench.work / name, lambda folder: write_tiny(folder, name) if bench.tiny else write_full(folder, name))
 
 
@@ -58,9 +58,9 @@ def prompts(bench: Bench) -> Path:
 
 
 def embeddings(bench: Bench, name: str) -> Path:
-    """A cache as `dmdr-train encode` writes it for the prompts, with random embeddings for the model in folder `name`.
+    """Return a cache like that of `dmdr-train encode`, with random embeddings of the prompts for the model `name`.
 
-    No text encoder is then loaded.
+    With it no text encoder is loaded.
     """
     generator = torch.Generator().manual_seed(0)
     texts = ["", *PROMPTS]
@@ -79,7 +79,7 @@ def embeddings(bench: Bench, name: str) -> Path:
 
 
 def condition_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What a family's text encoders make of one prompt: SD3's, with T5 at its default length, or SDXL's."""
+    """Return the shapes of one prompt's embeddings: for SD3, with T5 at its default length, or for SDXL."""
     if (folder / "unet").exists():
         config = json.loads((folder / "unet/config.json").read_text())
         times = 6 * config["addition_time_embed_dim"]
@@ -95,7 +95,7 @@ def condition_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def pairs(bench: Bench, name: str) -> Path:
-    """A folder as `dmdr-train pairs` writes it, with noise for noise and for pictures."""
+    """Return a folder like that of `dmdr-train pairs`, with random noise and random pictures."""
     generator = torch.Generator().manual_seed(1)
 
     def make(rows: Sequence[int], done: Any) -> Made:

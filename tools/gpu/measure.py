@@ -1,4 +1,4 @@
-"""How a step is measured."""
+"""Measure the time, memory, operations and waits of a step."""
 
 import statistics
 import time
@@ -18,16 +18,16 @@ from gpu.plan import Measured
 GIB = 2**30
 WAITED = "called a synchronizing CUDA operation"
 PROTOTYPE = "Synchronization debug mode is a prototype"
-"""What torch warns of in its sync-debug mode, and when it is switched on."""
+"""Texts of torch's warnings in its sync-debug mode: for a wait, and when the mode is switched on."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where rows are measured.
+    """The environment in which rows are measured.
 
     Args:
-        tiny: with tiny models, to rehearse.
-        work: folder for what rows write; it is shared by all of them.
+        tiny: use tiny models, for a rehearsal.
+        work: folder for the files of all rows.
     """
 
     device: torch.device
@@ -43,12 +43,12 @@ class Bench:
         return self.device.type == "cpu"
 
     def wait(self) -> None:
-        """Until the device has done all that it was asked."""
+        """Wait until the device has finished all its work."""
         if self.cuda:
             torch.cuda.synchronize()
 
     def measure(self, step: Callable[[], Mapping[str, float | Tensor]], batch: int) -> Measured:
-        """Warm up with one step, whose operations are counted, then time two; of full size up to five in two seconds.
+        """Count the operations of a warm-up step, then time two steps, or up to five within two seconds at full size.
 
         Args:
             step: returns numbers that must be finite.
@@ -77,7 +77,7 @@ class Bench:
         return found
 
     def matmul(self) -> float:
-        """Operations per second of a product of random bf16 matrices, 8192³; 256³ on a CPU."""
+        """Return the operations per second of a product of random bf16 matrices, 8192³; 256³ without CUDA."""
         side, count = (8192, 20) if self.cuda else (256, 2)
         a, b = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
         a @ b
@@ -91,12 +91,12 @@ class Bench:
 
 @contextmanager
 def observed(device: torch.device) -> Iterator[tuple[Counter[str], list[str]]]:
-    """Count the operations that wait for the device, by the line of Python that they come from; and collect warnings.
+    """Count the operations that wait for the device, by line of Python code, and collect warnings.
 
-    Explicit waits, such as `torch.cuda.synchronize`, are not seen. The emulated device counts by operation.
+    Explicit waits, such as `torch.cuda.synchronize`, are not counted. The emulated device counts by operation.
 
     Yields:
-        The counts, and the first lines of all other warnings, both filled when this ends.
+        The counts, and the first lines of all other warnings; both are filled at the end of the context.
     """
     places: Counter[str] = Counter()
     warned: list[str] = []
@@ -124,5 +124,5 @@ def observed(device: torch.device) -> Iterator[tuple[Counter[str], list[str]]]:
 
 
 def short(file: str) -> str:
-    """A path from its package on."""
+    """Return the last two parts of a path."""
     return "/".join(Path(file).parts[-2:])

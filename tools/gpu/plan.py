@@ -1,4 +1,4 @@
-"""The rows of the check, the most valuable first, and their results. Imported without torch."""
+"""The rows of the check, the most valuable first, and their results. This module imports no torch."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import Any
 from dmdr_rewards.info import BUILT_IN
 
 TINY_SECONDS = 3.0
-"""What any row of the rehearsal may be expected to take."""
+"""The longest expected duration of a row in the rehearsal."""
 
 
 class MistakeError(Exception):
-    """A mistake of the user's, as one line."""
+    """A user's mistake, as one line."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Row:
     """One row of the table.
 
     Args:
-        name: by which `--only` asks for it.
-        seconds: that it may be expected to take on an H100, the making of its weights included.
-        function: `module:name` of what measures it, called with a `gpu.measure.Bench` and `options`.
+        name: the name for `--only`.
+        seconds: expected duration on an H100, including making the weights.
+        function: `module:name` of the measuring function, called with a `gpu.measure.Bench` and `options`.
     """
 
     name: str
@@ -31,22 +31,22 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
 
     def expected(self, tiny: bool) -> float:
-        """Seconds that the budget must still hold when the row begins."""
+        """Return the seconds that must remain in the budget when the row begins."""
         return min(self.seconds, TINY_SECONDS) if tiny else self.seconds
 
 
 @dataclass
 class Measured:
-    """What a row's function found; None where there is nothing to say, as on a CPU.
+    """The measurements of a row; None for a number that was not measured, for example on a CPU.
 
     Attributes:
-        seconds: per step, the median after one step of warm-up.
-        peak: of the memory that was allocated in these steps, in GiB.
-        flops: floating-point operations of one step, what is recomputed in the backward pass included.
-        waits: times per step that the program waited for the device.
-        numbers: that must be finite, such as losses.
-        notes: for the table.
-        more: for the JSON alone.
+        seconds: per step, the median after one warm-up step.
+        peak: the peak of allocated memory in these steps, in GiB.
+        flops: floating-point operations of one step, including recomputation in the backward pass.
+        waits: how often per step the program waited for the device.
+        numbers: values that must be finite, such as losses.
+        notes: texts for the table.
+        more: further values for the JSON file only.
     """
 
     batch: int | None = None
@@ -60,7 +60,7 @@ class Measured:
 
     @property
     def not_finite(self) -> list[str]:
-        """The names of the numbers that are not, measured ones included."""
+        """The names of the values that are not finite, including the measurements."""
         measured = {name: getattr(self, name) for name in ("seconds", "peak", "flops", "waits")}
         found = {**self.numbers, **{name: value for name, value in measured.items() if value is not None}}
         return [name for name, value in found.items() if not math.isfinite(value)]
@@ -71,7 +71,7 @@ PASSED, FAILED, LEFT_OUT = "passed", "failed", "left out"
 
 @dataclass
 class Result:
-    """A row with its end: passed, failed or left out, and why."""
+    """The outcome of a row: passed, failed or left out, and the reason."""
 
     name: str
     state: str
@@ -84,14 +84,14 @@ class Result:
 
 
 def judged(name: str, measured: Measured, took: float) -> Result:
-    """The result of a row that came to its end: a number that is not finite is a failure."""
+    """Return the result of a completed row; a number that is not finite is a failure."""
     if measured.not_finite:
         return Result(name, FAILED, f"not finite: {', '.join(measured.not_finite)}", took, measured)
     return Result(name, PASSED, "", took, measured)
 
 
 def exit_code(results: Sequence[Result]) -> int:
-    """1 where a row has failed, otherwise 0; rows that were left out are no failure."""
+    """Return 1 if a row has failed, otherwise 0; rows that were left out do not count as failures."""
     return int(any(result.state == FAILED for result in results))
 
 
@@ -104,7 +104,7 @@ def _reward(name: str, seconds: float) -> Row:
 
 
 def rows() -> list[Row]:
-    """All of them, in the order in which they are carried out."""
+    """Return all rows in the order in which they are measured."""
     found = [
         _training("sd35-large-cold-start", 30, 1, "sd35-large"),
         Row("demo", 6, "gpu.agreement:demo"),
@@ -135,13 +135,13 @@ def rows() -> list[Row]:
 
 
 def select(names: Sequence[str]) -> list[Row]:
-    """The rows with these names or prefixes; all of them for none.
+    """Return the rows with these names or prefixes; an empty list selects all rows.
 
     Raises:
-        MistakeError: a name fits no row.
+        MistakeError: a name matches no row.
     """
     found = rows()
     for name in names:
         if not any(row.name.startswith(name) for row in found):
-            raise MistakeError(f"--only {name}: no row begins so; --list prints them")
+            raise MistakeError(f"--only {name}: no row has this name or beginning; --list prints the names")
     return [row for row in found if not names or row.name.startswith(tuple(names))]

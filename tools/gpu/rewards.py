@@ -1,4 +1,4 @@
-"""Rewards at their real size: their files with random weights, and rows that score pictures forward and backward."""
+"""Rewards at their real size: write their files with random weights, and measure scoring and its gradient."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ TINY_CLIP = {
 
 
 class Files(NamedTuple):
-    """What a recipe gives a reward: its checkpoint and its options."""
+    """The part of a recipe for a reward: its checkpoint and its options."""
 
     checkpoint: Path
     options: dict[str, Any]
@@ -37,7 +37,7 @@ def reward(bench: Bench, name: str) -> Measured:
     Texts are embedded every time, as in training.
 
     Raises:
-        ValueError: no gradient comes back.
+        ValueError: the gradient is zero.
     """
     batch, side = (2, 32) if bench.tiny else (4, 1024)
     checkpoint, options = files(bench, name)
@@ -63,7 +63,7 @@ def reward(bench: Bench, name: str) -> Measured:
 
 
 def files(bench: Bench, name: str) -> Files:
-    """The files of a reward, in the format that it reads."""
+    """Write the files of a reward in its own format, and return them."""
     return WRITERS[name](bench)
 
 
@@ -71,7 +71,7 @@ def files(bench: Bench, name: str) -> Files:
 
 
 def vit_h(bench: Bench) -> Files:
-    """HPS v2.1 and DFN-CLIP read the same tensors, those of a ViT-H-14."""
+    """Write a ViT-H-14, whose tensors HPS v2.1 and DFN-CLIP both read."""
     return open_clip(bench, "ViT-H-14")
 
 
@@ -89,7 +89,7 @@ def aesthetic(bench: Bench) -> Files:
 
 
 def open_clip(bench: Bench, model: str) -> Files:
-    """A file of one of open_clip's models; with `--tiny`, of a tiny one, with its configuration beside it."""
+    """Write a file of an open_clip model; with `--tiny`, of a tiny model, with its configuration beside it."""
     import open_clip
 
     config = TINY_CLIP if bench.tiny else open_clip_config(model)
@@ -108,7 +108,7 @@ def open_clip(bench: Bench, model: str) -> Files:
 
 
 def pickscore(bench: Bench) -> Files:
-    """A CLIPModel of the size of ViT-H-14, with CLIP's own tokenizer."""
+    """Write a CLIPModel of the size of ViT-H-14, with CLIP's own tokenizer."""
     from transformers import CLIPConfig, CLIPModel
 
     text: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -131,7 +131,7 @@ def pickscore(bench: Bench) -> Files:
 
 
 def class_label(bench: Bench) -> Files:
-    """ViT-B/16 for the thousand classes of ImageNet."""
+    """Write a ViT-B/16 for the thousand classes of ImageNet."""
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(num_labels=1000)
@@ -155,7 +155,7 @@ def write_folder(bench: Bench, folder: Path, config: Any, make: Callable[[], nn.
 
 
 def write_tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer in transformers' format, from the vocabulary that comes with open_clip."""
+    """Write CLIP's tokenizer in transformers' format, from the vocabulary inside open_clip."""
     from open_clip import SimpleTokenizer
 
     known = SimpleTokenizer()
@@ -171,14 +171,14 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def imagereward(bench: Bench) -> Files:
-    """ImageReward.pt: BLIP's ViT-L/16 and BERT-base, and a vocabulary of BERT's size beside it."""
+    """Write ImageReward.pt, with BLIP's ViT-L/16 and BERT-base, and a vocabulary of BERT's size beside it."""
     from timm.models.vision_transformer import VisionTransformer
     from transformers import BlipTextConfig, BlipTextModel
 
     width, depth, side, text_width, layers = (64, 2, 32, 64, 2) if bench.tiny else (1024, 24, 224, 768, 12)
     words = 128 if bench.tiny else 30522
     config = BlipTextConfig(
-        vocab_size=words + 2,  # BLIP's two
+        vocab_size=words + 2,  # BLIP adds two
         hidden_size=text_width,
         encoder_hidden_size=width,
         intermediate_size=4 * text_width,
@@ -207,7 +207,7 @@ def imagereward(bench: Bench) -> Files:
 
 
 def dinov2(bench: Bench) -> Files:
-    """ViT-L/14 with the head of four layers, in torch.hub's layout."""
+    """Write a ViT-L/14 with the head of four layers, in torch.hub's layout."""
     width, depth, patch, side, classes = (64, 4, 14, 4, 10) if bench.tiny else (1024, 24, 14, 37, 1000)
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),

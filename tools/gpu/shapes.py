@@ -39,7 +39,7 @@ def sd3(layers: int, **more: Any) -> Config:
 
 
 def autoencoder(**more: Any) -> Config:
-    """The VAE that SD, SDXL and SD3 share but for the number of channels and the constants."""
+    """The VAE of SD, SDXL and SD3; these differ only in the number of channels and the constants."""
     return {
         "_class_name": "AutoencoderKL",
         "down_block_types": ["DownEncoderBlock2D"] * 4,

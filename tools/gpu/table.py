@@ -27,7 +27,7 @@ def markdown(results: Sequence[Result], environment: dict[str, Any], command: st
 
 
 def described(environment: dict[str, Any]) -> str:
-    """Where it was measured, in one paragraph."""
+    """Return a paragraph that describes the machine."""
     if not environment:
         return "Nothing was measured."
     parts = [environment["device"]]
@@ -40,7 +40,7 @@ def described(environment: dict[str, Any]) -> str:
 
 
 def line(result: Result, environment: dict[str, Any]) -> str:
-    """One row. On a CPU neither memory nor waits are measured, and rates say nothing of a GPU."""
+    """Return one row. On a CPU it has no memory, no waits and no rates."""
     found = result.measured
     gpu = "memory_gib" in environment
     rate = found.flops / found.seconds if gpu and found.flops and found.seconds else None

@@ -1,4 +1,4 @@
-"""Rows that take training steps of the shipped recipes, by the code that a run takes them with."""
+"""Rows that take training steps of the shipped recipes, with the same code as a run."""
 
 import importlib.util
 import json
@@ -21,9 +21,9 @@ from gpu.weights import random_weights
 
 
 def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> Measured:
-    """Build the trainer of a recipe as a run does and take its steps; only paths and batch are overridden.
+    """Build the recipe's session as a run does, and take steps; only paths and batch are overridden.
 
-    Where there is no bitsandbytes the optimizer is torch's own AdamW, and on a CPU fp16 is fp32.
+    Without bitsandbytes the optimizer is torch's own AdamW; on a CPU, fp32 replaces fp16.
     """
     batch = min(batch, 2) if bench.tiny else batch
     settings = load_recipe(name, overrides(bench, load_recipe(name), batch, model, vae))
@@ -38,9 +38,9 @@ def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> 
 
 @contextmanager
 def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Trainer]:
-    """The trainer of a recipe, with random weights on the device in the place of files.
+    """Build the session of a recipe with random weights on the device instead of weights from files.
 
-    Its engines are destroyed when this ends: DeepSpeed's hooks would keep them in memory.
+    The engines are destroyed at the end, since DeepSpeed's hooks would keep them in memory.
     """
     start_processes(bench.device)
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Train
 
 
 def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | None) -> list[str]:
-    """What of a shipped recipe is changed, as the command line would."""
+    """Return the changes to a shipped recipe, as on the command line."""
     values: dict[str, Any] = {
         "model.path": str(folders.model(bench, model)),
         "optim.batch_size": batch,
@@ -86,12 +86,12 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
 
 
 def eight_bit(bench: Bench) -> bool:
-    """Whether there is an 8-bit optimizer."""
+    """Return whether an 8-bit optimizer is available."""
     return bench.cuda and importlib.util.find_spec("bitsandbytes") is not None
 
 
 def notes(settings: Recipe, shipped: Recipe, trainer: Trainer) -> list[str]:
-    """What the table must say of a row: how it differs from the recipe, and which updates were skipped."""
+    """Return the notes for the table: differences from the recipe, and skipped updates."""
     found = [settings.optim.precision, f"{settings.model.resolution or trainer.family.image_size}²"]
     if shipped.optim.precision != settings.optim.precision:
         found[0] += f" for {shipped.optim.precision}"

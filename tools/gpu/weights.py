@@ -1,4 +1,4 @@
-"""Random weights that are made on the device, so that a full-size model needs no file and not the CPU's memory."""
+"""Make random weights on the device, so that a full-size model needs neither files nor the CPU's memory."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def random_weights(device: torch.device) -> Iterator[None]:
-    """Let diffusers' `from_pretrained` read configs alone: it makes the model on `device`, with random weights.
+    """Make diffusers' `from_pretrained` read only configs, and build the model on `device` with random weights.
 
-    Everything that dmdr loads of diffusion models comes through it: networks and VAEs. What it leaves untested is the
-    reading of safetensors, and the move of a network from the CPU to the device.
+    dmdr loads all networks and VAEs of diffusion models with this method. Reading safetensors and moving a network from
+    the CPU to the device are therefore not tested.
     """
 
     def from_pretrained(
@@ -37,7 +37,7 @@ def random_weights(device: torch.device) -> Iterator[None]:
 
 
 def made(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A module that is built on `device` in `dtype`, and none of whose matrices is zero."""
+    """Build a module on `device` in `dtype` and fill all its matrices with random numbers, so that none is zero."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -49,18 +49,18 @@ def made(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device
         for parameter in module.parameters():
             if parameter.ndim > 1:
                 draw(parameter)
-    return nn.Module.to(module, dtype)  # diffusers' own warns of a list that is empty
+    return nn.Module.to(module, dtype)  # diffusers' own method warns about an empty list
 
 
 def draw(tensor: Tensor) -> None:
-    """Fill with N(0, 1 / 4n), of n inputs: a little below torch's own start values, and without its zero layers."""
+    """Fill a tensor of n inputs with N(0, 1 / 4n), slightly less than torch's own initial values."""
     tensor.normal_(std=0.5 / math.sqrt(tensor[0].numel()))
 
 
 def random_state(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
-    """Tensors in float16 on the CPU, for a file: matrices at random, scales 1, biases 0.
+    """Return float16 tensors on the CPU, for a file: random matrices, scales 1, biases 0.
 
-    They are drawn on `device`, where that is fast.
+    They are drawn on `device`, which is faster.
     """
     state = {}
     for name, shape in shapes.items():
@@ -76,13 +76,13 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], device: torch.device) ->
 
 
 def shapes_of(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a module's state dict; it is built without memory."""
+    """Return the names and shapes of a module's state dict; the module is built without memory."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
 
 
 def once(path: Path, write: Callable[[Path], Any]) -> Path:
-    """The file or folder at `path`, written if it is not there yet; half of it never has its name."""
+    """Write the file or folder at `path` unless it exists, and return the path; the write is atomic."""
     if not path.exists():
         partial = path.with_name(f"partial-{path.name}")
         write(partial)

@@ -1,7 +1,7 @@
-"""The process that measures. It imports torch; the one that writes the table does not.
+"""The process that measures. It imports torch; the process that writes the table does not.
 
-A row that takes the whole process with it (a crash, a device that answers nothing any more, memory) then costs itself
-alone: the other process starts this one again for the rows that are left.
+If a row ends this process (a crash, a device that no longer answers, too little memory), only this row is lost: the
+other process starts a new one for the remaining rows.
 """
 
 import gc
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "open_clip_torch", "timm", "bitsandbytes")
 
 LEFT_BEHIND = 2**30
-"""Bytes on the GPU that a row may leave allocated before the next one starts in a new process."""
+"""Bytes on the GPU that a row may leave allocated; if it leaves more, the next row starts in a new process."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Of a check.
+    """Options of a check.
 
     Args:
-        tiny: with tiny models.
-        work: folder for what rows write.
-        emulated: on the emulated device.
+        tiny: use tiny models.
+        work: folder for the files of rows.
+        emulated: use the emulated device.
     """
 
     tiny: bool
@@ -46,29 +46,29 @@ class Options:
 
 @dataclass(frozen=True)
 class Mistake:
-    """Why nothing can be measured here, as one line."""
+    """The reason why nothing can be measured here, as one line."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A row's result, and whether this process can go on to the next."""
+    """A row's result, and whether this process can measure the next row."""
 
     result: Result
     sound: bool
 
 
 def main(connection: Any, options: Options) -> None:
-    """Say what there is here, then carry out the rows that come over `connection`, until None comes."""
+    """Send the environment over `connection`, then measure the rows that arrive, until None arrives."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the row that compares bits
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_CACHE", str(options.work / "datasets"))
     if options.tiny:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tensors so small, a second thread costs more than it brings
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for such small tensors a second thread costs more than it gains
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.dup2(2, 1)  # what libraries print is no part of the table
+    os.dup2(2, 1)  # keeps the output of libraries out of the table
     import torch
 
     if options.emulated:
@@ -80,7 +80,7 @@ def main(connection: Any, options: Options) -> None:
         return
     from deepspeed.accelerator import get_accelerator
 
-    from gpu import agreement, rewards, training  # noqa: F401  (so that no row pays for it)
+    from gpu import agreement, rewards, training  # noqa: F401  (imported before the first row is timed)
     from gpu.measure import Bench
 
     device = torch.device(get_accelerator().device_name(), 0)
@@ -92,7 +92,7 @@ def main(connection: Any, options: Options) -> None:
 
 
 def carry_out(row: Row, bench: "Bench") -> Answer:
-    """Measure one row; whatever it raises is its failure."""
+    """Measure one row; any exception is a failure of the row."""
     module, _, name = row.function.partition(":")
     start = time.perf_counter()
     try:
@@ -107,7 +107,7 @@ def carry_out(row: Row, bench: "Bench") -> Answer:
 
 
 def sound(bench: "Bench") -> bool:
-    """Free what the row has left, and see whether the device still works and is empty enough for the next row."""
+    """Free memory; return whether the device still works and is empty enough for the next row."""
     import torch
 
     gc.collect()
@@ -123,7 +123,7 @@ def sound(bench: "Bench") -> bool:
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """What the numbers depend on: the card, its driver, versions."""
+    """Return what the numbers depend on: the card, its driver, versions."""
     import torch
 
     emulated = "" if device.type in ("cpu", "cuda") else "an emulated device on "
@@ -137,7 +137,7 @@ def environment(device: Any) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name, where Linux tells it."""
+    """Return the CPU's name and number of cores, as far as Linux tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

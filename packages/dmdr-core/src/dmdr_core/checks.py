@@ -1,9 +1,9 @@
-"""The checks behind every public function: a user's mistake names the argument, its value and the fix.
+"""The checks of every public function: the error for a user's mistake names the argument, its value and the fix.
 
-``TypeError`` is for the wrong kind of thing (a list, an integer tensor where numbers with a fraction are needed),
-``ValueError`` for the right kind with a wrong value. Values are inspected in tensors of one number per sample only
-(times, rewards, scales), which on an accelerator costs one small synchronisation; tensors of the size of a sample are
-checked by shape and dtype alone, which costs nothing.
+``TypeError`` is for an argument of the wrong kind (a list, or an integer tensor instead of a floating-point one),
+``ValueError`` for the right kind with a wrong value. Only tensors with one number per sample (times, rewards, scales)
+have their values checked, which on an accelerator costs one small synchronisation. Tensors of samples are checked by
+shape and dtype alone, which costs nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Step grids: the times a few-step model is asked at.
+"""Step grids: the times at which a few-step model predicts.
 
 ``times`` has one entry more than there are steps. It starts at noise, decreases strictly, and ends where sampling ends;
-the model is asked at every entry but the last. Flow matching takes a :class:`StepGrid` (float32), a variance-preserving
-process a :class:`TimestepGrid` (int64). Times are built on the CPU; move them as you need.
+the model predicts at every entry except the last. Flow matching takes a :class:`StepGrid` (float32), a
+variance-preserving process a :class:`TimestepGrid` (int64). Times are built on the CPU; move them as you need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dmdr_core import checks
 
 
 class Grid(Protocol):
-    """What a rollout asks of a grid."""
+    """The interface that a rollout needs of a grid."""
 
     @property
     def num_steps(self) -> int:
@@ -73,7 +73,8 @@ class TimestepGrid:
     """Evenly spaced integer timesteps, for a variance-preserving process.
 
     ``linspace(num_timesteps - 1, 0, num_steps + 1)``, rounded. A one-step model is conditioned on timestep 399 of 1000
-    (two fifths of the way) instead of 999, whose network output amplifies into noise artifacts (DMDR, SDXL recipe).
+    (two fifths of the way) instead of 999, where errors of the network's output are amplified into noise artifacts
+    (DMDR, SDXL recipe).
 
     Args:
         num_steps: at least 1.

@@ -1,4 +1,4 @@
-"""Losses on samples. All are computed in float32, or float64 where an input is, and are means over every element."""
+"""Losses on samples: means over all elements, computed in float32, or in float64 if an input is float64."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def dmd_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8
 
     ``g = (x0_fake - x0_real) / (mean |x0 - x0_real| + eps)``, the mean taken per sample over all trailing dimensions;
     NaN becomes 0 (DMD, arXiv 2311.18828, eq. 7 and 8; DMDR, arXiv 2511.13649). A NaN in ``x0`` or ``x0_real`` therefore
-    silences its whole sample, one in ``x0_fake`` its own entry. Infinities stay, for a loss scaler to see.
+    sets the gradient of its whole sample to 0, a NaN in ``x0_fake`` only that of its entry. Infinities stay, so that a
+    loss scaler can see them.
 
     Args:
         x0: generated samples, ``[B, ...]``.
         x0_real: the teacher's x0 prediction on the renoised ``x0``, ``[B, ...]``.
-        x0_fake: the fake score's, at the same renoised point, ``[B, ...]``.
+        x0_fake: the fake score's x0 prediction at the same renoised point, ``[B, ...]``.
         eps: keeps the quotient finite; 0 or more.
 
     Returns:
@@ -70,7 +71,7 @@ def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = N
     """Return the mean squared error of a denoiser: ``mean w (prediction - sg(target))²``.
 
     With ``target = process.target(x0, noise, t)`` this is flow matching (arXiv 2210.02747) or DDPM's simple loss
-    (arXiv 2006.11239). No gradient reaches ``target``: the fake score learns from the generator and never steers it.
+    (arXiv 2006.11239). No gradient reaches ``target``, so training the fake score does not change the generator.
 
     Args:
         prediction: ``[B, ...]``.

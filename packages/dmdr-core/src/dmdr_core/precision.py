@@ -1,4 +1,4 @@
-"""The precision of arithmetic: float32, or float64 where an input has it; never less, also under bf16 networks."""
+"""The precision of arithmetic: float32, or float64 if an input is float64; never less, also with bf16 networks."""
 
 from __future__ import annotations
 

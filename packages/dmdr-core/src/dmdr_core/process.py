@@ -1,4 +1,4 @@
-"""Noise processes: what a time means, how noise is added, what a network predicts.
+"""Noise processes: the meaning of a time, how noise is added, and what a network predicts.
 
 ============================  ==============================  ======================================
                               FlowMatching                    VariancePreserving
@@ -11,10 +11,10 @@ models                        SiT, SD3, SD3.5                 SDXL
 
 Shapes: samples, noise and predictions share one shape ``[B, ...]``; a time is a number, or a tensor ``[]`` or ``[B]``.
 
-Dtypes: times and all arithmetic are float32, or float64 where an input is, however coarse the network's own dtype.
-``add_noise``, ``target`` and ``step`` return the dtype of their sample (what the network reads); ``to_x0`` keeps the
-working precision, so that differences of two x0 predictions mean something. Keep times in float32 yourself: bf16 rounds
-0.626 to 0.625 before anyone here can see it.
+Dtypes: times and all arithmetic are float32, or float64 if an input is float64, whatever the network's own dtype.
+``add_noise``, ``target`` and ``step`` return the dtype of their sample (the network's input); ``to_x0`` keeps the
+working precision, so that the difference of two x0 predictions is not lost in rounding. Pass times in float32: bf16
+rounds 0.626 to 0.625, and this module cannot undo that.
 
 Errors, in every method: ``TypeError`` for a tensor or a time of the wrong kind, ``ValueError`` for shapes that differ,
 a time tensor that is neither ``[]`` nor ``[B]``, and a time out of range or NaN.
@@ -35,7 +35,7 @@ Time = Tensor | float
 
 
 class Process(Protocol):
-    """What the rest of the package asks of a noise process; write your own by providing these."""
+    """The interface of a noise process; write your own by implementing these members."""
 
     @property
     def t_end(self) -> float:
@@ -45,10 +45,10 @@ class Process(Protocol):
         """Return x_t."""
 
     def target(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
-        """Return what a network should predict at x_t."""
+        """Return the prediction that a network is trained to make at x_t."""
 
     def to_x0(self, x_t: Tensor, prediction: Tensor, t: Time) -> Tensor:
-        """Return the clean sample that a prediction stands for."""
+        """Return the clean sample that a prediction implies."""
 
     def step(self, x_t: Tensor, prediction: Tensor, t: Time, t_next: Time) -> Tensor:
         """Return the state at ``t_next`` by one deterministic step."""
@@ -127,13 +127,13 @@ class VariancePreserving:
     """The discrete variance-preserving process with noise prediction (DDPM, Ho et al. 2006.11239).
 
     Args:
-        alphas_cumprod: ``ᾱ``, ``[T]``, decreasing within (0, 1]: diffusers' ``scheduler.alphas_cumprod``. It is copied,
-            and stays on the device where you give it: give it on the device of your samples to spare a copy per call.
+        alphas_cumprod: ``ᾱ``, ``[T]``, decreasing within (0, 1]: diffusers' ``scheduler.alphas_cumprod``. It is copied
+            and stays on its device; give it on the device of your samples, otherwise every call copies it there.
 
     Raises:
         TypeError: ``alphas_cumprod`` is not a floating-point tensor.
-        ValueError: it is not a vector, or its values do not decrease within (0, 1]. Zero is refused because no x0
-            can be read from a noise prediction there.
+        ValueError: it is not a vector, or its values do not decrease within (0, 1]. Zero is refused because there
+            a noise prediction does not determine x0.
     """
 
     alphas_cumprod: Tensor

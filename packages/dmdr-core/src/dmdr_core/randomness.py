@@ -1,14 +1,14 @@
 """Random draws from named generators.
 
-Wherever a ``generator`` is accepted it is one of
+A ``generator`` argument is one of
 
 - ``None``: torch's global generator;
 - one ``torch.Generator``: the whole batch is drawn from it;
 - a sequence of ``torch.Generator``, one per sample: sample i depends on generator i alone, so a draw does not depend on
   how a batch is split over processes or accumulation steps.
 
-A draw is made on the generator's own device, in float32 (float64 where that is asked for), then moved and cast: a run
-in bf16 sees the rounded noise of the run in float32.
+Noise is drawn on the generator's own device in float32 (float64 if requested), then moved and cast. A run in bf16
+therefore gets the rounded noise of the run in float32.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def randn(
         Noise of the given shape.
 
     Raises:
-        TypeError: ``dtype`` is not floating-point, or ``generator`` is not what the head of this module says.
+        TypeError: ``dtype`` is not floating-point, or ``generator`` is none of the kinds in the head of this module.
         ValueError: ``shape`` is empty, or the number of generators is not B.
     """
     if not dtype.is_floating_point:

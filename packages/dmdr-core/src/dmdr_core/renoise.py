@@ -1,4 +1,4 @@
-"""Renoise samplers: where on the way from clean (0) to noise (1) the two scores are compared.
+"""Renoise samplers: they draw the noise levels, from clean (0) to noise (1), at which the two scores are compared.
 
 A sample is a fraction τ strictly inside (0, 1), float32, one per batch entry; ``process.time_at(τ)`` turns it into the
 process's own time. The same sampler serves the distribution-matching term and the fake score's loss.
@@ -30,12 +30,12 @@ class BetaRenoise:
     **and** ``beta`` **have no effect.** For a Beta distribution that never anneals, give ``anneal_steps=math.inf``.
 
     Args:
-        alpha: a at step 0, positive. Larger than ``beta`` favours noise.
+        alpha: a at step 0, positive. A value larger than ``beta`` favours high noise.
         beta: b at step 0, positive.
         anneal_steps: length of the dynamic phase in generator steps, 0 or more, or ``math.inf``.
 
     Raises:
-        TypeError: an argument is not a number, or ``anneal_steps`` neither an int nor ``math.inf``.
+        TypeError: an argument is not a number, or ``anneal_steps`` is neither an int nor ``math.inf``.
         ValueError: an argument is out of range.
     """
 
@@ -82,12 +82,12 @@ class BetaRenoise:
 
 @dataclass(frozen=True)
 class UniformRenoise:
-    """Uniform times: every noise level alike (DMD2, arXiv 2405.14867)."""
+    """Uniform times: every noise level is equally likely (DMD2, arXiv 2405.14867)."""
 
     def sample(
         self, batch: int, step: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """Draw one τ per batch entry, the same at every step; otherwise as :meth:`BetaRenoise.sample`."""
+        """Draw one τ per batch entry, from the same distribution at every step; see :meth:`BetaRenoise.sample`."""
         checks.count("batch", batch, 1)
         checks.count("step", step, 0)
 

@@ -1,7 +1,7 @@
 """Reward terms: one number per picture in, one number per picture out. Higher rewards are better.
 
-Rewards are ``[B]`` and finite; a NaN would otherwise become part of the weights, so it is an error. Arithmetic is in
-float32, or float64 where an input is.
+Rewards are ``[B]`` and finite; a NaN is an error, since it would otherwise spread into the weights. Arithmetic is in
+float32, or in float64 if an input is float64.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dmdr_core.precision import working_dtype
 def hinge(reward: Tensor, margin: float = 0.7) -> Tensor:
     """Return how far each reward falls short of the margin.
 
-    ``relu(margin - reward)``: a picture that is good enough is left alone (ReFL, arXiv 2304.05977, as used in DMDR,
-    arXiv 2511.13649). The loss is the mean over the batch.
+    ``relu(margin - reward)``: a picture whose reward reaches the margin has no gradient (ReFL, arXiv 2304.05977, as
+    used in DMDR, arXiv 2511.13649). The loss is the mean over the batch.
 
     Args:
         reward: ``[B]``.
@@ -63,14 +63,14 @@ def group_advantage(rewards: Tensor, group_size: int) -> Tensor:
     """Return each reward relative to its group.
 
     ``(r - mean) / std`` within each group of ``group_size`` consecutive entries, std being the population's (divided by
-    ``group_size``). A constant group, so also a group of one, gives exactly 0 (GRPO, arXiv 2402.03300).
+    ``group_size``). A constant group, and thus also a group of one, gives exactly 0 (GRPO, arXiv 2402.03300).
 
     Args:
         rewards: ``[B]``, B a multiple of ``group_size``.
         group_size: at least 1; the samples of one prompt.
 
     Returns:
-        ``[B]``, float32 or better, detached: an advantage weighs a loss, it is not one.
+        ``[B]``, float32 or better, detached, since an advantage is a weight and not a loss.
 
     Raises:
         TypeError: an argument is of the wrong kind.

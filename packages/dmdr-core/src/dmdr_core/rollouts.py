@@ -1,13 +1,13 @@
-"""The generator's own few-step simulation: the states a few-step model meets when it samples.
+"""Few-step simulation of the generator: the states that a few-step model visits when it samples.
 
-``predict(x_t, t) -> prediction`` is asked with ``x_t`` of shape ``[B, ...]``, in the dtype of the noise, and ``t`` of
-shape ``[B]``. How the simulation moves from one grid time to the next is its mode:
+``predict(x_t, t) -> prediction`` is called with ``x_t`` of shape ``[B, ...]``, in the dtype of the noise, and ``t`` of
+shape ``[B]``. The mode says how the simulation moves from one grid time to the next:
 
 - ``"sde"``: predict x0, renoise it to the next grid time with fresh noise (DMD2's backward simulation,
   arXiv 2405.14867);
 - ``"ode"``: the process's deterministic step.
 
-Gradient flows through everything if the caller has it enabled; wrap the call in ``torch.no_grad()`` otherwise.
+Gradients flow through the whole simulation if they are enabled; wrap the call in ``torch.no_grad()`` if you need none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Rollout:
     """A simulated trajectory.
 
     Attributes:
-        states: the noisy samples x_t that were predicted at, each ``[B, ...]``; the first is the noise.
+        states: the noisy samples x_t at which the model predicted, each ``[B, ...]``; the first is the noise.
         times: their grid times, ``[len(states)]``.
         x0: the x0 prediction at the last state, ``[B, ...]``; after all steps of the grid, the final sample.
     """
@@ -53,11 +53,11 @@ def rollout(
     generator: Generators = None,
     num_steps: int | None = None,
 ) -> Rollout:
-    """Simulate a few-step model from noise, asking ``predict`` once per step.
+    """Simulate a few-step model from noise, with one call of ``predict`` per step.
 
     The states are exactly those that sampling visits (DMDR, arXiv 2511.13649; the public trainers differ). The result's
-    ``x0`` is ``process.to_x0`` at the last state, in float32 or better; under flow matching that is where the last
-    Euler step ends, too.
+    ``x0`` is ``process.to_x0`` at the last state, in float32 or better; with flow matching this is also the
+    result of the last Euler step.
 
     Args:
         predict: the model, see the head of this module.
@@ -72,7 +72,7 @@ def rollout(
         The :class:`Rollout`, with ``num_steps`` states.
 
     Raises:
-        TypeError: an argument, or what ``predict`` returned, is of the wrong kind.
+        TypeError: an argument, or the result of ``predict``, is of the wrong kind.
         ValueError: an unknown mode, a number of steps that the grid does not have, a grid that ends elsewhere than the
             process, a prediction of another shape than the state, or not one generator per sample.
     """
@@ -96,11 +96,11 @@ def visit(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk through the states of a :func:`rollout`, one at a time.
 
-    ``predict`` is asked at a state only when the next one is wanted: the first k + 1 states cost k predictions. This is
-    for a trainer that simulates up to a state without gradient and predicts there with gradient.
+    ``predict`` is called at a state only when the next state is requested: the first k + 1 states cost k predictions.
+    A trainer can thus simulate up to a state without gradient and predict there with gradient.
 
     Args:
-        predict: as in :func:`rollout`, like all the others.
+        predict: as in :func:`rollout`, and so are all other arguments.
         process: noise process.
         grid: grid.
         noise: ``[B, ...]``.

@@ -1,11 +1,12 @@
-"""The states that a few-step generator is trained at: a grid time per sample, and x_t there.
+"""The states at which a few-step generator is trained: a grid time per sample, and x_t there.
 
-Two choices with one interface. :func:`visited_states` gives the states that sampling visits, so that the generator is
-trained where it will be used. :func:`authors_states` does what the public DMDR trainers do, for comparison.
+There are two choices with one interface. :func:`visited_states` returns the states that sampling visits, so that the
+generator is trained on the states that it meets in use. :func:`authors_states` does the same as the public DMDR
+trainers, for comparison.
 
-Here ``predict(x_t, t, rows) -> prediction`` is told which samples it is asked for: ``rows`` are their positions in the
-batch, int64, as many as ``x_t`` holds. A sample is not simulated further than it needs. Give a generator per sample
-(:mod:`dmdr_core.randomness`), and a sample's state does not depend on where the others stop.
+Here the model is ``predict(x_t, t, rows) -> prediction``: ``rows``, int64, holds the batch positions of the samples in
+``x_t``. A sample is not simulated further than it needs. If you give a generator per sample
+(:mod:`dmdr_core.randomness`), a sample's state does not depend on where the others stop.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def visited_states(
         chosen: ``[B]`` int64, the position of each sample's grid time, in [0, N).
         mode: ``"sde"`` or ``"ode"``, see :mod:`dmdr_core.rollouts`.
         generator: of the fresh noise in ``"sde"``.
-        in_step: ask for all samples at all N - 1 times, needed or not; for a network whose weights are spread over
-            processes that must call it equally often (ZeRO-3).
+        in_step: predict all samples at all N - 1 times, needed or not. ZeRO-3 spreads the weights over processes, and
+            all processes must call the network equally often.
 
     Returns:
         The states ``[B, ...]`` and their times ``[B]``.
@@ -79,20 +80,20 @@ def authors_states(
     generator: Generators = None,
     in_step: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """An x0 of the simulation, renoised to the time chosen for the sample; sampling visits other states.
+    """Renoise an x0 of the simulation to the time chosen for each sample; sampling visits other states.
 
-    In ``"ode"`` it is the final x0, at every time; in ``"sde"`` the x0 that is predicted at the chosen time itself.
+    In ``"ode"`` this is the final x0, whatever the chosen time; in ``"sde"`` it is the x0 predicted at the chosen time.
     Source: the public trainers of DMDR.
 
     Args:
-        predict: as in :func:`visited_states`, like all the others.
+        predict: as in :func:`visited_states`, and so are all other arguments.
         process: noise process.
         grid: grid.
         noise: ``[B, ...]``.
         chosen: ``[B]``.
         mode: ``"sde"`` or ``"ode"``.
         generator: of all fresh noise.
-        in_step: ask for all samples.
+        in_step: predict all samples at all times.
 
     Returns:
         The states ``[B, ...]`` and their times ``[B]``.

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files that are whole, random draws, versions."""
+"""Tools for all other rooms: errors, atomic files, folders, random draws, versions."""

@@ -1,16 +1,16 @@
-"""How a run ends other than well: one line on stderr, and an exit code that says what to do.
+"""The ways a run ends early: one line on stderr, and an exit code that says what to do.
 
 | code | meaning |
 |---|---|
 | 2 | a mistake in the recipe, an option or a file; the line names key, value and fix |
-| 4 | a rule of `watch` said so (action: stop); its state is saved |
-| 65 | losses or gradients were not finite `run.max_skipped` times in a row; the state before that is saved |
-| 69 | another process of the run ended or was not heard of for `run.timeout`; start again from the last checkpoint |
-| 74 | a checkpoint could not be written, and the run was to stop for it, or ended with it |
-| 75 | stopped by a signal, with its state saved; start again to go on |
+| 4 | a rule of `watch` with `action: stop` held; the state is saved |
+| 65 | losses or gradients were not finite `run.max_skipped` times in a row; the state before these steps is saved |
+| 69 | another process of the run ended or did not answer for `run.timeout`; start again from the last checkpoint |
+| 74 | a checkpoint could not be written, and it was the last one or `run.on_failed_save` is `stop` |
+| 75 | stopped by a signal; the state is saved; start again to resume |
 | 76 | a reward failed, such as an endpoint that does not answer; the state is saved |
 
-From 65 on they are those of BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL.
+The codes from 65 on are BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL.
 """
 
 import os
@@ -35,12 +35,12 @@ class UserError(ValueError):
 
 
 class StoppedError(Exception):
-    """A run that ends before its last step, in good order and on every process.
+    """Raised on every process when a run ends before its last step in a controlled way.
 
     Args:
-        code: the exit code, of those above.
-        text: the line.
-        speaker: a rank that prints it, beside the first on each machine.
+        code: the exit code, from the table above.
+        text: the line to print.
+        speaker: a rank that prints the line, besides the first process of each machine.
     """
 
     def __init__(self, code: int, text: str, speaker: int = 0):
@@ -54,7 +54,7 @@ class StoppedError(Exception):
 
 @contextmanager
 def naming(key: str) -> Iterator[None]:
-    """Give what another package refuses in the user's files the recipe key that it came from.
+    """Add the recipe key to errors that another package raises about the user's files.
 
     Raises:
         UserError: for a ValueError, an OSError, or a damaged safetensors file.
@@ -71,9 +71,10 @@ def naming(key: str) -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn UserError and StoppedError into one line on stderr and an exit code; what else is raised is ours.
+    """Turn UserError and StoppedError into one line on stderr and an exit code; other exceptions are bugs and pass.
 
-    One process on each machine prints, and the speaker; they end first: launchers kill the others once one has ended.
+    The first process of each machine and the speaker print the line. They end first, since launchers kill the other
+    processes once one has ended.
     """
     try:
         yield
@@ -82,7 +83,7 @@ def user_errors() -> Iterator[None]:
     except StoppedError as stop:
         _end(f"stopped: {stop}", stop.code, stop.speaker)
     except KeyboardInterrupt:
-        _end("stopped: by Ctrl-C; what is whole stays", 128 + signal.SIGINT)
+        _end("stopped: by Ctrl-C; complete files stay", 128 + signal.SIGINT)
 
 
 def _end(line: str, code: int, speaker: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint was made with."""
+"""Versions of the packages that influence a run's numbers."""
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ PACKAGES = ("dmdr-train", "torch", "deepspeed", "diffusers", "transformers", "pe
 
 @cache
 def versions() -> dict[str, str | None]:
-    """The installed version of each package that numbers depend on; None for one that is not installed as such."""
+    """Return the installed version of each package that the numbers depend on; None if it is not installed."""
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

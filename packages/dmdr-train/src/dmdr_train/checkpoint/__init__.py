@@ -1,1 +1,1 @@
-"""Checkpoints: saving, loading, finding, and comparing them with a recipe."""
+"""Checkpoints: save, load and find them, and compare them with a recipe."""

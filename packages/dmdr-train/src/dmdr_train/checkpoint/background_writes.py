@@ -1,4 +1,4 @@
-"""Writes that may fail: the files of a checkpoint, at once or in the background; others, when there is space again."""
+"""Writes that may fail: a checkpoint's files, at once or in the background; other files, again until they succeed."""
 
 import copy
 import threading
@@ -13,16 +13,16 @@ from dmdr_train.base.atomic_files import fingerprint, settle
 
 
 class Writes:
-    """Carries out writes until one fails, and remembers why it did.
+    """Makes writes until one fails, and stores the reason instead of raising an exception.
 
-    An exception on one process would leave the others waiting for it in the next collective operation.
+    After an exception on one process, the others would wait for it in the next collective operation.
 
     Attributes:
         fingerprints: size and sha256 of every file written.
-        error: why one could not be written, or None.
+        error: the reason why a write failed, or None.
 
     Args:
-        background: keep a copy of everything in memory instead, and write when `start` is called.
+        background: first keep a copy of everything in memory; `start` begins to write it.
     """
 
     def __init__(self, background: bool = False):
@@ -33,22 +33,22 @@ class Writes:
         self._thread = threading.Thread(target=self._write_all, daemon=True)
 
     def __call__(self, write: Callable[[Any, Path], object], data: Any, path: Path) -> None:
-        """Have `write(data, path)` make a file."""
+        """Make a file with `write(data, path)`, now or, in the background, after `start`."""
         if self.background:
             self.attempt(lambda: self._waiting.append((write, tree_map(_copied, data), path)))
         else:
             self._write(write, data, path)
 
     def attempt(self, act: Callable[[], object]) -> None:
-        """Do something that makes no file, unless something failed before."""
+        """Call `act`, which makes no file, unless something has failed before."""
         if self.error is None:
             try:
                 act()
-            except Exception as error:  # whatever it is, the others must not wait for this process
+            except Exception as error:  # of any kind: the other processes must not wait for this one
                 self.error = reason_of(error)
 
     def start(self) -> None:
-        """Begin to write what is waiting."""
+        """Begin to write the waiting files."""
         self._thread.start()
 
     @property
@@ -56,7 +56,7 @@ class Writes:
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Return when all is written or has failed."""
+        """Wait until everything is written or a write has failed."""
         self._thread.join()
 
     def _write_all(self) -> None:
@@ -70,10 +70,10 @@ class Writes:
 
 
 class Unhurried:
-    """Carries out writes that training can do without, those that fail again together with the next one.
+    """Makes writes that training does not depend on. A failed write is tried again with the next write.
 
     Args:
-        say: takes a warning, a line for each name whose write fails.
+        say: called with a warning, one line for each name whose write fails.
     """
 
     def __init__(self, say: Callable[[str], object]):
@@ -82,28 +82,29 @@ class Unhurried:
         self.said: set[str] = set()
 
     def __call__(self, name: str, write: Callable[[], object]) -> None:
-        """Have `write()` make the file `name`, now or later; an earlier write of that name is forgotten."""
+        """Make the file `name` with `write()`, now or later; this replaces a waiting write of the same name."""
         self.waiting[name] = write
         self.again()
 
     def again(self) -> None:
-        """Try what is waiting."""
+        """Try all waiting writes."""
         for name, write in list(self.waiting.items()):
             try:
                 write()
             except OSError as error:
                 if name not in self.said:
-                    self.say(f"warning: {name} could not be written ({reason_of(error)}); it is kept until it can")
+                    kept = "it is kept in memory and tried again"
+                    self.say(f"warning: {name} could not be written ({reason_of(error)}); {kept}")
                 self.said.add(name)
             else:
                 del self.waiting[name]
                 self.said.discard(name)
 
     def finish(self) -> None:
-        """Make what is waiting, for the last time.
+        """Try all waiting writes for the last time.
 
         Raises:
-            OSError: the first that fails.
+            OSError: of the first write that fails.
         """
         for write in self.waiting.values():
             write()
@@ -115,7 +116,7 @@ def _copied(leaf: Any) -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """What the operating system said, which torch wraps into an error of its own."""
+    """Return the operating system's message, which torch wraps into an error of its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,4 +1,4 @@
-"""How a recipe differs from that of a checkpoint, and whether a run may go on all the same."""
+"""Compare a recipe with a checkpoint's recipe, and decide whether the run may resume."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dmdr_train.checkpoint.manifest import RECIPE, read_manifest
 from dmdr_train.recipe.load import flat, from_yaml, parse_recipe
 from dmdr_train.recipe.schema import Recipe
 
-# What a resumed run may change: these keys, and everything below them.
+# A resumed run may change these keys and everything below them, except FIXED_KEYS.
 FREE_KEYS = (
     "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation",
 )  # fmt: skip
@@ -27,7 +27,7 @@ SILENT_KEYS = ("run.resume", "run.output")
 
 @dataclass(frozen=True)
 class Change:
-    """What differs between a recipe and that of a checkpoint, at one key."""
+    """The difference between a recipe and a checkpoint's recipe at one key."""
 
     key: str
     kind: Literal["changed", "moved", "must not change"]
@@ -38,12 +38,13 @@ class Change:
 
 
 def changes(settings: Recipe, path: Path) -> list[Change]:
-    """What differs between a recipe and that of a checkpoint, by key.
+    """Return the differences between a recipe and a checkpoint's recipe, sorted by key.
 
-    An input (`dmdr_train.checkpoint.input_fingerprints`) is judged by what it holds: it may move, and must not change.
+    Inputs (`dmdr_train.checkpoint.input_fingerprints`) are compared by their contents: an input may move, but it must
+    not change.
 
     Raises:
-        UserError: the checkpoint's recipe cannot be read, or an input.
+        UserError: the checkpoint's recipe or an input cannot be read.
     """
     try:
         saved = flat(completed(from_yaml((path / RECIPE).read_text(encoding="utf-8"))))
@@ -80,10 +81,10 @@ def completed(saved: Any) -> Any:
 
 
 def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
-    """Say how a recipe differs from a checkpoint's, and refuse to go on where that is not harmless.
+    """Print how a recipe differs from a checkpoint's, and refuse to resume if that would change the results.
 
     Raises:
-        UserError: for the first key that must not differ; all are said before.
+        UserError: for the first key that must not differ; all differences are printed before.
     """
     found, manifest = changes(settings, path), read_manifest("run.resume", path)
     for change in found:
@@ -97,8 +98,8 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
     world, wrote = int(os.environ.get("WORLD_SIZE", "1")), manifest["world_size"]
     if world != wrote:
         say(f"changed: the number of processes is {world} here and {wrote} in {path}")
-        if settings.optim.eight_bit:  # its blocks of numbers do not end where the shares of processes do
-            raise UserError("optim.eight_bit", f"true keeps the number of processes, {wrote} in {path}; start {wrote}")
+        if settings.optim.eight_bit:  # its blocks of numbers span the borders of the processes' shares
+            raise UserError("optim.eight_bit", f"true needs the {wrote} processes of {path}; start {wrote}")
     for change in found:
         if change.kind == "must not change":
             fix = "set it back, or start a new run with another run.output"

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole and undamaged, or a given one."""
+"""Find the checkpoint from which a run resumes: the newest undamaged one, or the one that the user names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +11,14 @@ from dmdr_train.recipe.schema import Recipe
 
 
 def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Path | None:
-    """The checkpoint that `run.resume` asks for; None to start afresh.
+    """Return the checkpoint that `run.resume` asks for; None to start at step 0.
 
-    `auto` takes the newest that is undamaged. What differs from its recipe is said, a line for each key; then its path.
+    `auto` takes the newest undamaged checkpoint. Differences from its recipe are printed, one line for each key, and
+    then its path.
 
     Raises:
-        UserError: a given path holds no checkpoint, a damaged one, or one of a run that this recipe cannot go on with;
-            or `auto` finds damaged ones alone.
+        UserError: a given path holds no checkpoint, a damaged one, or one that this recipe cannot resume; or `auto`
+            finds only damaged checkpoints.
     """
     choice = settings.run.resume
     if choice == "never":
@@ -28,30 +29,34 @@ def find_checkpoint(settings: Recipe, say: Callable[[str], None] = print) -> Pat
         path = newest_verified("run.resume", choice)
     if path is not None:
         compare(settings, path, say)
-        say(f"going on from {path}")
+        say(f"resuming from {path}")
     elif (Path(settings.run.output) / RECIPE).exists():
-        say(f"warning: {settings.run.output} has no checkpoint; the run begins again, at step 0")
+        say(f"warning: {settings.run.output} has no checkpoint; the run starts again at step 0")
     return path
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; they were whole when they got their names."""
+    """Return the checkpoints in a folder, oldest first; each was complete when it got its name."""
     return sorted(path for path in folder.glob("step-*") if is_number(path.name.removeprefix("step-")))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step at which a checkpoint was written, by its name."""
+    """Return the step at which a checkpoint was written, read from its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint stands in; None for one that was put elsewhere."""
+    """Return the run's folder that contains a checkpoint; None if the checkpoint was moved elsewhere."""
     folder = checkpoint.absolute().parent
     return folder.parent if folder.name == "checkpoints" else None
 
 
 def newest(key: str, text: str) -> Path:
-    """The checkpoint at a path: itself, or the newest in a folder of checkpoints or in a run's folder."""
+    """Return the checkpoint at a path: itself, or the newest in a folder of checkpoints or in a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
     folder = Path(text)
     for candidate in (folder, *reversed(checkpoints_in(folder)), *reversed(checkpoints_in(folder / "checkpoints"))):
         if (candidate / MANIFEST).is_file():
@@ -60,17 +65,21 @@ def newest(key: str, text: str) -> Path:
 
 
 def newest_verified(key: str, text: str) -> Path:
-    """The same, and undamaged."""
+    """Do the same as `newest`, and verify the checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     path = newest(key, text)
     verify(key, path)
     return path
 
 
 def newest_whole(found: list[Path], say: Callable[[str], None]) -> Path | None:
-    """The last of these that is undamaged; every damaged one is said.
+    """Return the last undamaged checkpoint, or None if the list is empty; print a warning for every damaged one.
 
     Raises:
-        UserError: all are damaged, and a start at step 0 would not be what was meant.
+        UserError: all are damaged. The run does not start at step 0, since the user did not ask for this.
     """
     for path in reversed(found):
         try:

@@ -1,4 +1,4 @@
-"""What a run is made from: fingerprints of the files that its recipe names. They may move, and may not change."""
+"""Fingerprints of a run's inputs, the files that its recipe names. Inputs may move, but they must not change."""
 
 import hashlib
 import os
@@ -11,10 +11,10 @@ from dmdr_train.recipe.schema import DRAWN, Recipe
 
 
 def fingerprints(settings: Recipe) -> dict[str, str]:
-    """Of every input that the training's numbers depend on, by its key. Imports no torch.
+    """Return the fingerprint of every input that the training's numbers depend on, by recipe key. Imports no torch.
 
-    A hub name stands for itself. `model.path` is the key of the network and its noise, and `data.embeddings` that of
-    the text encoders, whether they run along or have filled a cache.
+    A hub name is its own fingerprint. The key `model.path` is for the network and its noise schedule; the key
+    `data.embeddings` is for the text encoders, whether they run during the training or have filled a cache.
 
     Raises:
         UserError: an input cannot be read.

@@ -1,4 +1,4 @@
-"""Loading a checkpoint, by any number of processes, and weights alone."""
+"""Load a checkpoint with any number of processes, or weights alone."""
 
 import pickle
 import re
@@ -26,10 +26,10 @@ from dmdr_train.training.trainer import Trainer
 
 
 def load_checkpoint(path: Path, trainer: Trainer, average: Average) -> None:
-    """Restore both engines, the average and the step, whatever the number of processes that wrote them.
+    """Restore both engines, the average and the step; another number of processes may have written them.
 
     Raises:
-        UserError: the model differs, or a file holds more than weights.
+        UserError: the model differs, or a file contains objects that are not weights.
     """
     manifest = read_manifest("run.resume", path)
     check_weights("run.resume", path / GENERATOR, trainer.generator.module)
@@ -46,7 +46,7 @@ def load_checkpoint(path: Path, trainer: Trainer, average: Average) -> None:
 
 
 def load_weights(key: str, path: Path, network: nn.Module) -> None:
-    """Put saved weights into a network that has them as trainable parameters.
+    """Copy saved weights into the trainable parameters of a network.
 
     Raises:
         UserError: names or shapes differ.
@@ -64,7 +64,7 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
     """Compare names and shapes of saved weights with the network's trainable parameters.
 
     Raises:
-        UserError: for the first that differs.
+        UserError: for the first difference.
     """
     try:
         with naming(key), safe_open(path, "pt") as file:
@@ -76,13 +76,13 @@ def check_weights(key: str, path: Path, network: nn.Module) -> None:
         if saved.get(name) != ours.get(name):
             raise UserError(
                 key,
-                f"{path} is of another model: {name} has shape {saved.get(name)} there and {ours.get(name)} here; "
-                f"give one of this model",
+                f"{path} belongs to another model: {name} has shape {saved.get(name)} there and {ours.get(name)} here; "
+                f"give weights of this model",
             )
 
 
 def set_rate(engine: Any, rate: float) -> None:
-    """Go on with this learning rate, at the point of its schedule that the engine is at."""
+    """Set the learning rate; the engine keeps its position in the schedule."""
     schedule = engine.lr_scheduler
     schedule.base_lrs = [rate for _ in schedule.base_lrs]
     for optimizer in (schedule.optimizer, engine.optimizer):
@@ -91,7 +91,7 @@ def set_rate(engine: Any, rate: float) -> None:
 
 
 def _load_engine(engine: Any, path: Path, name: str, manifest: dict[str, Any]) -> None:
-    """Have DeepSpeed load what any number of processes have written as if this number had."""
+    """Let DeepSpeed load the files of any number of processes as if the current number had written them."""
     rank, world = dist.get_rank(), dist.get_world_size()
     model_states = _listed(path, manifest, f"{name}/", MODEL_FILES)
 
@@ -113,17 +113,17 @@ def _load_weights_only(path: str, map_location: Any = None, mmap: bool = False) 
     except pickle.UnpicklingError:
         # torch's own text advises weights_only=False.
         raise UserError(
-            "run.resume", f"{path} holds more than weights, none of which was run; resume from another checkpoint"
+            "run.resume", f"{path} contains objects that are not weights (none was run); resume from another checkpoint"
         ) from None
 
 
 def _listed(path: Path, manifest: dict[str, Any], start: str, end: str) -> list[Path]:
-    """Files of a checkpoint by the ranks in their names: those that its manifest knows, and no others."""
+    """Return the files of a checkpoint that its manifest lists, sorted by the ranks in their names."""
     names = (name for name in manifest["files"] if name.startswith(start) and name.endswith(end))
     return sorted((path / name for name in names), key=_rank)
 
 
 def _rank(file: Path) -> int:
-    """The rank in a file's name, by which names do not sort."""
+    """Return the rank in a file's name; as text, rank 10 would come before rank 2."""
     found = re.search(r"rank_?(\d+)", file.name)
     return int(found[1]) if found else 0

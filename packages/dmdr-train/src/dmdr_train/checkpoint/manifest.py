@@ -1,18 +1,18 @@
-"""The files of a checkpoint: one folder, whole or not there.
+"""The files of a checkpoint: one folder, which is complete or does not exist.
 
     checkpoints/step-00000150/
         generator/, guidance/     DeepSpeed's state of the two engines
-        average-rank0.safetensors the averaged weights; where ZeRO-3 splits them, one file per process
-        generator.safetensors     the trained weights of the generator, whole, as they are
-        student.safetensors       the same, averaged: what is exported
+        average-rank0.safetensors the averaged weights; if ZeRO-3 splits them, one file per process
+        generator.safetensors     all trained weights of the generator
+        student.safetensors       the same weights, averaged; export uses them
         fake_score.safetensors    the LoRA of the guidance network
         recipe.yaml
-        metrics.jsonl             the rows that could not be written to the run's own, where there are some
-        manifest.json             step, world size, what automatic weights follow, versions of packages, fingerprints of
-                                  the inputs, size and sha256 of every file, the recipe's among them, and the sha256 of
-                                  all this; written last
+        metrics.jsonl             rows that could not be written to the run's own file; only if there are such rows
+        manifest.json             step, world size, the norms behind automatic weights, versions of packages,
+                                  fingerprints of the inputs, size and sha256 of every file including the recipe, and
+                                  the sha256 of all this; written last
 
-A run has neither random state nor a place in its data to save: its step is enough. See `dmdr_train.base.random_draws`
+A run has neither a random state nor a data position to save: its step is enough. See `dmdr_train.base.random_draws`
 and `dmdr_train.data.prompt_order`.
 """
 
@@ -30,22 +30,22 @@ from dmdr_train.base.errors import UserError, naming
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 ALWAYS = (RECIPE, GENERATOR, STUDENT, FAKE_SCORE)
-"""Files that every checkpoint has, beside DeepSpeed's."""
+"""Files that every checkpoint has, besides DeepSpeed's."""
 ENGINES = ("generator", "guidance")
-"""Folders with DeepSpeed's files, by the attributes of `Trainer` that they are of."""
+"""Folders with DeepSpeed's files; each has the name of its engine, an attribute of `Trainer`."""
 
 
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the sha256 of all that it says."""
+    """Return a manifest with the sha256 of its contents added."""
     said = {name: value for name, value in manifest.items() if name != "sha256"}
     return {**said, "sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def read_manifest(key: str, path: Path) -> dict[str, Any]:
-    """manifest.json of a checkpoint.
+    """Return the contents of a checkpoint's manifest.json.
 
     Raises:
-        UserError: it is no such thing, or has changed since it was written.
+        UserError: it is not a manifest, or has changed since it was written.
     """
     try:
         manifest = from_json((path / MANIFEST).read_bytes())
@@ -67,7 +67,7 @@ def _is_manifest(found: Any) -> bool:
 
 
 def verify(key: str, path: Path) -> None:
-    """Check that a checkpoint has all its files, and that each is as its manifest says.
+    """Check that a checkpoint has all its files, with the sizes and sha256 sums of its manifest.
 
     Raises:
         UserError: names the first file that is missing or differs.

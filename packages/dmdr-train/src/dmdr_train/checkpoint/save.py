@@ -1,4 +1,4 @@
-"""Saving a checkpoint, at once or in the background, and weights alone."""
+"""Save a checkpoint, at once or in the background, or weights alone."""
 
 import json
 import os
@@ -29,16 +29,16 @@ from dmdr_train.training.trainer import Trainer
 
 
 class NotSavedError(Exception):
-    """A checkpoint that could not be written; the ones before it are as they were."""
+    """Raised if a checkpoint could not be written; earlier checkpoints are unchanged."""
 
 
 class Saving:
-    """A checkpoint on its way to the disk, beside the others; every process makes one and every process finishes it.
+    """A checkpoint that is being written beside the others. Every process creates this object and calls `finish`.
 
     Args:
-        inputs: `input_fingerprints.fingerprints` of the run, as it began.
-        rows: of metrics.jsonl that wait for space, each a line.
-        background: copy everything into memory, on the CPU, and let a thread write it; training may go on meanwhile.
+        inputs: `input_fingerprints.fingerprints` at the start of the run.
+        rows: waiting rows of metrics.jsonl, one line each, that could not be written yet.
+        background: copy everything into the CPU's memory and let a thread write it, so that training can continue.
 
     Raises:
         NotSavedError: on every process, if the folder cannot be made.
@@ -76,10 +76,10 @@ class Saving:
             self.writes.start()
 
     def finish(self) -> Path:
-        """Wait until all is written, and rename the folder into place.
+        """Wait until everything is written, and rename the folder to its final name.
 
         Raises:
-            NotSavedError: on every process, if one of them could not write; what it had written is removed.
+            NotSavedError: on every process, if one of them could not write; the incomplete folder is removed.
         """
         if self.writes.background:
             self.writes.wait()
@@ -94,7 +94,7 @@ class Saving:
 
     @property
     def written(self) -> bool:
-        """Whether this process need not wait to finish it."""
+        """Whether `finish` would not have to wait for the writes of this process."""
         return self.writes.done
 
     def _make_folders(self) -> None:
@@ -116,7 +116,7 @@ class Saving:
                 self.writes(_save_text, text, self.partial / name)
 
     def _complete(self, files: dict[str, Any]) -> None:
-        """Write the manifest, and give the folder its name."""
+        """Write the manifest, and rename the folder to its final name."""
         manifest = signed({**self.manifest, "files": dict(sorted(files.items()))})
         (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         settle(self.partial / MANIFEST)
@@ -128,7 +128,7 @@ class Saving:
         settle_names(self.final.parent)
 
     def _together(self) -> None:
-        """Go on if every process could write."""
+        """Raise NotSavedError on every process if one of them could not write."""
         if not anywhere(self.writes.error is not None):
             return
         if dist.get_rank() == 0:
@@ -138,7 +138,7 @@ class Saving:
 
 
 def save_student(folder: Path, trainer: Trainer, average: Average) -> None:
-    """The averaged weights alone, as a file in a new folder, where there is no space for a checkpoint.
+    """Save the averaged weights alone, as a file in a new folder; for when there is no space for a checkpoint.
 
     Raises:
         NotSavedError: on every process, if it cannot be written.
@@ -153,7 +153,7 @@ def save_student(folder: Path, trainer: Trainer, average: Average) -> None:
 
 
 def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = lambda write, *a: write(*a)) -> None:
-    """The trainable parameters of a network, whole and in float32; rank 0 writes."""
+    """Save the trainable parameters of a network, complete and in float32; rank 0 writes."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with gathered(trained.values()):
         if dist.get_rank() == 0:
@@ -162,7 +162,7 @@ def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = 
 
 
 def _save_state(state: Any, path: Path) -> None:
-    with path.open("wb") as file:  # torch on its own does not say why it could not write
+    with path.open("wb") as file:  # with a path, torch does not tell the reason of a failure
         torch.save(state, file)
 
 

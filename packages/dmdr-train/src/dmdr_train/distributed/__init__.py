@@ -1,1 +1,1 @@
-"""Several processes: their group, engines, shares of the weights, locks and signals."""
+"""Everything that several processes need: their group, engines, sharded weights, locks and signals."""

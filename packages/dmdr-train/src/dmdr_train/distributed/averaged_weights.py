@@ -1,4 +1,4 @@
-"""Exponential moving average of the generator: what is sampled, evaluated and exported."""
+"""Exponential moving average of the generator; samples, evaluation and export use the averaged weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,9 +14,9 @@ from dmdr_train.distributed.reshard_zero import window
 
 
 class Average:
-    """θ̄ ← decay · θ̄ + (1 − decay) · θ, in float32, of the trainable parameters that this process holds.
+    """θ̄ ← decay · θ̄ + (1 − decay) · θ, in float32, for the trainable parameters that this process holds.
 
-    With `decay` None nothing is averaged, and `applied` leaves the network as it is.
+    If `decay` is None, nothing is averaged, and `applied` does not change the network.
     """
 
     def __init__(self, network: nn.Module, decay: float | None):
@@ -31,7 +31,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network with the averaged weights, and back."""
+        """Give the network the averaged weights inside the context, and restore the trained weights afterwards."""
         trained = {name: shard(parameter).clone() for name, parameter in self.parameters.items()}
         self._write(self.state)
         try:
@@ -41,14 +41,14 @@ class Average:
 
     @property
     def split(self) -> bool:
-        """Whether every process has a share of the parameters, rather than all of them."""
+        """Whether every process holds a share of the parameters instead of all of them."""
         return any(is_split(parameter) for parameter in self.parameters.values())
 
     def load(self, files: Sequence[Path]) -> None:
-        """Restore the state from what any number of processes had of it.
+        """Restore the state from the files of any number of processes.
 
         Args:
-            files: safetensors of `state`, of every process where it was split, in the order of their ranks.
+            files: safetensors of `state`; if it was split, one file of every process, in the order of their ranks.
         """
         with ExitStack() as stack:
             opened = [stack.enter_context(safe_open(file, "pt")) for file in files]

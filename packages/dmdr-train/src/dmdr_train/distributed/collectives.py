@@ -1,4 +1,4 @@
-"""What all processes call together: means, agreement, and rows of every process."""
+"""Collective operations, which every process must call: means, agreement, and rows of every process."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ Decision = TypeVar("Decision")
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
-    """Each value averaged over all processes; every process must call it with the same keys."""
+    """Average each value over all processes; every process must pass the same keys."""
     if dist.get_world_size() == 1:
         return values
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=_communicating())
@@ -23,12 +23,12 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether any process says so; every process must ask."""
+    """Return whether `flag` is true on any process; every process must call this."""
     return mean_over_processes({"flag": float(flag)})["flag"] > 0
 
 
 def said_anywhere(text: str) -> str:
-    """What the first of the processes with something to say says; empty if none has."""
+    """Return the first text, in rank order, that is not empty; "" if all are empty. Every process must call this."""
     if not anywhere(bool(text)):
         return ""
     said: list[Any] = [None] * dist.get_world_size()
@@ -37,10 +37,10 @@ def said_anywhere(text: str) -> str:
 
 
 def agreed(decide: Callable[[], Decision]) -> Decision:
-    """What rank 0 decides, or does, on every process; every process must ask.
+    """Call `decide` on rank 0 and return its result on every process; every process must call this.
 
     Raises:
-        UserError, StoppedError: rank 0's, everywhere.
+        UserError, StoppedError: as raised on rank 0, on every process.
     """
     if dist.get_world_size() == 1:
         return decide()
@@ -57,7 +57,7 @@ def agreed(decide: Callable[[], Decision]) -> Decision:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows `[n, …]` of every process, `[world · n, …]` in rank order; every process must bring the same n."""
+    """Gather the rows `[n, …]` of every process to `[world · n, …]` in rank order; n must be the same everywhere."""
     if dist.get_world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -66,5 +66,5 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def _communicating() -> torch.device:
-    """Where the process group wants its tensors."""
+    """Return the device of tensors that the process group can communicate."""
     return torch.device("cpu" if dist.get_backend() == "gloo" else get_accelerator().current_device_name())

@@ -1,4 +1,4 @@
-"""A DeepSpeed engine: AdamW, its schedule, and what happens to a gradient that is not finite."""
+"""Make a DeepSpeed engine with AdamW, a learning rate schedule, and a check for gradients that are not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ from dmdr_train.recipe.schema import Optim, Optimizer
 def make_engine(
     network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device, offload: bool = False
 ) -> Any:
-    """A DeepSpeed engine over the trainable parameters of `network`, with AdamW and its schedule.
+    """Return a DeepSpeed engine for the trainable parameters of `network`, with AdamW and its schedule.
 
     Args:
-        updates: number of optimizer updates in the run, which the schedule spans.
+        updates: number of optimizer updates in the run; the schedule spans them.
         offload: keep the optimizer's state on the CPU.
     """
-    plain = optim.zero_stage == 0 and optim.precision == "fp32"  # where DeepSpeed leaves the optimizer as it is
+    plain = optim.zero_stage == 0 and optim.precision == "fp32"  # DeepSpeed then does not wrap the optimizer
     optimizer = adamw(optim.eight_bit, plain)(
         [p for p in network.parameters() if p.requires_grad],
         lr=settings.lr,
@@ -50,10 +50,10 @@ def make_engine(
 
 
 def adamw(eight_bit: bool, careful: bool = False) -> Any:
-    """The class of the optimizer.
+    """Return the class of the optimizer.
 
     Args:
-        careful: make one that skips steps by itself.
+        careful: return a subclass that itself skips steps with gradients that are not finite.
     """
     if eight_bit:
         import bitsandbytes
@@ -65,7 +65,7 @@ def adamw(eight_bit: bool, careful: bool = False) -> Any:
 
 
 class SkipsNotFinite:
-    """Leaves out a step whose gradients are not finite, as DeepSpeed's own optimizers do, and tells DeepSpeed so."""
+    """Skips a step if its gradients are not finite, as DeepSpeed's own optimizers do, and reports this to DeepSpeed."""
 
     overflow = False
 
@@ -76,7 +76,7 @@ class SkipsNotFinite:
 
 
 def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
-    """The factor on the learning rate at an update: linear warm-up, then constant or cosine to 0 at `updates`."""
+    """Return the learning rate's factor by update: linear warm-up, then constant or cosine to 0 at `updates`."""
 
     def factor(update: int) -> float:
         warm = min(1.0, (update + 1) / (settings.warmup + 1))

@@ -1,4 +1,4 @@
-"""The device of this process, and the precisions that it computes in."""
+"""Choose the device of this process; the table of precisions."""
 
 import os
 
@@ -12,12 +12,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.device:
-    """The device of this process.
+    """Return the device of this process.
 
     Raises:
-        UserError: cuda was asked for and is not there, or fp16 or an 8-bit optimizer on a CPU.
+        UserError: the recipe asks for cuda and there is none, or for fp16 or an 8-bit optimizer on a CPU.
     """
-    found = get_accelerator().device_name()  # what DeepSpeed found, or DS_ACCELERATOR told it, when it was imported
+    found = get_accelerator().device_name()  # chosen by DeepSpeed, or by DS_ACCELERATOR, at import
     if run.device == "cuda" and found != "cuda":
         raise UserError("run.device", "cuda is not available here; use cpu or auto")
     if "cpu" in (run.device, found):

@@ -1,7 +1,7 @@
-"""The other processes of a run: which of them is lost, when a collective operation fails for want of one.
+"""Find out which processes of a run are lost, after a collective operation has failed.
 
-Who survives says so in the store that the process group met in; who does not say so within a while is named. gloo
-raises an error in the survivors; NCCL's own watchdog ends them, with a message of its own, after the same time-out.
+Every surviving process sets a key in the process group's store; the processes that set none in time are lost. gloo
+raises an error in the survivors. NCCL's own watchdog ends them, with its own message, after the same time-out.
 """
 
 import os
@@ -17,13 +17,13 @@ import torch.distributed as dist
 from dmdr_train.base.errors import LOST, StoppedError, UserError
 
 FAILURES = ("gloo", "pair closure", "Operation timed out!")
-"""In the RuntimeErrors that gloo, and torch where it waits for gloo, raise for a process that is lost."""
+"""Parts of the RuntimeErrors that gloo, and torch when it waits for gloo, raise if a process is lost."""
 WAIT = 10.0
-"""Seconds in which the survivors are to have said so."""
+"""Seconds in which the survivors must set their key."""
 
 
 class Peers:
-    """Every process makes one, together with the others, when the process group is up.
+    """The names of all processes; every process creates this object at the same time, after joining the process group.
 
     Raises:
         StoppedError: as in `expected`.
@@ -38,10 +38,10 @@ class Peers:
 
     @contextmanager
     def expected(self) -> Iterator[None]:
-        """Turn the failure of a collective operation inside into a StoppedError that names who is missing.
+        """Turn a failed collective operation inside the context into a StoppedError that names the lost processes.
 
         Raises:
-            StoppedError: with the code LOST, on every process that is left.
+            StoppedError: with the code LOST, on every surviving process.
         """
         try:
             yield
@@ -57,19 +57,19 @@ class Peers:
             reason = str(failure).splitlines()[0].partition("] ")[2] or str(failure)
             raise StoppedError(
                 LOST,
-                f"{named or 'another process'} ended, or was not heard of in time ({reason[:80]}); "
-                f"the checkpoints are whole; start again with run.resume=auto to go on",
+                f"{named or 'another process'} ended, or did not answer in time ({reason[:80]}); "
+                f"the checkpoints are complete; start again with run.resume=auto to resume",
                 speaker if 0 not in missing else self.rank,
             ) from error
 
     def missing(self) -> list[int]:
-        """The ranks that do not say that they are left, in order; this takes up to twice `WAIT` seconds."""
+        """Return the lost ranks in ascending order; this takes up to twice `WAIT` seconds."""
         left = {self.rank}
         thread = threading.Thread(target=self._ask, args=(left,), daemon=True)  # a store may never answer
         thread.start()
         thread.join(2 * WAIT + 1)
         if 0 not in left:
-            return [0]  # which holds the store
+            return [0]  # rank 0 holds the store
         return [rank for rank in range(self.world) if rank not in left]
 
     def _ask(self, left: set[int]) -> None:
@@ -84,13 +84,16 @@ class Peers:
                     time.sleep(0.1)
 
             gather("left", left, self.world - 1)
-            if self.rank == 0:  # the store goes with it: the others are to have read it
+            if self.rank == 0:  # the store ends with rank 0, so the others must have read it before
                 gather("read", set(), len(left))
             store.set(f"read/{self.rank}", "")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those in whose handling it was raised: what is half done may not be undone without the others."""
+    """Yield an error and the errors that were being handled when it was raised.
+
+    The cleanup after the loss of a process may fail, too, since it needs the other processes.
+    """
     while error is not None:
         yield error
         error = error.__context__

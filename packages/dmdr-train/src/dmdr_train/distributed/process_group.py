@@ -1,4 +1,4 @@
-"""The process group: how a process joins it, and how it leaves."""
+"""Joining and leaving the process group."""
 
 import os
 import threading
@@ -17,20 +17,20 @@ from dmdr_train.base.errors import LOST, StoppedError
 from dmdr_train.distributed.deepspeed_internals import forgo_shared_memory, work_in
 
 LEAVING = 10.0
-"""Seconds in which the other processes are to leave the group, too, if it is to be destroyed."""
+"""Seconds in which all other processes must leave the group, too; otherwise it is not destroyed but aborted."""
 
 
 @contextmanager
 def processes(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
-    """The process group, as `start_processes` joins it; this process leaves it at the end, whatever the end is.
+    """Join the process group with `start_processes`, and leave it at the end of the context, also after an error.
 
-    A group that is there already is used and stays.
+    An existing group is used and not left.
 
     Args:
         timeout: as of `start_processes`.
 
     Raises:
-        StoppedError: the others were not met.
+        StoppedError: the other processes were not met in time.
     """
     ours = not dist.is_initialized()
     try:
@@ -38,7 +38,7 @@ def processes(device: torch.device, timeout: float = 1800.0) -> Iterator[None]:
         yield
     except BaseException:
         if ours and dist.is_initialized():
-            with suppress(Exception):  # the first error is the one to see
+            with suppress(Exception):  # show the first error, not this one
                 end_processes(failed=True)
         raise
     if ours:
@@ -49,10 +49,10 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
     """Join the process group: gloo on CPU, NCCL on CUDA; a plain `python run.py` becomes a group of one.
 
     Args:
-        timeout: seconds that this waits for the others, and every collective operation after it.
+        timeout: seconds to wait for the other processes, here and in every later collective operation.
 
     Raises:
-        StoppedError: the others were not met.
+        StoppedError: the other processes were not met in time.
     """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
@@ -64,7 +64,7 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
     else:
         get_accelerator().set_device(device.index)
     deepspeed_logger.setLevel("WARNING")
-    # DeepSpeed calls operations by names that newer releases of torch have changed.
+    # DeepSpeed calls operations by names that newer releases of torch have deprecated.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not dist.is_initialized():
         alone = os.environ["WORLD_SIZE"] == "1"
@@ -76,7 +76,7 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
                 rank=rank,
                 world_size=world,
                 timeout=timedelta(seconds=timeout),
-                # NCCL would guess it from the rank, at each barrier; groups that are made of this one inherit it.
+                # Otherwise NCCL would guess it from the rank at each barrier. Groups made of this one inherit it.
                 device_id=None if device.type == "cpu" else device,
             )
             work_in(dist.new_group(range(world), timedelta(seconds=timeout)))
@@ -92,15 +92,15 @@ def start_processes(device: torch.device, timeout: float = 1800.0) -> None:
 
 
 def end_processes(failed: bool = False) -> None:
-    """Leave the process group; this does not wait for a process that stays in it.
+    """Leave the process group without waiting for a process that stays in it.
 
-    NCCL has two ways. `destroy_process_group` completes the operations under way, and waits until the others call it
-    too. An abort does not wait, and messages under way to the others are lost. So the processes destroy the group where
-    all of them leave it, and a process that leaves alone aborts.
+    NCCL has two ways. `destroy_process_group` completes the operations under way and waits until the other processes
+    call it, too. An abort does not wait, and loses messages that are under way. If all processes leave, they destroy
+    the group; a process that leaves alone aborts.
 
     Args:
-        failed: this process leaves with an error. gloo has no abort and would wait for what is under way, so its group
-            is left to the end of the process then.
+        failed: this process leaves with an error. gloo has no abort and would wait for operations under way, so in
+            this case its group stays until the process ends.
     """
     nccl = dist.get_backend() == "nccl"
     if dist.get_world_size() == 1 or (all_leave() if nccl else not failed):
@@ -110,7 +110,7 @@ def end_processes(failed: bool = False) -> None:
 
 
 def all_leave() -> bool:
-    """Whether every process calls this within `LEAVING` seconds."""
+    """Return whether every process calls this within `LEAVING` seconds."""
     store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     met: list[bool] = []
 
@@ -120,7 +120,7 @@ def all_leave() -> bool:
             store.wait([f"leaves/{other}" for other in range(world)], timedelta(seconds=LEAVING))
             met.append(True)
             store.set(f"left/{rank}", "")
-            if rank == 0:  # the store goes with it: the others are to have read it
+            if rank == 0:  # the store ends with rank 0, so the others must have read it before
                 store.wait([f"left/{other}" for other in range(world)], timedelta(seconds=LEAVING))
 
     thread = threading.Thread(target=meet, daemon=True)  # a store may never answer

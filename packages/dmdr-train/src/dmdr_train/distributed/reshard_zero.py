@@ -1,7 +1,7 @@
-"""What ZeRO has cut among the processes that wrote a checkpoint, cut anew for those that read it.
+"""Divide ZeRO's state anew: from the processes that wrote a checkpoint to the processes that read it.
 
-ZeRO lays the trained parameters end to end, in float32 and with their moments, and gives every process a share: stages
-1 and 2 cut the whole row of parameters into shares, stage 3 every parameter by itself. `Cuts` says where.
+ZeRO concatenates the trained parameters, in float32 and with their moments, and gives every process a share: stages 1
+and 2 divide the concatenated parameters, stage 3 divides every parameter by itself. `Cuts` describes the shares.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from dmdr_train.distributed.deepspeed_internals import MOMENTS, WEIGHTS, layout
 
 @dataclass(frozen=True)
 class Cuts:
-    """How an engine's trained parameters are cut.
+    """How an engine's trained parameters are divided.
 
     Args:
-        pieces: numbers of elements of what is cut, in the order in which it is laid end to end.
+        pieces: numbers of elements of the tensors that are divided, in the order of their concatenation.
         flats: how many of the pieces each of DeepSpeed's flat tensors holds.
-        align: the shares of all processes together have a multiple of so many elements for each of them.
+        align: the number of elements of each share is a multiple of this.
     """
 
     pieces: list[int]
@@ -31,16 +31,16 @@ class Cuts:
 
     @classmethod
     def of(cls, engine: Any) -> "Cuts":
-        """Those of a DeepSpeed engine with ZeRO 1, 2 or 3."""
+        """Return the cuts of a DeepSpeed engine with ZeRO 1, 2 or 3."""
         return cls(*layout(engine))
 
     def shares(self, world: int) -> list[int]:
-        """Number of elements of each piece that one of `world` processes has, filled up with zeros."""
+        """Return the number of elements of each piece per process, for `world` processes, including padding zeros."""
         return [-(-size // (world * self.align)) * self.align for size in self.pieces]
 
 
 def window(tensors: Sequence[Tensor], start: int, length: int) -> Tensor:
-    """Elements `start` to `start + length` of flat tensors laid end to end; zeros where there are none."""
+    """Return elements `start` to `start + length` of concatenated flat tensors, with zeros beyond their end."""
     found = torch.zeros(length, dtype=tensors[0].dtype)
     offset = 0
     for tensor in tensors:
@@ -52,10 +52,10 @@ def window(tensors: Sequence[Tensor], start: int, length: int) -> Tensor:
 
 
 def cut(flats: Sequence[Sequence[Tensor]], cuts: Cuts, rank: int, world: int) -> list[Tensor]:
-    """The flat tensors of process `rank` of `world`.
+    """Return the flat tensors of process `rank` of `world`.
 
     Args:
-        flats: those of every process that there was, each process's laid end to end as `cuts` says.
+        flats: the flat tensors of every process that wrote; each process's tensors are concatenated as `cuts` says.
     """
     shares, offset, ours = cuts.shares(len(flats)), 0, []
     for size, old, new in zip(cuts.pieces, shares, cuts.shares(world), strict=True):
@@ -67,10 +67,10 @@ def cut(flats: Sequence[Sequence[Tensor]], cuts: Cuts, rank: int, world: int) ->
 
 
 def reshard(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int) -> dict[str, Any]:
-    """The state of DeepSpeed's optimizer that process `rank` of `world` would have saved.
+    """Return the state of DeepSpeed's optimizer as process `rank` of `world` would have saved it.
 
     Args:
-        states: those that were saved, in the order of their ranks.
+        states: the saved states, in the order of their ranks.
     """
     ours = dict(states[0])
     for key in WEIGHTS:
@@ -83,7 +83,7 @@ def reshard(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int)
 
 
 def _moments(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int) -> dict[str, Any]:
-    """The same of torch's optimizer inside: what has an element for each parameter is cut; counters are equal."""
+    """Do the same for the inner torch optimizer: tensors with one element per weight are divided, counters copied."""
     (group,) = states[0]["param_groups"]
     first = states[0]["state"].get(0, {})
     ours: dict[int, dict[str, Any]] = {i: {} for i in range(len(cuts.flats))}

@@ -1,4 +1,4 @@
-"""One run in one folder: a lock that ends with the process that holds it, however that ends."""
+"""A lock that allows one run per folder. It is released when its process ends, in whatever way."""
 
 import errno
 import fcntl
@@ -15,10 +15,10 @@ LOCK = "run.lock"
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder in which a run is going on; nothing is written.
+    """Refuse a folder in which another run is active; nothing is written.
 
     Raises:
-        UserError: names who holds it.
+        UserError: names the process that holds the folder.
     """
     if (folder / LOCK).exists():
         with (folder / LOCK).open() as file:
@@ -26,7 +26,7 @@ def check_free(folder: Path) -> None:
 
 
 def hold(folder: Path) -> IO[str]:
-    """Lock a run's folder until the file that is returned is closed, or this process ends.
+    """Lock a run's folder until the returned file is closed or this process ends.
 
     Raises:
         UserError: another process holds it.
@@ -37,20 +37,20 @@ def hold(folder: Path) -> IO[str]:
 
 
 def sign(file: IO[str]) -> None:
-    """Let those who find the folder locked read who holds it."""
-    with suppress(OSError):  # on a full disk it is held all the same
+    """Write the name of this process into the lock file, for the error that other processes show."""
+    with suppress(OSError):  # on a full disk the lock holds, too
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
 
 
 def _lock(file: IO[str], kind: int, folder: Path) -> None:
-    # A record lock: unlike flock's it is not inherited by children, and NFS has it.
+    # A record lock: in contrast to flock's, children do not inherit it, and NFS supports it.
     try:
         fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks, as some clusters have
-            said = f"warning: {folder} cannot be locked ({error.strerror}); see that one run alone uses it"
+            said = f"warning: {folder} cannot be locked ({error.strerror}); make sure that only one run uses it"
             print(said, file=sys.stderr, flush=True)
             return
         file.seek(0)

@@ -1,4 +1,4 @@
-"""One folder for all machines: every process writes its own part of a checkpoint, and reads it again."""
+"""Check that all machines share the run's folder: every process writes and reads its own part of a checkpoint there."""
 
 import tempfile
 from pathlib import Path
@@ -13,10 +13,10 @@ from dmdr_train.distributed.lost_process import Peers
 
 
 def check_shared(folder: Path, peers: Peers) -> None:
-    """Leave a file where the run's folder is, or will be, and have every process look for it.
+    """Write a temporary file to the run's folder, or where it will be made, and let every process look for it.
 
     Raises:
-        UserError: on every process, if one of them does not see it, or it cannot be left.
+        UserError: on every process, if one of them does not see the file, or if it cannot be written.
     """
     if peers.world == 1:
         return
@@ -35,6 +35,6 @@ def check_shared(folder: Path, peers: Peers) -> None:
     if not all(seen):
         raise UserError(
             "run.output",
-            f"{folder} of rank 0 ({peers.names[0]}) is not the one that rank {seen.index(False)} "
+            f"{folder} of rank 0 ({peers.names[0]}) is not the folder that rank {seen.index(False)} "
             f"({peers.names[seen.index(False)]}) sees; give a folder on a file system that all machines share",
         )

@@ -1,8 +1,8 @@
 """The signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1, which Slurm sends before it preempts.
 
-The first asks: the run finishes its step, writes a checkpoint and exits. A second one ends the process at once. The end
-of a launcher asks, too: who kills `deepspeed` or `torchrun` may have reached no other process, and would leave a run
-behind that holds its folder.
+After the first signal the run finishes its step, writes a checkpoint and exits. A second signal ends the process at
+once. The end of a launcher counts as a signal, too: a kill of `deepspeed` or `torchrun` may reach no other process, and
+would otherwise leave a run behind that holds its folder.
 """
 
 import itertools
@@ -23,17 +23,17 @@ from dmdr_train.base.errors import STOPPED
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME = 1.0
-"""Seconds in which further signals are the first one again: a terminal and a launcher pass on the same Ctrl-C."""
+"""Seconds in which further signals count as the first: a terminal and a launcher both pass on the same Ctrl-C."""
 LOOK = 1.0
-"""Seconds after which the launchers are looked at again."""
+"""Seconds between two checks of the launchers."""
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 
 
 @contextmanager
 def signals_end() -> Iterator[None]:
-    """In this, but where `Signals` are open, these signals end the process with a line: there is nothing to save.
+    """Inside this context, but outside of `Signals`, a signal ends the process with a line, since nothing is to save.
 
-    After an error they are ignored, so that the process ends with the code of that.
+    After an error further signals are ignored, so that the process ends with the code of the error.
     """
 
     def end(number: int, _: object) -> None:
@@ -52,7 +52,7 @@ def signals_end() -> Iterator[None]:
 
 
 class Launchers:
-    """The launchers that have started this process, the one by the other: there as long as they are its ancestors."""
+    """The chain of launchers that started this process; they are alive as long as they are its ancestors."""
 
     def __init__(self) -> None:
         found = list(itertools.takewhile(_launches, psutil.Process().parents()))
@@ -76,9 +76,9 @@ def _launches(process: psutil.Process) -> bool:
 
 
 class Signals:
-    """While it is open, these signals are remembered in place of what they would do.
+    """While this context is open, the first signal is only recorded, in `received`.
 
-    They are read by a thread of their own, since the main one may be waiting inside a collective operation for ever.
+    A separate thread reads the signals, since the main thread may wait inside a collective operation forever.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Signals:
                 os._exit(128 + number)
 
     def _next(self) -> int | None:
-        """The next signal, 0 where the launcher is gone; None if there will be none."""
+        """Wait for the next signal; 0 if the launcher is gone, None when the context is closed."""
         while True:
             try:
                 return next(iter(self._read.recv(1)), None)

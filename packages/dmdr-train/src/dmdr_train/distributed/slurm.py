@@ -1,4 +1,4 @@
-"""What Slurm's `srun` tells the processes that it starts, in the variables of torch's launchers. Imports no torch."""
+"""Translate the environment variables of Slurm's `srun` to those of torch's launchers. Imports no torch."""
 
 import os
 import re
@@ -9,10 +9,10 @@ from collections.abc import MutableMapping
 def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for a process of a step that `srun` started.
 
-    Nothing is set where a launcher has set RANK, nor outside of a step: a batch script has no SLURM_STEP_NUM_TASKS.
-    The processes meet on the step's first node, at a port that follows from the job's number; a MASTER_ADDR or
-    MASTER_PORT that is set wins. Where each task sees but a part of the devices (`--gpus-per-task`), LOCAL_RANK is
-    a number among those that it sees.
+    Nothing is set if a launcher has set RANK, nor outside of a step: a batch script has no SLURM_STEP_NUM_TASKS.
+    The processes meet on the step's first node, at a port computed from the job's number; existing values of
+    MASTER_ADDR and MASTER_PORT are kept. If each task sees only some of the devices (`--gpus-per-task`), LOCAL_RANK
+    counts the devices that the task sees.
     """
     if "RANK" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return
@@ -29,5 +29,5 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def first_node(nodes: str) -> str:
-    """The first of a list of Slurm's: `n[007-012,20],login` begins with n007."""
+    """Return the first name of a Slurm node list: n007 for `n[007-012,20],login`."""
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
