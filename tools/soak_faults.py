@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dmdr_train.base.errors import EXIT_CODE, LOST, NOT_SAVED, STOPPED, UserError
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.exit_codes import EXIT_CODE, LOST, NOT_SAVED, STOPPED
 from dmdr_train.checkpoint.find import checkpoints_in, step_of
 from dmdr_train.checkpoint.manifest import verify
 from soak_starts import GRACE, Attempt

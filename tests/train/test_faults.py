@@ -17,7 +17,8 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train.base.errors import STOPPED, StoppedError, UserError
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.base.exit_codes import STOPPED
 from dmdr_train.checkpoint import save
 from dmdr_train.checkpoint.background_writes import Unhurried
 from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint

@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 import pytest
-from dmdr_train.base.errors import LOST, StoppedError
+from dmdr_train.base.errors import StoppedError
+from dmdr_train.base.exit_codes import LOST
 from dmdr_train.distributed.lost_process import Peers
 
 PROGRAM = """

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch.distributed as dist
 from dmdr_train.commands import evaluate
 from dmdr_train.run import runner
-from dmdr_train.base.errors import LOST, STOPPED, StoppedError, UserError
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.base.exit_codes import LOST, STOPPED
 from dmdr_train.recipe.schema import Recipe
 
 settings = Recipe.model_validate(json.loads(sys.argv[1]))

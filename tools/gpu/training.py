@@ -21,7 +21,7 @@ from gpu.weights import random_weights
 
 
 def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> Measured:
-    """Build the recipe's session as a run does, and take steps; only paths and batch are overridden.
+    """Build the trainer of a recipe as a run does, and take steps; only paths and batch are overridden.
 
     Without bitsandbytes the optimizer is torch's own AdamW; on a CPU, fp32 replaces fp16.
     """
@@ -38,7 +38,7 @@ def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> 
 
 @contextmanager
 def built(bench: Bench, settings: Recipe, random: bool = True) -> Iterator[Trainer]:
-    """Build the session of a recipe with random weights on the device instead of weights from files.
+    """Build the trainer of a recipe with random weights on the device instead of weights from files.
 
     The engines are destroyed at the end, since DeepSpeed's hooks would keep them in memory.
     """

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from dmdr_rewards.secrets import redact_tracebacks, redacted
 
-from dmdr_train.base.errors import EXIT_CODE, user_errors
+from dmdr_train.base.errors import user_errors
+from dmdr_train.base.exit_codes import EXIT_CODE
 from dmdr_train.distributed.slurm import join_step
 
 

@@ -1,17 +1,4 @@
-"""The ways a run ends early: one line on stderr, and an exit code that says what to do.
-
-| code | meaning |
-|---|---|
-| 2 | a mistake in the recipe, an option or a file; the line names key, value and fix |
-| 4 | a rule of `watch` with `action: stop` held; the state is saved |
-| 65 | losses or gradients were not finite `run.max_skipped` times in a row; the state before these steps is saved |
-| 69 | another process of the run ended or did not answer for `run.timeout`; start again from the last checkpoint |
-| 74 | a checkpoint could not be written, and it was the last one or `run.on_failed_save` is `stop` |
-| 75 | stopped by a signal; the state is saved; start again to resume |
-| 76 | a reward failed, such as an endpoint that does not answer; the state is saved |
-
-The codes from 65 on are BSD's sysexits: EX_DATAERR, EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL.
-"""
+"""The errors of dmdr_train, and how a program ends on one: a line on stderr, and an exit code of `exit_codes`."""
 
 import os
 import signal
@@ -20,11 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_CODE = 2
-EARLY_WARNING, NOT_FINITE, LOST, NOT_SAVED, STOPPED, UNANSWERED = 4, 65, 69, 74, 75, 76
+from dmdr_train.base.exit_codes import EXIT_CODE
 
 
-class UserError(ValueError):
+class DmdrTrainError(Exception):
+    """The base of the errors that dmdr_train raises for its users."""
+
+
+class UserError(DmdrTrainError, ValueError):
     """`UserError("optim.clip", "must be above 0, got -1")`; the key is a recipe key or a command-line option."""
 
     def __init__(self, key: str, message: str):
@@ -34,11 +24,11 @@ class UserError(ValueError):
         return ": ".join(self.args)
 
 
-class StoppedError(Exception):
+class StoppedError(DmdrTrainError):
     """Raised on every process when a run ends before its last step in a controlled way.
 
     Args:
-        code: the exit code, from the table above.
+        code: the exit code, one of `exit_codes`.
         text: the line to print.
         speaker: a rank that prints the line, besides the first process of each machine.
     """

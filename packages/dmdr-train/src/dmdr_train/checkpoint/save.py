@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dmdr_train.base.atomic_files import settle, settle_names
+from dmdr_train.base.errors import DmdrTrainError
 from dmdr_train.base.versions import versions
 from dmdr_train.checkpoint.background_writes import Writes
 from dmdr_train.checkpoint.manifest import ENGINES, FAKE_SCORE, GENERATOR, MANIFEST, RECIPE, STUDENT, signed
@@ -28,7 +29,7 @@ from dmdr_train.tracking.trackers import METRICS
 from dmdr_train.training.trainer import Trainer
 
 
-class NotSavedError(Exception):
+class NotSavedError(DmdrTrainError):
     """Raised if a checkpoint could not be written; earlier checkpoints are unchanged."""
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dmdr_train.base.errors import LOST, StoppedError, UserError
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.base.exit_codes import LOST
 
 FAILURES = ("gloo", "pair closure", "Operation timed out!")
 """Parts of the RuntimeErrors that gloo, and torch when it waits for gloo, raise if a process is lost."""

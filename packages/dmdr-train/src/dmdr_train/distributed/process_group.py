@@ -13,7 +13,8 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
-from dmdr_train.base.errors import LOST, StoppedError
+from dmdr_train.base.errors import StoppedError
+from dmdr_train.base.exit_codes import LOST
 from dmdr_train.distributed.deepspeed_internals import forgo_shared_memory, work_in
 
 LEAVING = 10.0

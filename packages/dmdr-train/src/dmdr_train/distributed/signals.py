@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from dmdr_train.base.errors import STOPPED
+from dmdr_train.base.exit_codes import STOPPED
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME = 1.0

@@ -21,7 +21,8 @@ from dmdr_core import randn
 from dmdr_models.sampling import sample
 from torch import Tensor
 
-from dmdr_train.base.errors import UNANSWERED, StoppedError, UserError
+from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.base.exit_codes import UNANSWERED
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.sample_sheets import sample_prompts

@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dmdr_train.base.atomic_files import write_whole
-from dmdr_train.base.errors import NOT_SAVED, StoppedError, naming
+from dmdr_train.base.errors import StoppedError, naming
+from dmdr_train.base.exit_codes import NOT_SAVED
 from dmdr_train.checkpoint.background_writes import Unhurried, reason_of
 from dmdr_train.checkpoint.find import run_of
 from dmdr_train.checkpoint.save import NotSavedError, save_student

@@ -10,11 +10,8 @@ from typing import IO
 import torch.distributed as dist
 
 from dmdr_train.base.atomic_files import write_whole
-from dmdr_train.base.errors import (
-    NOT_SAVED,
-    StoppedError,
-    naming,
-)
+from dmdr_train.base.errors import StoppedError, naming
+from dmdr_train.base.exit_codes import NOT_SAVED
 from dmdr_train.checkpoint.background_writes import reason_of
 from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint, step_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmdr_train.base.errors import NOT_SAVED, StoppedError
+from dmdr_train.base.errors import StoppedError
+from dmdr_train.base.exit_codes import NOT_SAVED
 from dmdr_train.checkpoint.background_writes import reason_of
 from dmdr_train.checkpoint.retention import prune
 from dmdr_train.checkpoint.save import NotSavedError, Saving

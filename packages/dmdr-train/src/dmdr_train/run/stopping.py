@@ -6,7 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dmdr_train.base.errors import EARLY_WARNING, NOT_FINITE, STOPPED, UNANSWERED, StoppedError
+from dmdr_train.base.errors import StoppedError
+from dmdr_train.base.exit_codes import EARLY_WARNING, NOT_FINITE, STOPPED, UNANSWERED
 from dmdr_train.distributed.collectives import agreed, said_anywhere
 from dmdr_train.distributed.signals import Signals
 from dmdr_train.monitoring import rules
