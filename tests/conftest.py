@@ -1,4 +1,4 @@
-"""What holds for all tests: one thread; programs run in processes that need not import torch again."""
+"""Fixtures for all tests: one thread, and programs in forked processes, which need not import torch again."""
 
 import os
 import re
@@ -13,10 +13,10 @@ from unittest import mock
 import forking
 import pytest
 
-# Before torch is imported: on tensors as small as the tests', a second thread costs more than it brings.
+# Before torch is imported: for the tests' small tensors a second thread costs more than it gains.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What launchers and earlier tests leave behind would make a plain process part of a group.
+# Variables of launchers and earlier tests, which would make a plain process part of a group.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
 IMPORTED = (
     "dmdr_models.sd3.family",
@@ -33,7 +33,7 @@ IMPORTED = (
 
 @pytest.fixture(autouse=True)
 def torchs_own_linear() -> Iterator[None]:
-    """DeepSpeed's ZeRO-3 leaves one of its own behind, which later tests in the same process would meet."""
+    """Restore torch's `linear`, which DeepSpeed's ZeRO-3 replaces, for later tests in the same process."""
     import torch.nn.functional as F
 
     own = F.linear
@@ -43,7 +43,7 @@ def torchs_own_linear() -> Iterator[None]:
 
 @dataclass
 class Outcome:
-    """What a program did, in one process or several."""
+    """The result of a program, in one process or several."""
 
     codes: list[int]
     stdout: str
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def code(self) -> int:
-        """Of the only process, or of the first in order that failed."""
+        """The exit code of the only process, or of the first one, in order, that failed."""
         return next(filter(None, self.codes), 0)
 
     def check(self) -> "Outcome":
@@ -60,13 +60,13 @@ class Outcome:
 
     @property
     def remarks(self) -> list[str]:
-        """The lines of stderr that no progress bar drew."""
+        """The lines of stderr without progress bars."""
         lines = re.split(r"[\r\n]+", self.stderr)
         return [line for line in map(str.strip, lines) if line and not re.search(r"\[\d\d:\d\d[<,]", line)]
 
     @property
     def errors(self) -> list[str]:
-        """Our own lines of complaint; launchers and libraries may log around them."""
+        """Our own error lines, without the logs of launchers and libraries."""
         return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
@@ -76,7 +76,7 @@ def launch() -> Callable[[str, int], list[str]]:
 
 
 def command(launcher: str, processes: int) -> list[str]:
-    """The part of a command that comes before run.py."""
+    """Return the part of a command before run.py."""
     folder, port = Path(sys.executable).parent, 29600 + os.getpid() % 300
     return {
         "python": [sys.executable],
@@ -87,14 +87,14 @@ def command(launcher: str, processes: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def plain_environment() -> dict[str, str]:
-    """Of a process that no launcher has started, on the CPU, without a network."""
+    """Return the environment of a process without a launcher, on the CPU, without a network."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     return {**kept, "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="session")
 def python(plain_environment: dict[str, str]) -> Callable[..., Outcome]:
-    """`python PROGRAM` in a folder: in forked processes, or as people start it, where a launcher is named."""
+    """Run `python PROGRAM` in a folder: in forked processes, or, if a launcher is given, with that launcher."""
     with mock.patch.dict(os.environ, plain_environment, clear=True):
         forking.preload(IMPORTED)
 

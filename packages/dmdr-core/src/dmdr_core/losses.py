@@ -17,8 +17,8 @@ def dmd_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8
 
     ``g = (x0_fake - x0_real) / (mean |x0 - x0_real| + eps)``, the mean taken per sample over all trailing dimensions;
     NaN becomes 0 (DMD, arXiv 2311.18828, eq. 7 and 8; DMDR, arXiv 2511.13649). A NaN in ``x0`` or ``x0_real`` therefore
-    sets the gradient of its whole sample to 0, a NaN in ``x0_fake`` only that of its entry. Infinities stay, so that a
-    loss scaler can see them.
+    sets the gradient of its whole sample to 0, a NaN in ``x0_fake`` sets only its own entry to 0. Infinities stay, so
+    that a loss scaler can see them.
 
     Args:
         x0: generated samples, ``[B, ...]``.
