@@ -26,7 +26,7 @@ from dmdr_train.reporting.curves import draw_curves
 from dmdr_train.reporting.student_export import export_student, sampling_settings
 from dmdr_train.reporting.summary import write_summary
 from dmdr_train.reporting.tables import print_table
-from dmdr_train.tracking.trackers import Tracker
+from dmdr_train.tracking.run_tracker import RunTracker
 from dmdr_train.training.guide import Teacher
 from dmdr_train.training.trainer import Trainer
 
@@ -65,7 +65,7 @@ class Results:
         self.average = average
         self.interrupted = interrupted
         self.folder = Path(settings.run.output)
-        self.tracker: Tracker | None = None
+        self.tracker: RunTracker | None = None
         self.unhurried = Unhurried(self.say)
         self.before = run_of(resumed) if resumed else None
         self.scores: dict[str, Scores] = {}
