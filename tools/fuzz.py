@@ -240,7 +240,7 @@ def run() -> Target:
     from dmdr_train.evaluation.scores import read_scores
     from dmdr_train.recipe.load import load_recipe
     from dmdr_train.reporting.summary import early_warning
-    from dmdr_train.tracking.trackers import Rows, read_metrics
+    from dmdr_train.tracking.metrics_file import Rows, read_metrics
 
     settings = load_recipe("demo")
     row = {"step": 30, "loss/refl": 0.5, "watch/diversity": 0.1, "watch/teacher/diversity": 0.4}
@@ -253,7 +253,7 @@ def run() -> Target:
         assert read_metrics(folder)[0]["step"] == 30
         early_warning(folder, settings)
         with redirect_stderr(io.StringIO()):
-            Rows(folder / "metrics.jsonl", 100)
+            Rows(folder / "metrics.jsonl").drop_after(100)
         assert all(isinstance(found.frechet, float) for found in read_scores(folder).values())
 
     return st.tuples(texts(row, as_json), st.just(as_json(scores)) | texts(scores, as_json)), read

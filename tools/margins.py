@@ -23,7 +23,7 @@ from dmdr_train.evaluation.scores import read_scores
 from dmdr_train.monitoring.rules import evaluations
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Limit
-from dmdr_train.tracking.trackers import read_metrics
+from dmdr_train.tracking.metrics_file import read_metrics
 from kernels import settings
 
 ROOT = Path(__file__).parents[1]

@@ -54,7 +54,7 @@ from dmdr_train.distributed.signals import STOPPING
 from dmdr_train.evaluation.scores import read_scores
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.tracking.trackers import METRICS, read_metrics
+from dmdr_train.tracking.metrics_file import METRICS, read_metrics
 from soak_faults import (
     DAMAGES,
     Damage,

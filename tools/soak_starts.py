@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 from dmdr_train.checkpoint.manifest import RECIPE
-from dmdr_train.tracking.trackers import METRICS
+from dmdr_train.tracking.metrics_file import METRICS
 
 RUN = Path(__file__).parents[1] / "packages/dmdr-train/run.py"
 OUT = "out"  # run.output of every run; each run has its own working folder, so files that contain this path are equal

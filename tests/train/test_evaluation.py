@@ -14,6 +14,7 @@ from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import Folder, Scenes, Shapes
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan
 from dmdr_train.problems import scenes
 from dmdr_train.recipe import schema
 from torch import Tensor
@@ -109,7 +110,7 @@ def test_an_evaluation_repeats_itself_and_draws_from_its_own_seed(make_evaluator
     before = torch.get_rng_state()
     first, again, other = make_evaluator(1), make_evaluator(1), make_evaluator(2)
     network = first.family.load_network()
-    scores = [e.model("teacher", network, 2, "euler", guidance=1.5) for e in (first, again, other)]
+    scores = [e.model("teacher", network, SamplingPlan(2, "euler", guidance=1.5)) for e in (first, again, other)]
     real = first.real()
     assert torch.equal(torch.get_rng_state(), before)
     assert scores[0] == scores[1] != scores[2]

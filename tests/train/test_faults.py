@@ -35,8 +35,9 @@ from dmdr_train.run.build import build
 from dmdr_train.run.preflight import check_output, goes_on
 from dmdr_train.run.runner import Run, locked
 from dmdr_train.run.saving import best_step
-from dmdr_train.tracking import trackers
-from dmdr_train.tracking.trackers import Rows, Tracker, read_metrics
+from dmdr_train.tracking import tensorboard
+from dmdr_train.tracking.metrics_file import Rows, read_metrics
+from dmdr_train.tracking.run_tracker import open_tracker
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -710,8 +711,8 @@ class Broken:
 def test_a_tracker_that_fails_is_left_out(
     make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trackers, "TensorBoard", lambda folder, start: Broken())
-    tracker = Tracker(tmp_path, make_recipe(tracking__tensorboard=True), 0)
+    monkeypatch.setattr(tensorboard, "TensorBoard", lambda folder, recipe, start: Broken())
+    tracker = open_tracker(tmp_path, make_recipe(tracking__tensorboard=True), 0)
     for step in (1, 2):
         tracker.log(step, {"loss/refl": 0.5})
     tracker.close()
@@ -733,18 +734,18 @@ def test_wandb_goes_offline_where_its_server_is_not_there(make_recipe: Any, tmp_
             raise Error("timed out")
         return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error))
-    tracker = Tracker(tmp_path, make_recipe(tracking__wandb="project"), 0)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error, __spec__="here"))
+    tracker = open_tracker(tmp_path, make_recipe(tracking__wandb="project"), 0)
     assert asked == [None, "offline"]
-    assert list(tracker.others) == ["wandb"]
+    assert list(tracker.others) == ["tracking.wandb"]
     tracker.log(1, {"loss/refl": 0.5})
     tracker.close()
-    assert list(tracker.others) == ["wandb"]
+    assert list(tracker.others) == ["tracking.wandb"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
-    rows = Rows(tmp_path / "metrics.jsonl", 0)
+    rows = Rows(tmp_path / "metrics.jsonl")
     rows.add({"step": 1})
     rows.path = Path("/dev/full")
     rows.add({"step": 2})
@@ -785,7 +786,9 @@ def test_lines_that_are_no_rows_are_removed(tmp_path: Path, capsys: pytest.Captu
     bad = b'\0\0\0\n[1]\n{"loss": 1}\n{"step": "2"}\n{"step": 1, "loss": []}\n\xff\n'
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + bad + b'{"step": 2}\n')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
-    Rows(tmp_path / "metrics.jsonl", 2)
+    rows = Rows(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "metrics.jsonl").read_bytes().count(bad) == 1
+    rows.drop_after(2)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     said = f"warning: 6 lines of {tmp_path}/metrics.jsonl cannot be read, and are removed\n"
     assert capsys.readouterr().err == said
@@ -794,7 +797,8 @@ def test_lines_that_are_no_rows_are_removed(tmp_path: Path, capsys: pytest.Captu
 def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/refl": NaN}\n{"step": 2}\n{"step": 3}\n{"ste')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
-    rows = Rows(tmp_path / "metrics.jsonl", 2)
+    rows = Rows(tmp_path / "metrics.jsonl")
+    rows.drop_after(2)
     rows.add({"step": 3, "again": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert lines == ['{"step": 1, "loss/refl": NaN}', '{"step": 2}', '{"step": 3, "again": 1}']

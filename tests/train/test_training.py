@@ -15,7 +15,7 @@ from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import runner
 from dmdr_train.run.build import build
 from dmdr_train.run.runner import Run
-from dmdr_train.tracking.trackers import read_metrics
+from dmdr_train.tracking.metrics_file import read_metrics
 from dmdr_train.training.trainer import Trainer
 from safetensors.torch import load_file
 from torch import Tensor

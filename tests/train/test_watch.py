@@ -10,8 +10,11 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_train.base.errors import StoppedError, UserError
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan
 from dmdr_train.monitoring.measures import Look, Watch, compared, contrast, diversity, drift, pooled_pixels, saturation
 from dmdr_train.recipe import schema
+
+PLAN = SamplingPlan(2, "sde")
 
 
 def test_saturation() -> None:
@@ -66,7 +69,7 @@ def test_a_look_repeats_itself_however_it_is_split(make_watch: Callable[[int], W
     assert first.prompts == [0, 0, 3, 3, 6, 6]
     network = first.family.load_network()
     before = torch.get_rng_state()
-    seen, again, split = (watch.look(network, 2, "sde") for watch in (first, first, make_watch(3)))
+    seen, again, split = (watch.look(network, PLAN) for watch in (first, first, make_watch(3)))
     assert torch.equal(torch.get_rng_state(), before)
     assert seen.values == again.values
     assert seen.values == pytest.approx(split.values, rel=1e-4)
@@ -96,7 +99,7 @@ def test_pictures_that_are_drawn_twice_count_once(
     """Six pictures on four processes are eight rows; the measures are those of one process."""
     alone = make_watch(4)
     network = alone.family.load_network()
-    expected = alone.look(network, 2, "sde")
+    expected = alone.look(network, PLAN)
     rows: list[list[torch.Tensor]] = []
 
     def keep(mine: torch.Tensor) -> torch.Tensor:
@@ -108,10 +111,10 @@ def test_pictures_that_are_drawn_twice_count_once(
     for rank in range(4):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         rows.append([])
-        make_watch(4).look(network, 2, "sde")
+        make_watch(4).look(network, PLAN)
     whole = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
     monkeypatch.setattr("dmdr_train.monitoring.measures.gather_rows", lambda mine: next(whole))
-    seen = alone.look(network, 2, "sde")
+    seen = alone.look(network, PLAN)
     assert seen.values == pytest.approx(expected.values, rel=1e-4)
     torch.testing.assert_close(seen.mean, expected.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen.std, expected.std, rtol=1e-4, atol=1e-5)

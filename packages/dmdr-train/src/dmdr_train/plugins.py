@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dmdr_train.objectives.reward_objective import RewardObjective
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import ObjectiveSection, Reward, RewardSection
+from dmdr_train.tracking.registry import Tracker
 from dmdr_train.training.objective import NEEDS, Objective
 from dmdr_train.training.sample import Sample
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEEDS", "Guide", "Objective", "ObjectiveSection", "Reward", "RewardObjective", "RewardSection", "Sample",
-    "Section",
+    "Section", "Tracker",
 ]  # fmt: skip
 
 

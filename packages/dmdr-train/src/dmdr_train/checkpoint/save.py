@@ -25,7 +25,7 @@ from dmdr_train.distributed.collectives import anywhere
 from dmdr_train.distributed.deepspeed_internals import gathered, save_engine
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.tracking.trackers import METRICS
+from dmdr_train.tracking.metrics_file import METRICS
 from dmdr_train.training.trainer import Trainer
 
 

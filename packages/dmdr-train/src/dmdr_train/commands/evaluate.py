@@ -11,7 +11,7 @@ from dmdr_train.checkpoint.manifest import RECIPE, STUDENT
 from dmdr_train.commands.open_run import open_run
 from dmdr_train.distributed.process_group import processes
 from dmdr_train.evaluation.evaluator import Evaluator
-from dmdr_train.reporting.student_export import sampling_settings
+from dmdr_train.evaluation.seeded_sampling import student_plan
 from dmdr_train.reporting.tables import print_table
 from dmdr_train.training.networks import load_family, make_generator
 
@@ -27,6 +27,5 @@ def evaluate(folder: Path) -> None:
         network = make_generator(settings, family)
         load_weights("run", source / STUDENT, network)
         evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))
-        sampling = sampling_settings(settings, family)
-        row = evaluator.model("student", network, sampling["steps"], sampling["method"], shift=sampling["shift"])
+        row = evaluator.model("student", network, student_plan(settings))
     print_table({"student": row})

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from dmdr_core import randn
 from dmdr_models.family import Family
-from dmdr_models.sampling import sample
 from torch import Tensor
 
-from dmdr_train.base.random_draws import named_generator
 from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import make_reference
 from dmdr_train.evaluation.scores import Scores
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema
 
@@ -68,27 +66,15 @@ class Evaluator:
         """Another draw of real pictures: the best that any model can do."""
         return self._score("real pictures", self._real("real"))
 
-    def model(
-        self, name: str, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0
-    ) -> Scores:
-        return self._score(name, self._sampled(network, steps, method, guidance, shift))
+    def model(self, name: str, network: Any, plan: SamplingPlan) -> Scores:
+        """Score the pictures of a network."""
+        return self._score(name, self._sampled(network, plan))
 
     @torch.no_grad()
-    def _sampled(self, network: Any, steps: int, method: str, guidance: float, shift: float) -> Iterable[Tensor]:
+    def _sampled(self, network: Any, plan: SamplingPlan) -> Iterable[Tensor]:
         for index in self.batches:
-            noise = [named_generator(self.settings.seed, "noise", i) for i in index]
-            fresh = [named_generator(self.settings.seed, "rollout", i) for i in index]
-            latents = sample(
-                self.family,
-                network,
-                self.family.condition(self.reference.prompts(index)),
-                randn((len(index), *self.family.latent_shape), noise, device=self.device),
-                steps,
-                method,
-                guidance,
-                shift,
-                fresh,
-            )
+            prompts = self.reference.prompts(index)
+            latents = draw_latents(self.family, network, plan, prompts, self.settings.seed, index, self.device)
             yield self.family.decode(latents)
 
     def _real(self, name: str) -> Iterable[Tensor]:

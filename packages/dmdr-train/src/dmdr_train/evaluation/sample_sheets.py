@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_core import randn
 from dmdr_models.family import Family
 from dmdr_models.images import grid, save_png
-from dmdr_models.sampling import sample
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dmdr_train.base.random_draws import named_generator
 from dmdr_train.data.prompt_files import evaluation_prompts
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.recipe import schema
 
 
@@ -23,10 +21,7 @@ def draw_samples(
     device: torch.device,
     batch: int,
     network: Any,
-    steps: int,
-    method: str,
-    guidance: float = 1.0,
-    shift: float = 1.0,
+    plan: SamplingPlan,
 ) -> Tensor:
     """A row of `settings.count` pictures; noise and prompts are the same at every call.
 
@@ -36,14 +31,8 @@ def draw_samples(
     prompts = sample_prompts(family.num_classes, settings)
     pictures = []
     for index in (range(i, min(i + batch, len(prompts))) for i in range(0, len(prompts), batch)):
-        noise = randn(
-            (len(index), *family.latent_shape),
-            [named_generator(settings.seed, "samples", i) for i in index],
-            device=device,
-        )
-        fresh = [named_generator(settings.seed, "rollout", i) for i in index]
-        condition = family.condition([prompts[i] for i in index])
-        latents = sample(family, network, condition, noise, steps, method, guidance, shift, fresh)
+        chosen = [prompts[i] for i in index]
+        latents = draw_latents(family, network, plan, chosen, settings.seed, index, device, noise="samples")
         pictures.append(family.decode(latents))
     return torch.cat(pictures)
 

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from dmdr_core import randn
-from dmdr_models.sampling import sample
 from torch import Tensor
 
 from dmdr_train.base.errors import StoppedError, UserError
 from dmdr_train.base.exit_codes import UNANSWERED
-from dmdr_train.base.random_draws import Draws, named_generator
+from dmdr_train.base.random_draws import Draws
 from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.sample_sheets import sample_prompts
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.monitoring.rules import PREFIX
 from dmdr_train.objectives.from_recipe import make_reward
 from dmdr_train.objectives.guarded_scores import asked
@@ -128,11 +127,12 @@ class Watch:
                 raise StoppedError(UNANSWERED, f"watch.rewards.{i}: {error}; start again when it answers") from None
 
     @torch.no_grad()
-    def look(self, network: Any, steps: int, method: str, guidance: float = 1.0, shift: float = 1.0) -> Look:
+    def look(self, network: Any, plan: SamplingPlan) -> Look:
         """Draw the pictures and measure them; every process calls this."""
         rows: dict[str, list[Tensor]] = {}
         for index in self.batches:
-            latents = self._draw(network, index, steps, method, guidance, shift)
+            prompts = [self.prompts[i] for i in index]
+            latents = draw_latents(self.family, network, plan, prompts, self.settings.seed, index, self.device)
             for name, values in self._measure(latents, index).items():
                 rows.setdefault(name, []).append(values)
         whole = {n: gather_rows(torch.cat(parts).to(self.device))[: len(self.prompts)] for n, parts in rows.items()}
@@ -140,22 +140,6 @@ class Watch:
         seen = {"diversity": diversity(whole.pop("features"), self.settings.pictures)}
         seen |= {name: values.nanmean().item() for name, values in whole.items()}
         return Look(seen, mean, (square - mean.square()).clamp_min(0).sqrt())
-
-    def _draw(
-        self, network: Any, index: Sequence[int], steps: int, method: str, guidance: float, shift: float
-    ) -> Tensor:
-        noise, fresh = ([named_generator(self.settings.seed, name, i) for i in index] for name in ("noise", "rollout"))
-        return sample(
-            self.family,
-            network,
-            self.family.condition([self.prompts[i] for i in index]),
-            randn((len(index), *self.family.latent_shape), noise, device=self.device),
-            steps,
-            method,
-            guidance,
-            shift,
-            fresh,
-        )
 
     def _measure(self, latents: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
         """Rows of each kind, one per picture."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.find import run_of
 from dmdr_train.recipe.schema import AnyRule, Limit, RewardHacking
-from dmdr_train.tracking.trackers import read_metrics
+from dmdr_train.tracking.metrics_file import read_metrics
 
 PREFIX = "watch/"
 """Of what an evaluation measured, in logs."""

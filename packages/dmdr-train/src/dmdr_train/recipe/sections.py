@@ -277,6 +277,7 @@ class Tracking(Section):
     log_every: Positive = 10
     tensorboard: bool = True
     wandb: str | None = Field(default=None, description="project name; needs `pip install dmdr-train[wandb]`")
+    trackers: dict[str, dict[str, Any]] = Field(default={}, description="trackers of plug-ins by name, with options")
     samples: Samples = Samples()
     evaluation: Evaluation | None = None
 

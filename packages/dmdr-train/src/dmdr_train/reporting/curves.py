@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe import schema
-from dmdr_train.tracking.trackers import read_metrics
+from dmdr_train.tracking.metrics_file import read_metrics
 
 
 def draw_curves(folder: Path, settings: schema.Recipe) -> None:

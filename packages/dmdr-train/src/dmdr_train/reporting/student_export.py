@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dmdr_models.lora import LoRANetwork
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT
 from dmdr_train.evaluation.scores import Scores
+from dmdr_train.evaluation.seeded_sampling import student_plan
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.reporting.tables import markdown_table
@@ -81,14 +83,10 @@ def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> 
 
 
 def sampling_settings(settings: schema.Recipe, family: Family) -> dict[str, Any]:
-    """How the student is to be sampled: as it was trained."""
-    method = {"sde": "sde", "ode": "euler"}[settings.rollout.mode]
+    """The contents of dmdr.json: how the student is to be sampled."""
     return {
         "family": settings.model.family,
-        "steps": settings.rollout.steps,
-        "method": method,
-        "guidance": 1.0,
-        "shift": settings.rollout.shift,
+        **asdict(student_plan(settings)),
         **({"size": family.image_size, "max_tokens": family.max_tokens} if family.num_classes is None else {}),
     }
 

@@ -6,7 +6,7 @@ from dmdr_train.evaluation.scores import Scores
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe import schema
 from dmdr_train.reporting.tables import markdown_table
-from dmdr_train.tracking.trackers import read_metrics
+from dmdr_train.tracking.metrics_file import read_metrics
 
 
 def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Scores], usage: str) -> None:

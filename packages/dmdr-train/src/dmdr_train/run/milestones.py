@@ -21,13 +21,14 @@ from dmdr_train.distributed.collectives import agreed
 from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.sample_sheets import draw_samples, labelled_rows, sample_row, save_row
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, teacher_plan
 from dmdr_train.recipe.explain import is_number
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.curves import draw_curves
 from dmdr_train.reporting.student_export import export_student, sampling_settings
 from dmdr_train.reporting.summary import write_summary
 from dmdr_train.reporting.tables import print_table
-from dmdr_train.tracking.trackers import Tracker
+from dmdr_train.tracking.run_tracker import RunTracker
 from dmdr_train.training.guide import Teacher
 from dmdr_train.training.trainer import Trainer
 
@@ -36,13 +37,10 @@ RESCUED = "rescued-student"
 
 
 class Drawing(NamedTuple):
-    """Who draws, and how."""
+    """A network, and how it is sampled."""
 
     network: Any
-    steps: int
-    method: str
-    guidance: float
-    shift: float
+    plan: SamplingPlan
 
 
 class Results:
@@ -66,7 +64,7 @@ class Results:
         self.average = average
         self.interrupted = interrupted
         self.folder = Path(settings.run.output)
-        self.tracker: Tracker | None = None
+        self.tracker: RunTracker | None = None
         self.unhurried = Unhurried(self.say)
         self.before = run_of(resumed) if resumed else None
         self.scores: dict[str, Scores] = {}
@@ -95,19 +93,11 @@ class Results:
         """The teacher, with its guidance; without a number, with the most steps that it is evaluated with."""
         evaluation = self.settings.tracking.evaluation
         many = max(evaluation.teacher_steps, default=50) if evaluation else 50
-        guidance, shift = self.settings.guidance.cfg, self.settings.rollout.shift
-        return Drawing(Teacher(self.trainer.guidance), steps or many, "euler", guidance, shift)
+        return Drawing(Teacher(self.trainer.guidance), teacher_plan(self.settings, steps or many))
 
     def student(self) -> Drawing:
         """The generator, sampled as it is trained; within `average.applied` it is the averaged one."""
-        sampling = sampling_settings(self.settings, self.trainer.family)
-        return Drawing(
-            self.trainer.generator,
-            sampling["steps"],
-            sampling["method"],
-            sampling["guidance"],
-            sampling["shift"],
-        )
+        return Drawing(self.trainer.generator, student_plan(self.settings))
 
     @property
     def batch(self) -> int:
@@ -120,7 +110,7 @@ class Results:
         """The teacher's rows, once: with all its steps, and with the student's few."""
         agreed(self.take_along)
         for drawing in (self.teacher(), self.teacher(self.settings.rollout.steps)):
-            name = f"teacher-{drawing.steps}"
+            name = f"teacher-{drawing.plan.steps}"
             path = self.folder / "samples" / f"{name}.png"
             if self.trainer.step == 0 or not agreed(path.exists):
                 self.sample(name, drawing)
@@ -256,7 +246,7 @@ class Results:
     def rows(self) -> dict[str, Image.Image]:
         """The teacher's and each stage's row of samples, by title, those that are there."""
         few = self.settings.rollout.steps
-        titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self.teacher().steps, few)}
+        titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self.teacher().plan.steps, few)}
         titles |= {f"student-{stage}": f"student\n{stage.replace('_', ' ')}" for stage in self.settings.stages}
         rows = {}
         for stem, title in titles.items():

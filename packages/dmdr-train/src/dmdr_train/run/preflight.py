@@ -19,7 +19,8 @@ from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import DRAWN, ObjectiveSection, Recipe, Reward
-from dmdr_train.tracking.trackers import METRICS
+from dmdr_train.tracking.metrics_file import METRICS
+from dmdr_train.tracking.registry import chosen
 
 if TYPE_CHECKING:
     from dmdr_rewards import RewardInfo
@@ -47,8 +48,8 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
         check_reference("tracking.evaluation.reference", evaluation.reference, found)
     if settings.run.init_from and not goes_on(settings):
         folder("run.init_from", settings.run.init_from)
-    if settings.tracking.wandb is not None:
-        installed("tracking.wandb", "wandb", "wandb")
+    for tracker in chosen(settings.tracking):
+        tracker.check()
     if not dry_run:
         with naming("run.output"):
             check_output(settings)

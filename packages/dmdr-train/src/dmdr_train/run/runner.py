@@ -35,7 +35,8 @@ from dmdr_train.run.disk_space import space
 from dmdr_train.run.milestones import Results, due
 from dmdr_train.run.saving import Checkpoints, best_step
 from dmdr_train.run.stopping import Stopping
-from dmdr_train.tracking.trackers import METRICS, Tracker
+from dmdr_train.tracking.metrics_file import METRICS
+from dmdr_train.tracking.run_tracker import RunTracker, open_tracker
 from dmdr_train.training.trainer import Trainer
 
 
@@ -87,7 +88,7 @@ class Run:
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
         if resume_from is not None:
             load_checkpoint(resume_from, self.trainer, self.average)
-        self.tracker: Tracker | None = None
+        self.tracker: RunTracker | None = None
         self.results = Results(
             settings, trainer, self.average, resume_from, interrupted=lambda: self.stopping.heed_signals()
         )
@@ -139,7 +140,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
             write_whole(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
-            self.tracker = self.results.tracker = Tracker(self.folder, self.settings, self.trainer.step, self.before)
+            self.tracker = self.results.tracker = open_tracker(
+                self.folder, self.settings, self.trainer.step, self.before
+            )
         except OSError as error:
             reason = f"{self.folder} cannot be written to ({reason_of(error)})"
             raise StoppedError(NOT_SAVED, f"{reason}; make space, or give another run.output") from None

@@ -1,0 +1,75 @@
+"""Samples that depend on seed, prompt and index alone, so that networks are compared on the same noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from dmdr_core import randn
+from dmdr_models.family import Family
+from dmdr_models.sampling import sample
+from torch import Tensor
+
+from dmdr_train.base.random_draws import named_generator
+from dmdr_train.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How a network is sampled; see `dmdr_models.sampling.sample`.
+
+    Args:
+        steps: of the time grid.
+        method: "euler", "heun" or "sde".
+        guidance: scale of classifier-free guidance; 1 is none.
+        shift: of the time grid.
+    """
+
+    steps: int
+    method: str
+    guidance: float = 1.0
+    shift: float = 1.0
+
+
+def student_plan(settings: Recipe) -> SamplingPlan:
+    """The student is sampled as it is trained, without guidance."""
+    method = {"sde": "sde", "ode": "euler"}[settings.rollout.mode]
+    return SamplingPlan(settings.rollout.steps, method, shift=settings.rollout.shift)
+
+
+def teacher_plan(settings: Recipe, steps: int) -> SamplingPlan:
+    """The teacher is sampled by Euler's method, with the guidance of the recipe."""
+    return SamplingPlan(steps, "euler", settings.guidance.cfg, settings.rollout.shift)
+
+
+@torch.no_grad()
+def draw_latents(
+    family: Family,
+    network: Any,
+    plan: SamplingPlan,
+    prompts: Sequence[Any],
+    seed: int,
+    indices: Sequence[int],
+    device: torch.device,
+    noise: str = "noise",
+) -> Tensor:
+    """Draw a batch of samples, latents `[B, C, H, W]`. A sample does not depend on the rest of its batch.
+
+    Args:
+        prompts: one per sample.
+        indices: one per sample; every index has generators of its own, for the first noise and for that of "sde".
+        noise: the name of the generators of the first noise.
+    """
+    first = [named_generator(seed, noise, i) for i in indices]
+    fresh = [named_generator(seed, "rollout", i) for i in indices]
+    return sample(
+        family,
+        network,
+        family.condition(list(prompts)),
+        randn((len(indices), *family.latent_shape), first, device=device),
+        plan.steps,
+        plan.method,
+        plan.guidance,
+        plan.shift,
+        fresh,
+    )

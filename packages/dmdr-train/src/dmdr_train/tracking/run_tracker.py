@@ -1,0 +1,114 @@
+"""The tracker of a run: it writes metrics.jsonl, moves the progress bar, and calls the trackers of the recipe.
+
+Only rank 0 has one. No failure in it ends a training: rows that cannot be written to metrics.jsonl are kept and written
+later, and a tracker that fails is not called again.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dmdr_rewards.secrets import redacted
+from PIL import Image
+from tqdm import tqdm
+
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.tracking.metrics_file import METRICS, Rows
+from dmdr_train.tracking.registry import Tracker, chosen
+
+
+def open_tracker(
+    folder: Path, settings: Recipe, start: int, carried: Sequence[Mapping[str, float]] = ()
+) -> "RunTracker":
+    """Open the tracker of a run in its folder.
+
+    Rows of metrics.jsonl after step `start` are dropped, since the run logs these steps again.
+
+    Args:
+        start: the step that the run starts from; 0 for a new run.
+        carried: rows that were saved with the checkpoint; those that the file lacks are added.
+
+    Raises:
+        OSError: metrics.jsonl cannot be written.
+    """
+    rows = Rows(folder / METRICS)
+    rows.drop_after(start)
+    rows.add_missing(carried)
+    bar = tqdm(total=settings.run.steps, initial=start, unit="step", dynamic_ncols=True)
+    tracker = RunTracker(rows, bar)
+    for choice in chosen(settings.tracking):
+        tracker.add(choice.key, partial(choice.open, folder, settings, start))
+    return tracker
+
+
+class RunTracker:
+    """Passes the rows, pictures and alarms of a run to metrics.jsonl, the progress bar and all trackers.
+
+    Attributes:
+        rows: of metrics.jsonl.
+        others: the trackers that have not failed, by their recipe keys.
+    """
+
+    def __init__(self, rows: Rows, bar: Any):
+        self.rows = rows
+        self.bar = bar
+        self.others: dict[str, Tracker] = {}
+
+    def add(self, key: str, make: Callable[[], Tracker]) -> None:
+        """Call `make` for a tracker and pass everything to it from now on; if it fails, say so and go on without it."""
+        try:
+            self.others[key] = make()
+        except Exception as error:  # trackers, their servers and their disks fail in any way
+            self._say_failed(key, error)
+
+    def advance(self) -> None:
+        """Move the progress bar by a step."""
+        with contextlib.suppress(OSError):  # of the terminal
+            self.bar.update()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the values of a step."""
+        waited = bool(self.rows.waiting)
+        self.rows.add({"step": step, **values})
+        if self.rows.waiting and not waited:
+            self.say(f"warning: {self.rows.path} cannot be written; its rows are kept in memory until it can")
+        shown = {k.partition("/")[2]: f"{v:.3g}" for k, v in values.items() if k.startswith(("loss/", "reward/"))}
+        with contextlib.suppress(OSError):
+            self.bar.set_postfix(shown)
+        self._each(lambda tracker: tracker.log(step, values))
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Log a picture, such as a row of samples."""
+        self._each(lambda tracker: tracker.picture(step, name, image))
+
+    def warn(self, step: int, text: str) -> None:
+        """Print and log an alarm of early warning."""
+        self.say(text)
+        self._each(lambda tracker: tracker.warn(step, text))
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar, without secrets."""
+        with contextlib.suppress(OSError):
+            self.bar.write(redacted(text))
+
+    def close(self) -> None:
+        """Write the waiting rows and close the trackers; rows that still cannot be written are printed."""
+        with contextlib.suppress(OSError):
+            self.bar.close()
+        self._each(lambda tracker: tracker.close())
+        self.rows.write()
+        for row in self.rows.waiting:
+            print(row)
+
+    def _each(self, use: Callable[[Tracker], object]) -> None:
+        for key, tracker in list(self.others.items()):
+            try:
+                use(tracker)
+            except Exception as error:
+                del self.others[key]
+                self._say_failed(key, error)
+
+    def _say_failed(self, key: str, error: Exception) -> None:
+        self.say(f"warning: {key} failed ({error}) and is left out from here on; {METRICS} has all rows")
