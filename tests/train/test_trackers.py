@@ -5,20 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 from dmdr_train.base import plugins
 from dmdr_train.base.errors import UserError
 from dmdr_train.recipe.schema import Recipe, Tracking
 from dmdr_train.tracking.metrics_file import METRICS, read_metrics
-from dmdr_train.tracking.registry import BUILT_IN, GROUP, TRACKERS, chosen
+from dmdr_train.tracking.registry import TRACKERS, chosen
 from dmdr_train.tracking.run_tracker import open_tracker
+from dmdr_train.tracking.tracker import Tracker
 from PIL import Image
 
 SOURCE = """
+from dmdr_train.plugins import Tracker
 from pydantic import BaseModel
 
 
-class Notes:
+class Notes(Tracker):
     class Options(BaseModel):
         path: str
         every: int = 1
@@ -35,6 +36,9 @@ class Notes:
 
     def picture(self, step, name, image):
         self.note("picture", step, name, image.size)
+
+    def checkpoint(self, step, folder):
+        self.note("checkpoint", step, folder.name)
 
     def warn(self, step, text):
         self.note("warn", step, text)
@@ -56,19 +60,16 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     (site.parent / "notes_tracker.py").write_text(SOURCE)
     (site / "METADATA").write_text("Metadata-Version: 2.1\nName: notes\nVersion: 1.0\n")
     entries = "notes = notes_tracker:Notes\nplain = notes_tracker:plain\nbroken = notes_tracker:Gone\n"
-    (site / "entry_points.txt").write_text(f"[{GROUP}]\n{entries}")
+    (site / "entry_points.txt").write_text(f"[dmdr_trackers]\n{entries}")
     monkeypatch.syspath_prepend(site.parent)
-    plugins._installed.cache_clear()
+    plugins._entries.cache_clear()
     yield
-    plugins._installed.cache_clear()
+    plugins._entries.cache_clear()
 
 
-def test_the_built_in_trackers_are_those_of_the_package() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "packages/dmdr-train/pyproject.toml").read_text())["project"]
-    assert {entry.name: entry.value for entry in BUILT_IN} == project["entry-points"][GROUP]
-    assert {entry.group for entry in BUILT_IN} == {GROUP}
-    for entry in BUILT_IN:
-        assert TRACKERS.load(entry.name) is entry.load()
+def test_the_built_in_trackers_are_registered_like_all_others() -> None:
+    assert {"tensorboard", "wandb"} <= set(TRACKERS.names())
+    assert all(issubclass(TRACKERS.load(name), Tracker) for name in ("tensorboard", "wandb"))
 
 
 @pytest.mark.usefixtures("installed")
@@ -78,9 +79,17 @@ def test_a_tracker_of_a_package(make_recipe: Callable[..., Recipe], tmp_path: Pa
     tracker = open_tracker(tmp_path, make_recipe(tracking=tracking), 3)
     tracker.log(4, {"loss/refl": 0.5})
     tracker.picture(4, "student", Image.new("RGB", (2, 3)))
+    tracker.checkpoint(4, tmp_path / "step-4")
     tracker.warn(4, "early warning")
     tracker.close()
-    said = ["start 3 10 1", "log 4 0.5", "picture 4 student (2, 3)", "warn 4 early warning", "close"]
+    said = [
+        "start 3 10 1",
+        "log 4 0.5",
+        "picture 4 student (2, 3)",
+        "checkpoint 4 step-4",
+        "warn 4 early warning",
+        "close",
+    ]
     assert (tmp_path / "notes.txt").read_text().splitlines() == said
     assert [row["step"] for row in read_metrics(tmp_path)] == [4]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dmdr_train.objectives.reward_objective import RewardObjective
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import ObjectiveSection, Reward, RewardSection
-from dmdr_train.tracking.registry import Tracker
+from dmdr_train.tracking.tracker import Tracker
 from dmdr_train.training.objective import NEEDS, Objective
 from dmdr_train.training.sample import Sample
 

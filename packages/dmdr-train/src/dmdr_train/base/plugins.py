@@ -21,16 +21,14 @@ class Plugins:
     Args:
         group: the entry-point group, such as "dmdr_objectives".
         noun: what one of them is called in errors, such as "objective".
-        built_in: entry points that are known even if dmdr-train is used from its source tree without being installed.
     """
 
     group: str
     noun: str
-    built_in: tuple[EntryPoint, ...] = ()
 
     def names(self) -> list[str]:
         """The registered names, sorted."""
-        return sorted({entry.name for entry in self._entries()})
+        return sorted({entry.name for entry in _entries(self.group)})
 
     def load(self, name: str) -> Any:
         """Import what is registered under a name.
@@ -38,7 +36,7 @@ class Plugins:
         Raises:
             ValueError: the name is unknown, two packages register it, or its module cannot be imported.
         """
-        found = {entry.value: entry for entry in self._entries() if entry.name == name}
+        found = {entry.value: entry for entry in _entries(self.group) if entry.name == name}
         if not found:
             raise ValueError(f"unknown {self.noun} {name!r}; {nearest_name(name, self.names())}")
         if len(found) > 1:
@@ -49,9 +47,6 @@ class Plugins:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"{self.noun} {name!r} cannot be imported from {entry.value} ({error})") from error
 
-    def _entries(self) -> list[EntryPoint]:
-        return [*self.built_in, *_installed(self.group)]
-
 
 def nearest_name(name: str, valid: Sequence[str], cutoff: float = 0.6) -> str:
     """The hint for a name that is not valid: "did you mean …?", or all valid names if none is near."""
@@ -60,5 +55,5 @@ def nearest_name(name: str, valid: Sequence[str], cutoff: float = 0.6) -> str:
 
 
 @cache
-def _installed(group: str) -> tuple[EntryPoint, ...]:
+def _entries(group: str) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group))

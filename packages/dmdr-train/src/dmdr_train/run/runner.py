@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -37,11 +37,15 @@ from dmdr_train.run.saving import Checkpoints, best_step
 from dmdr_train.run.stopping import Stopping
 from dmdr_train.tracking.metrics_file import METRICS
 from dmdr_train.tracking.run_tracker import RunTracker, open_tracker
+from dmdr_train.tracking.tracker import Tracker
 from dmdr_train.training.trainer import Trainer
 
 
-def run(settings: Recipe) -> None:
+def run(settings: Recipe, callbacks: Sequence[Tracker] = ()) -> None:
     """Carry out a recipe that `preflight.check` has passed; every process calls this.
+
+    Args:
+        callbacks: receive what the run logs, beside the recipe's trackers, on the first process.
 
     Raises:
         UserError: on every process.
@@ -56,7 +60,7 @@ def run(settings: Recipe) -> None:
             with locked(Path(settings.run.output)) as held:
                 resume_from = agreed(lambda: find_checkpoint(settings, say))
                 trainer = build(settings, device, resumed=resume_from is not None)
-                training = Run(settings, trainer, resume_from, signals)
+                training = Run(settings, trainer, resume_from, signals, callbacks)
                 agreed(lambda: say(space(settings, trainer).check()))
                 for lock in held:
                     sign(lock)  # not before: a run that is refused leaves everything as it was
@@ -79,10 +83,16 @@ class Run:
     """The outer loop. Only rank 0 writes; whatever calls a network is called by every process."""
 
     def __init__(
-        self, settings: Recipe, trainer: Trainer, resume_from: Path | None, signals: Signals | None = None
+        self,
+        settings: Recipe,
+        trainer: Trainer,
+        resume_from: Path | None,
+        signals: Signals | None = None,
+        callbacks: Sequence[Tracker] = (),
     ) -> None:
         self.settings = settings
         self.trainer = trainer
+        self.callbacks = callbacks
         self.folder = Path(settings.run.output)
         inputs = agreed(lambda: fingerprints(settings))
         self.average = Average(self.trainer.generator.module, settings.optim.ema)
@@ -141,7 +151,7 @@ class Run:
             remove_leftovers(self.folder)
             write_whole(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
             self.tracker = self.results.tracker = open_tracker(
-                self.folder, self.settings, self.trainer.step, self.before
+                self.folder, self.settings, self.trainer.step, self.before, self.callbacks
             )
         except OSError as error:
             reason = f"{self.folder} cannot be written to ({reason_of(error)})"

@@ -86,6 +86,8 @@ class Checkpoints:
         with self.pausing(needed):
             self.newest, self.step = saving.finish(), saving.step
             if self.trainer.rank == 0:
+                if self.results.tracker:
+                    self.results.tracker.checkpoint(self.step, self.newest)
                 try:
                     prune(self.folder, saving.step, run.keep_last, run.keep_every, self.best())
                 except OSError as error:

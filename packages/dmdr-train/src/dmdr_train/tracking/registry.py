@@ -18,41 +18,17 @@ packages inside the factory.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.plugins import Plugins, nearest_name
 from dmdr_train.recipe.schema import Recipe, Tracking
+from dmdr_train.tracking.tracker import Tracker
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-GROUP = "dmdr_trackers"
-BUILT_IN = (
-    EntryPoint("tensorboard", "dmdr_train.tracking.tensorboard:TensorBoard", GROUP),
-    EntryPoint("wandb", "dmdr_train.tracking.wandb:WandB", GROUP),
-)
-TRACKERS = Plugins(GROUP, "tracker", BUILT_IN)
-
-
-class Tracker(Protocol):
-    """Receives what a run logs, on rank 0. If a method raises, the tracker is left out for the rest of the run."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the values of a step, by names such as "loss/refl"."""
-
-    def picture(self, step: int, name: str, image: "Image.Image") -> None:
-        """Log a picture, such as a row of samples called "student-00000100"."""
-
-    def warn(self, step: int, text: str) -> None:
-        """Log an alarm of early warning."""
-
-    def close(self) -> None:
-        """Finish: the run ends."""
+TRACKERS = Plugins("dmdr_trackers", "tracker")
 
 
 @dataclass(frozen=True)

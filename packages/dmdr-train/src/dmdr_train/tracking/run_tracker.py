@@ -16,11 +16,16 @@ from tqdm import tqdm
 
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.tracking.metrics_file import METRICS, Rows
-from dmdr_train.tracking.registry import Tracker, chosen
+from dmdr_train.tracking.registry import chosen
+from dmdr_train.tracking.tracker import Tracker
 
 
 def open_tracker(
-    folder: Path, settings: Recipe, start: int, carried: Sequence[Mapping[str, float]] = ()
+    folder: Path,
+    settings: Recipe,
+    start: int,
+    carried: Sequence[Mapping[str, float]] = (),
+    callbacks: Sequence[Tracker] = (),
 ) -> "RunTracker":
     """Open the tracker of a run in its folder.
 
@@ -29,6 +34,7 @@ def open_tracker(
     Args:
         start: the step that the run starts from; 0 for a new run.
         carried: rows that were saved with the checkpoint; those that the file lacks are added.
+        callbacks: trackers that are called beside the recipe's own.
 
     Raises:
         OSError: metrics.jsonl cannot be written.
@@ -40,6 +46,8 @@ def open_tracker(
     tracker = RunTracker(rows, bar)
     for choice in chosen(settings.tracking):
         tracker.add(choice.key, partial(choice.open, folder, settings, start))
+    for callback in callbacks:
+        tracker.add(f"the callback {type(callback).__name__}", lambda callback=callback: callback)
     return tracker
 
 
@@ -82,6 +90,10 @@ class RunTracker:
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Log a picture, such as a row of samples."""
         self._each(lambda tracker: tracker.picture(step, name, image))
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """Tell the trackers of a complete checkpoint."""
+        self._each(lambda tracker: tracker.checkpoint(step, folder))
 
     def warn(self, step: int, text: str) -> None:
         """Print and log an alarm of early warning."""

@@ -9,10 +9,11 @@ from PIL import Image
 
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.tracking.tracker import Tracker
 
 
-class TensorBoard:
-    """Writes TensorBoard's event files; see `dmdr_train.tracking.registry.Tracker`."""
+class TensorBoard(Tracker):
+    """Writes TensorBoard's event files."""
 
     class Options(Section):
         """TensorBoard has no options."""

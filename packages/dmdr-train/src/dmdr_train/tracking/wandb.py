@@ -10,10 +10,11 @@ from pydantic import model_validator
 
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.tracking.tracker import Tracker
 
 
-class WandB:
-    """Sends rows, pictures and alarms to Weights & Biases; see `dmdr_train.tracking.registry.Tracker`."""
+class WandB(Tracker):
+    """Sends rows, pictures and alarms to Weights & Biases."""
 
     class Options(Section):
         project: str

@@ -1,0 +1,132 @@
+"""What Python callers use, and what the command line is a thin layer over. Imports no torch until something runs.
+
+    import dmdr_train
+
+    recipe = dmdr_train.load_recipe("demo", "run.steps=100")
+    student = dmdr_train.train(recipe)
+
+A mistake of the user raises `UserError`, whose text names the key, the value and the fix. A run that ends early raises
+`StoppedError`. Under a launcher, every process makes the same calls.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmdr_models.describe import STATE_DICTS
+
+from dmdr_train.base.errors import UserError
+from dmdr_train.base.folders import check_writable
+from dmdr_train.checkpoint.find import newest_verified
+from dmdr_train.checkpoint.manifest import RECIPE
+from dmdr_train.evaluation.scores import Scores, read_scores
+from dmdr_train.recipe import load
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import preflight
+from dmdr_train.tracking.tracker import Tracker
+
+
+def load_recipe(config: str | Path, *overrides: str) -> Recipe:
+    """Read a recipe file, or a built-in recipe by its name.
+
+    Args:
+        overrides: `key=value` texts, such as "optim.generator.lr=1e-5", which win over the file.
+
+    Raises:
+        UserError: for the first key or value that is not valid.
+    """
+    return load.load_recipe(str(config), overrides)
+
+
+def check(recipe: Recipe) -> None:
+    """Check everything that can be known before a model is loaded: files, folders, rewards, batch size, output.
+
+    Raises:
+        UserError: for the first thing that cannot work.
+    """
+    preflight.check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def train(recipe: Recipe, callbacks: Sequence[Tracker] = ()) -> Path:
+    """Check a recipe and carry it out, from the start or from its checkpoint as `run.resume` says.
+
+    Args:
+        callbacks: objects that receive every row of the log, every sample sheet and every checkpoint; see `Tracker`.
+            They are called on the first process.
+
+    Returns:
+        The folder of the exported student, which `dmdr-generate` and stock diffusers open.
+
+    Raises:
+        UserError: the recipe cannot be carried out.
+        StoppedError: the run ended before its last step, and its state is saved.
+    """
+    check(recipe)
+    prefer_cpu(recipe)
+    from dmdr_train.run import runner
+
+    runner.run(recipe, callbacks)
+    return Path(recipe.run.output) / "student"
+
+
+def evaluate(run: str | Path) -> Scores:
+    """Score the student of a run's newest checkpoint again, on one process, by the recipe's evaluation.
+
+    Args:
+        run: the folder of the run.
+
+    Raises:
+        UserError: the folder holds no run, or its recipe has no evaluation.
+    """
+    settings = open_run(run)
+    if settings.tracking.evaluation is None:
+        raise UserError("tracking.evaluation", f"is not set in {Path(run) / RECIPE}; add a classifier and a reference")
+    source = newest_verified("run", str(run))
+    from dmdr_train.run.evaluate_student import evaluate_student
+
+    return evaluate_student(settings, source)
+
+
+def export(run: str | Path, output: str | Path) -> Path:
+    """Write the student of a run's newest checkpoint.
+
+    Args:
+        run: the folder of the run.
+        output: a new folder; or a file that ends in .safetensors, .bin, .pt or .pth, for a state dict.
+
+    Returns:
+        The checkpoint that the student is from.
+
+    Raises:
+        UserError: the folder holds no run, or the output exists or cannot be written to.
+    """
+    settings, output = open_run(run), Path(output)
+    if output.exists():
+        raise UserError("--output", f"{output} already exists; give a new folder or file")
+    check_writable("--output", output.parent)
+    source = newest_verified("run", str(run))
+    from dmdr_train.reporting.student_export import export_state_dict, export_student
+
+    if output.suffix in STATE_DICTS:
+        export_state_dict(output, settings, source)
+    else:
+        export_student(output, settings, source, read_scores(Path(run)))
+    return source
+
+
+def open_run(run: str | Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    path = Path(run) / RECIPE
+    if not path.is_file():
+        raise UserError("run", f"{run} holds no {RECIPE}; give the folder of a run")
+    return load.parse_recipe(load.read_yaml(path))
+
+
+def prefer_cpu(recipe: Recipe) -> None:
+    """Let DeepSpeed choose the CPU for a recipe that asks for it; it chooses its device when it is imported."""
+    if recipe.run.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
