@@ -47,7 +47,7 @@ def open_tracker(
     for choice in chosen(settings.tracking):
         tracker.add(choice.key, partial(choice.open, folder, settings, start))
     for callback in callbacks:
-        tracker.add(f"the callback {type(callback).__name__}", lambda callback=callback: callback)
+        tracker.others[f"the callback {type(callback).__name__} ({len(tracker.others)})"] = callback
     return tracker
 
 
