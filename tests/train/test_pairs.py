@@ -14,12 +14,12 @@ import yaml
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.cli import main
-from dmdr_train.commands import make_pairs
 from dmdr_train.data.pairs import Pairs, check_pairs
 from dmdr_train.data.shard_folder import MANIFEST
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight, runner
 from dmdr_train.run.build import build
+from dmdr_train.training import make_pairs
 from dmdr_train.training.trainer import Trainer
 from safetensors import safe_open
 from safetensors.torch import load_file
