@@ -125,7 +125,9 @@ def test_to_enter_a_room_imports_nothing(name: str, room: str) -> None:
     assert ast.get_docstring(ast.parse(source))
 
 
-@pytest.mark.parametrize("module", ["cli", "run.preflight", "commands.report"])
+@pytest.mark.parametrize(
+    "module", ["cli", "run.preflight", "run.python_door", "commands.report", "reporting.curves", "reporting.tables"]
+)
 def test_what_answers_at_once_imports_nothing_slow(module: str) -> None:
     program = f"import sys, dmdr_train.{module}; print(*{set(SLOW)} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -200,6 +200,7 @@ def embeddings() -> Target:
         cache.mkdir()
         (cache / "shard-00.safetensors").write_bytes(shard)
         (cache / "manifest.json").write_bytes(content)
+        cache_folder("--output", cache).remove_damaged()
         plan(cache_folder("--output", cache), wanted, 1)
         check_embeddings(load_recipe("demo-t2i", [f"data.embeddings={cache}"]))
         assert EmbeddingCache(cache)(["a cat"])["states"].shape == (1, 2)

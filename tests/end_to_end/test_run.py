@@ -166,7 +166,7 @@ def test_a_run_can_be_made_longer_and_is_scored_again(finished: Any, tmp_path: P
     longer = replace(workshop, folder=tmp_path / "longer")
     before = json.loads((longer.folder / "out/evaluation.json").read_text())
     remarks = longer.run("--resume", "run.steps=6").check().remarks
-    assert [line.split()[0] for line in remarks] == ["changed:", "going", "a"]
+    assert [line.split()[0] for line in remarks] == ["changed:", "resuming", "a"]
     after = json.loads((longer.folder / "out/evaluation.json").read_text())
     assert after["joint"] != before["joint"]
     assert {k: v for k, v in after.items() if k != "joint"} == {k: v for k, v in before.items() if k != "joint"}

@@ -84,6 +84,7 @@ def test_a_manifest_cannot_have_files_deleted(name: str, tmp_path: Path) -> None
     (cache / "manifest.json").write_text(json.dumps({"shards": {name: entry}}))
     before = sorted(tmp_path.rglob("*"))
     uses: list[Any] = [
+        lambda: cache_folder("--output", cache).remove_damaged(),
         lambda: plan(cache_folder("--output", cache), None, 1),
         lambda: EmbeddingCache(cache),
         lambda: cache_folder("data.embeddings", cache).manifest(),

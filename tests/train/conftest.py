@@ -142,7 +142,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def sdxl_pairs(make_recipe: RecipeMaker, sdxl: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pairs of the tiny SDXL; tests must not change them."""
-    from dmdr_train.commands.make_pairs import make_pairs
+    from dmdr_train.training.make_pairs import make_pairs
 
     data = {"model__family": "sdxl", "model__path": str(sdxl), "data__prompts": str(prompts), "guidance__cfg": 7.0}
     folder = tmp_path_factory.mktemp("pairs") / "sdxl"

@@ -11,7 +11,15 @@ import pytest
 import torch
 from dmdr_train.distributed import deepspeed_internals
 from dmdr_train.distributed.deepspeed_engine import make_engine
-from dmdr_train.distributed.deepspeed_internals import MOMENTS, OPTIMIZER_FILES, WEIGHTS
+from dmdr_train.distributed.deepspeed_internals import (
+    MODEL_FILES,
+    MOMENTS,
+    OPTIMIZER_FILES,
+    WEIGHTS,
+    model_state_for,
+    optimizer_content,
+    optimizer_state,
+)
 from dmdr_train.recipe.schema import Optim, Optimizer
 from torch import nn
 
@@ -20,6 +28,7 @@ OF_ENGINES = {"checkpoint_engine", "_copy_recovery_script", "_get_all_ckpt_names
 OF_OPTIMIZERS = {"fp16_groups", "bit16_groups", "nccl_start_alignment_factor"}
 OF_PARAMETERS = {"ds_tensor", "ds_shape", "ds_numel", "ds_status", "partition"}
 OF_DEEPSPEED = {"_WORLD_GROUP", "__compatible_ops__"}
+OF_FILES = {"dp_world_size", "optimizer_state_dict", *WEIGHTS, *MOMENTS, MODEL_FILES, OPTIMIZER_FILES}
 
 
 @pytest.fixture
@@ -42,6 +51,12 @@ def attributes(path: Path) -> set[str]:
     return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {str(text) for text in texts}
 
 
+def texts(path: Path) -> set[str]:
+    """The texts in a module's code."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
 def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
@@ -53,6 +68,8 @@ def test_one_module_uses_them() -> None:
     for path in PACKAGE.rglob("*.py"):
         used = {name for name in attributes(path) if name in known or name.startswith("ds_")}
         assert path == home or not used, path
+        assert path == home or not OF_FILES & texts(path), path
+    assert texts(home) >= OF_FILES
 
 
 @pytest.mark.parametrize("name", sorted(OF_ENGINES))
@@ -85,11 +102,15 @@ def test_a_saved_optimizer(engine: Callable[[int], Any], stage: int, tmp_path: P
     made.step()
     (tmp_path / "one").mkdir()
     deepspeed_internals.save_engine(made, tmp_path, "one", lambda state, path: files.update({path.name: state}))
-    (saved,) = [state["optimizer_state_dict"] for name, state in files.items() if name.endswith(OPTIMIZER_FILES)]
+    (saved,) = [optimizer_state(content) for name, content in files.items() if name.endswith(OPTIMIZER_FILES)]
     (weights,) = [name for name in WEIGHTS if name in saved]
     (moments,) = [name for name in MOMENTS if name in saved]
     assert sum(flat.numel() for flat in saved[weights]) == 8
     assert {"exp_avg", "exp_avg_sq"} <= set(saved[moments]["state"][0])
+    assert optimizer_state(optimizer_content(saved)) is saved
+    models = [content for name, content in files.items() if name.endswith(MODEL_FILES)]
+    assert [content["dp_world_size"] for content in models] == [1]
+    assert model_state_for(3, models[0]) == {**models[0], "dp_world_size": 3}
     assert not list(tmp_path.rglob("*.p*")), "no file that we did not write"
 
 

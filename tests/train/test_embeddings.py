@@ -20,7 +20,7 @@ from dmdr_train.base.random_draws import named_generator
 from dmdr_train.cli import main
 from dmdr_train.data import shard_folder
 from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder, check_embeddings, prepare, prompt_hash
-from dmdr_train.data.encode import write_cache
+from dmdr_train.data.encode import plan, write_cache
 from dmdr_train.data.prompt_files import evaluation_prompts
 from dmdr_train.data.shard_folder import MANIFEST
 from dmdr_train.recipe.load import load_recipe
@@ -216,6 +216,18 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, cache: Path, damage: str)
     else:
         shard.unlink()
     assert content(write(folder)) == content(cache)
+
+
+def test_a_plan_changes_nothing(tmp_path: Path, cache: Path) -> None:
+    folder = Path(shutil.copytree(cache, tmp_path / "cache"))
+    shard = next(folder.glob("shard-*"))
+    shard.write_bytes(b"damaged")
+    before = content(folder)
+    (rows,) = plan(cache_folder("--output", folder), texts(), 5).values()
+    assert len(rows) == cache_folder("--output", folder).manifest()["shards"][shard.name]["prompts"]
+    assert content(folder) == before
+    cache_folder("--output", folder).remove_damaged()
+    assert content(folder).keys() == before.keys() - {shard.name}
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

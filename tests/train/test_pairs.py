@@ -14,12 +14,12 @@ import yaml
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.cli import main
-from dmdr_train.commands import make_pairs
 from dmdr_train.data.pairs import Pairs, check_pairs
 from dmdr_train.data.shard_folder import MANIFEST
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight, runner
 from dmdr_train.run.build import build
+from dmdr_train.training import make_pairs
 from dmdr_train.training.trainer import Trainer
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -145,6 +145,10 @@ def test_an_interrupted_command_goes_on(
 def test_more_pairs_join_those_that_are_there(teach: Recipe, pairs: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pairs, tmp_path / "pairs"))
     (folder / "shard-00000005-00000010.safetensors").write_bytes(b"damaged")
+    damaged = content(folder)
+    planned = make_pairs.plan(make_pairs.pairs_folder("--output", folder), 17, 5)
+    assert list(planned) == ["shard-00000005-00000010.safetensors", "shard-00000013-00000017.safetensors"]
+    assert content(folder) == damaged
     write(teach, folder, 17)
     now, before = content(folder), content(pairs)
     assert now.keys() - before.keys() == {"shard-00000013-00000017.safetensors"}
@@ -306,7 +310,7 @@ def test_the_command(
     assert all(torch.equal(found[name], expected[name][:3]) for name in found)
     for arguments, said in (
         (["--count", "0"], "--count: must be at least 1, got 0"),
-        (["--count", "3", "--guidance", "0.5"], "--guidance: must be at least 1, which is none, got 0.5"),
+        (["--count", "3", "--guidance", "0.5"], "--guidance: must be at least 1, which is no guidance, got 0.5"),
         (["--count", "3", "model.path=gone"], "error: model.path: no model folder gone"),
         (["--count", "3", "--steps", "4"], "error: --output: pairs was made with steps 3, not 4"),
     ):

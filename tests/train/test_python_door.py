@@ -71,7 +71,7 @@ def test_train_evaluate_and_export(recipe: Path, tmp_path: Path, capsys: pytest.
     ]  # fmt: skip
     assert {note[2] for note in diary.notes if note[0] == "picture"} == {"teacher-1", "student-cold_start"}
     assert diary.notes[-1] == ("close",)
-    assert "the callback Broken failed (no ink) and is left out from here on" in capsys.readouterr().out
+    assert "warning: callbacks[1] (Broken) failed (no ink) and is left out from here on" in capsys.readouterr().out
 
     scores = dmdr_train.evaluate("out")
     assert scores.frechet == pytest.approx(read_scores(Path("out"))["cold_start"].frechet, rel=1e-4)

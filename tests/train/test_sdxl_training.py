@@ -9,8 +9,8 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_train import cli
 from dmdr_train.base.errors import UserError
+from dmdr_train.commands import pairs as pairs_command
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight
@@ -87,7 +87,7 @@ def test_the_manual() -> None:
     assert [command[0] for command in commands] == ["dmdr-train", *["deepspeed"] * 4]
     pairs, *trainings = commands
     parser = argparse.ArgumentParser()
-    cli.add_pairs_options(parser)
+    pairs_command.add_options(parser)
     options = parser.parse_args(pairs[2:])
     assert load_recipe(options.config).data.pairs == options.output
     for command in trainings:

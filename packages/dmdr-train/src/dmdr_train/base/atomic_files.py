@@ -1,7 +1,8 @@
-"""Atomic writes: a file is complete or does not exist, even after a power failure."""
+"""Atomic writes: a file or folder is complete or does not exist, even after a power failure."""
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -46,3 +47,19 @@ def fingerprint(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 20):
             digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a new temporary folder beside `path`, then put this folder in the place of `path`."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        for made in (partial, *partial.rglob("*")):
+            settle_names(made) if made.is_dir() else settle(made)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -19,6 +19,9 @@ from dmdr_train.distributed.deepspeed_internals import (
     OPTIMIZER_FILES,
     full_shape,
     load_engine,
+    model_state_for,
+    optimizer_content,
+    optimizer_state,
     saved_types,
 )
 from dmdr_train.distributed.reshard_zero import Cuts, reshard
@@ -97,10 +100,10 @@ def _load_engine(engine: Any, path: Path, name: str, manifest: dict[str, Any]) -
 
     def as_ours(file: str, map_location: Any = None) -> Any:
         if not file.endswith(OPTIMIZER_FILES):
-            return {**_load_weights_only(file, map_location), "dp_world_size": world}
+            return model_state_for(world, _load_weights_only(file, map_location))
         files = _listed(path, manifest, f"{name}/", OPTIMIZER_FILES)
-        states = [_load_weights_only(str(one), "cpu", mmap=True)["optimizer_state_dict"] for one in files]
-        return {"optimizer_state_dict": reshard(states, Cuts.of(engine), rank, world)}
+        states = [optimizer_state(_load_weights_only(str(one), "cpu", mmap=True)) for one in files]
+        return optimizer_content(reshard(states, Cuts.of(engine), rank, world))
 
     same = manifest["world_size"] == world
     read = _load_weights_only if same else as_ours

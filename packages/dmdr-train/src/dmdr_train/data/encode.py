@@ -91,15 +91,15 @@ def write_cache(
     def row_bytes() -> int:
         return sum(tensor.nbytes for tensor in encode_batch([""], condition, dtype).values())
 
+    shards.remove_damaged()
     shards.write(plan(shards, texts, shard_size), make, row_bytes, rank, world)
 
 
 def plan(shards: ShardFolder, texts: Any, shard_size: int) -> dict[str, Any]:
     """The shards that the cache lacks, by name: rows of `texts`, in their order, each prompt once.
 
-    What the manifest lists counts as there; a listed shard that is damaged is removed.
+    The cache has what its manifest lists, except damaged shards.
     """
-    shards.remove_damaged()
     known = [read_hashes(shards.path / name) for name in shards.whole()]
     hashes = np.array([prompt_hash(text) for batch in texts.iter(1000) for text in batch["prompt"]])
     _, rows = np.unique(hashes, return_index=True)

@@ -105,7 +105,7 @@ class ShardFolder:
         return {name: entry for name, entry in self.manifest()["shards"].items() if self.is_whole(name, entry)}
 
     def remove_damaged(self) -> None:
-        """Remove the listed shards that are not whole."""
+        """Delete the shards that the manifest lists and that are not whole, so that `write` makes them again."""
         for name in self.manifest()["shards"].keys() - self.whole().keys():
             (self.path / name).unlink(missing_ok=True)
 

@@ -98,6 +98,21 @@ def load_engine(engine: Any, folder: Path, name: str, read: Callable[..., Any], 
     engine.load_checkpoint(str(folder), tag=name, load_module_strict=False)
 
 
+def model_state_for(world: int, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a file of model states as `world` processes would have saved it."""
+    return {**content, "dp_world_size": world}
+
+
+def optimizer_state(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the optimizer in the content of one of the `OPTIMIZER_FILES`."""
+    return content["optimizer_state_dict"]
+
+
+def optimizer_content(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a file with the state of an optimizer; `optimizer_state` reads it."""
+    return {"optimizer_state_dict": state}
+
+
 def saved_types() -> list[Any]:
     """Return the classes that DeepSpeed itself puts into its files; nothing else is unpickled."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler

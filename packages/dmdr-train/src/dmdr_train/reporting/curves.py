@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe import schema
 from dmdr_train.tracking.metrics_file import read_metrics
@@ -35,5 +36,5 @@ def draw_curves(folder: Path, settings: schema.Recipe) -> None:
         axis.grid(alpha=0.3)
     if len(settings.stages) > 1:
         axes[0][0].legend(fontsize=8)
-    figure.savefig(folder / "curves.png", dpi=110)
+    write_whole(folder / "curves.png", lambda path: figure.savefig(path, dpi=110, format="png"))
     plt.close(figure)

@@ -5,9 +5,7 @@ it (dmdr.json, and scheduler/ for diffusers) and a model card.
 """
 
 import json
-import os
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from dmdr_models.family import Family
 from dmdr_models.lora import LoRANetwork
 
+from dmdr_train.base.atomic_files import write_folder
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT
 from dmdr_train.evaluation.scores import Scores
@@ -31,8 +30,6 @@ def export_student(
 ) -> None:
     """Write the averaged generator of the checkpoint `source`, and how to sample it.
 
-    The folder is written beside its place and renamed into it.
-
     Args:
         scores: of the run's evaluation, for the model card.
 
@@ -41,19 +38,17 @@ def export_student(
     """
     family, network = load_student(settings, source)
     sampling = sampling_settings(settings, family)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if isinstance(network, LoRANetwork):
-        family.save_lora(network, partial)
-    else:
-        family.save(network, partial)
-    family.save_scheduler(partial, sampling["shift"], stochastic=sampling["method"] == "sde")
-    (partial / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+
+    def write(new: Path) -> None:
+        if isinstance(network, LoRANetwork):
+            family.save_lora(network, new)
+        else:
+            family.save(network, new)
+        family.save_scheduler(new, sampling["shift"], stochastic=sampling["method"] == "sde")
+        (new / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
+
+    write_folder(folder, write)
 
 
 def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None:

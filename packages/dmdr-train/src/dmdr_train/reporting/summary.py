@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe import schema
@@ -31,7 +32,8 @@ def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Score
             "",
         ]
     lines += [*early_warning(folder, settings), "![curves](curves.png)", "", usage, ""]
-    (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
+    text = "\n".join(lines)
+    write_whole(folder / "summary.md", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def early_warning(folder: Path, settings: schema.Recipe) -> list[str]:

@@ -196,8 +196,7 @@ class Results:
             except (OSError, SafetensorError) as error:
                 return f"; nor could its student ({reason_of(error)})"
             finally:
-                for path in (weights, made.with_name(f".{made.name}.partial")):
-                    shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(weights, ignore_errors=True)
 
         try:
             save_student(weights, self.trainer, self.average)

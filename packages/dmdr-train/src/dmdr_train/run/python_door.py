@@ -19,6 +19,7 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.base.folders import check_writable
 from dmdr_train.checkpoint.find import newest_verified
 from dmdr_train.checkpoint.manifest import RECIPE
+from dmdr_train.distributed.device_name import name_device
 from dmdr_train.evaluation.scores import Scores, read_scores
 from dmdr_train.recipe import load
 from dmdr_train.recipe.schema import Recipe
@@ -62,11 +63,27 @@ def train(recipe: Recipe, callbacks: Sequence[Tracker] = ()) -> Path:
         StoppedError: the run ended before its last step, and its state is saved.
     """
     check(recipe)
-    prefer_cpu(recipe)
+    name_device(recipe.run.device)
     from dmdr_train.run import runner
 
     runner.run(recipe, callbacks)
     return Path(recipe.run.output) / "student"
+
+
+def dry_run(recipe: Recipe) -> dict[str, float]:
+    """Check a recipe, build everything, and take the first step of every stage; nothing is written.
+
+    Returns:
+        The values that these steps log.
+
+    Raises:
+        UserError: the recipe cannot be carried out.
+    """
+    preflight.check(recipe, int(os.environ.get("WORLD_SIZE", "1")), dry_run=True)
+    name_device(recipe.run.device)
+    from dmdr_train.run import runner
+
+    return runner.dry_run(recipe)
 
 
 def evaluate(run: str | Path) -> Scores:
@@ -124,9 +141,3 @@ def open_run(run: str | Path) -> Recipe:
     if not path.is_file():
         raise UserError("run", f"{run} holds no {RECIPE}; give the folder of a run")
     return load.parse_recipe(load.read_yaml(path))
-
-
-def prefer_cpu(recipe: Recipe) -> None:
-    """Let DeepSpeed choose the CPU for a recipe that asks for it; it chooses its device when it is imported."""
-    if recipe.run.device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -46,8 +46,8 @@ def open_tracker(
     tracker = RunTracker(rows, bar)
     for choice in chosen(settings.tracking):
         tracker.add(choice.key, partial(choice.open, folder, settings, start))
-    for callback in callbacks:
-        tracker.others[f"the callback {type(callback).__name__} ({len(tracker.others)})"] = callback
+    for i, callback in enumerate(callbacks):
+        tracker.others[f"callbacks[{i}] ({type(callback).__name__})"] = callback
     return tracker
 
 

@@ -71,12 +71,12 @@ def make_pairs(
         return {"noise": noise, "x0": torch.cat(parts)}, {"prompts": json.dumps(prompts)}
 
     with naming("--output"):
+        shards.remove_damaged()
         shards.write(plan(shards, count, shard_size), make, lambda: 8 * prod(family.latent_shape), *processes())
 
 
 def plan(shards: ShardFolder, count: int, shard_size: int) -> dict[str, range]:
-    """The shards that the folder lacks, by name, and the pairs in each; a listed shard that is damaged is removed."""
-    shards.remove_damaged()
+    """The shards that the folder lacks, by name, and the pairs in each. Damaged shards count as lacking."""
     listed = shards.manifest()["shards"]
     numbers = {name: range(*map(int, name.removesuffix(".safetensors").split("-")[1:])) for name in listed}
     first = max((part.stop for part in numbers.values()), default=0)
