@@ -208,7 +208,7 @@ def test_damaged_scores_are_named(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError) as caught:
         read_scores(tmp_path)
     assert str(caught.value) == (
-        f"run.output: {tmp_path}/evaluation.json is damaged; remove it, and its scores are taken again"
+        f"run.output: {tmp_path}/evaluation.json is damaged; remove it, and its scores are measured again"
     )
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run, opened by the commands that go on with it."""
+"""Opening the folder of a run, for the commands that continue with it."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from dmdr_train.recipe.schema import Recipe
 
 
 def open_run(folder: Path) -> Recipe:
-    """The recipe of a run.
+    """Read the recipe of a run.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder is not that of a run, or its recipe is damaged.
     """
     if not (folder / RECIPE).is_file():
         raise UserError("run", f"{folder} holds no {RECIPE}; give the folder of a run")
