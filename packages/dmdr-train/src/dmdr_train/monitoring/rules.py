@@ -118,7 +118,7 @@ def all_alarms(rules: Sequence[AnyRule], found: Sequence[Row]) -> list[Alarm]:
 
 
 def holds(rule: AnyRule, found: Sequence[Row]) -> str:
-    """The values for which the rule holds at the last evaluation, and an advice; empty if it does not hold."""
+    """The values for which the rule holds at the last evaluation, and advice; empty if it does not hold."""
     assert rule.start is not None  # `Recipe.rules` fills it in
     counted = [row for row in found if row["step"] > rule.start]
     seen = limit(rule, counted) if isinstance(rule, Limit) else reward_hacking(rule, counted)
