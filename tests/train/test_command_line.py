@@ -1,11 +1,13 @@
 """`dmdr-train` and run.py: what they say of themselves, and what they do not import for it."""
 
+import os
 import subprocess
 import sys
 
 import dmdr_train
 import pytest
 from dmdr_train.cli import COMMANDS, main, run_main
+from dmdr_train.distributed.device_name import name_device
 
 SLOW = {"torch", "deepspeed", "diffusers", "transformers", "datasets", "matplotlib"}
 
@@ -28,6 +30,19 @@ def test_help(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     _, about, _ = capsys.readouterr().out.split("\n\n", 2)
     assert about[0].isupper()
     assert about.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "after"), [("cpu", None, "cpu"), ("cpu", "cuda", "cuda"), ("auto", None, None)]
+)
+def test_deepspeed_is_told_of_a_cpu_alone(
+    device: str, before: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", before or "")
+    if before is None:
+        monkeypatch.delenv("DS_ACCELERATOR")
+    name_device(device)
+    assert os.environ.get("DS_ACCELERATOR") == after
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "--config", "demo", "--print-config"]])

@@ -9,10 +9,13 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
+from dmdr_core import randn
 from dmdr_train.base.errors import UserError
+from dmdr_train.base.random_draws import named_generator
 from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import Folder, Scenes, Shapes
+from dmdr_train.evaluation.sample_sheets import draw_samples
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan
 from dmdr_train.problems import scenes
@@ -118,6 +121,21 @@ def test_an_evaluation_repeats_itself_and_draws_from_its_own_seed(make_evaluator
     assert scores[0].recall < real.recall
 
 
+@pytest.mark.usefixtures("one_process")
+def test_the_noise_of_samples_and_evaluation_has_names(model: Path, make_evaluator: Callable[[int], Evaluator]) -> None:
+    """The first noise of a sheet is "samples", that of an evaluation "noise"; fresh noise is "rollout"."""
+    family, plan = dmdr_models.load("sit", model), SamplingPlan(2, "sde", 1.5, 2.0)
+    network, evaluator = family.load_network(), make_evaluator(5)
+    sheet = draw_samples(family, schema.Samples(count=3, seed=5), torch.device("cpu"), 2, network, plan)
+    evaluator.batches = [range(3)]
+    (pictures,) = evaluator._sampled(network, plan)
+    for found, prompts, name in ((sheet, [0, 3, 6], "samples"), (pictures, [0, 1, 2], "noise")):
+        noise = randn((3, *family.latent_shape), [named_generator(5, name, i) for i in range(3)])
+        fresh = [named_generator(5, "rollout", i) for i in range(3)]
+        latents = dmdr_models.sample(family, network, family.condition(prompts), noise, 2, "sde", 1.5, 2.0, fresh)
+        torch.testing.assert_close(found, family.decode(latents), rtol=1e-4, atol=1e-4)
+
+
 def test_sets_are_balanced() -> None:
     assert Shapes(seed=1).prompts(range(95, 115)) == [5, 6, 7, 8, 9, *range(10), 0, 1, 2, 3, 4]
 
@@ -208,7 +226,7 @@ def test_damaged_scores_are_named(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError) as caught:
         read_scores(tmp_path)
     assert str(caught.value) == (
-        f"run.output: {tmp_path}/evaluation.json is damaged; remove it, and its scores are taken again"
+        f"run.output: {tmp_path}/evaluation.json is damaged; remove it, and its scores are measured again"
     )
 
 

@@ -224,7 +224,7 @@ def test_the_order_is_pinned() -> None:
         ),
         ("p.txt", "a cat".encode("utf-16"), {}, "data.prompts: line 1 of p.txt is not UTF-8"),
         ("p.txt", b"fine", {"column": "prompt"}, "data.column: 'prompt' of p.txt is not there; valid are text"),
-        ("p.doc", b"fine", {}, "data.prompts: p.doc has no ending that is known; give a file in .txt, .jsonl, .csv"),
+        ("p.doc", b"fine", {}, "data.prompts: p.doc has no known suffix; give a file in .txt, .jsonl, .csv"),
         ("p.jsonl", b"\n", {}, "data.prompts: p.jsonl holds no prompt"),
         ("p.jsonl", b"a cat", {}, "data.prompts: p.jsonl cannot be read: Expecting value"),
         ("p.jsonl", b'["a cat"]', {}, 'data.prompts: p.jsonl must hold objects, one per line, such as {"prompt"'),

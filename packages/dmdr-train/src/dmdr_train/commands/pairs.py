@@ -24,7 +24,7 @@ def guidance(text: str) -> float:
     """Read a guidance scale, which is at least 1.
 
     Raises:
-        ArgumentTypeError, ValueError: it is none.
+        ArgumentTypeError, ValueError: for any other text.
     """
     scale = float(text)
     if not 1 <= scale < float("inf"):

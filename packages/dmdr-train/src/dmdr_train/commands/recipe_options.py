@@ -14,7 +14,7 @@ def positive(text: str) -> int:
     """Read a positive whole number.
 
     Raises:
-        ArgumentTypeError, ValueError: it is none.
+        ArgumentTypeError, ValueError: for any other text.
     """
     number = int(text)
     if number < 1:

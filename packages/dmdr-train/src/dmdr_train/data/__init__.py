@@ -1,1 +1,1 @@
-"""What a run learns from: prompts, embeddings, pairs and folders of pictures."""
+"""The data of a run: prompts, embeddings, pairs and folders of pictures."""

@@ -1,8 +1,8 @@
-"""The cache of prompt embeddings, which `dmdr-train encode` writes and a run reads in the place of its text encoders.
+"""The cache of prompt embeddings: `dmdr-train encode` writes it, and a run reads it instead of using text encoders.
 
-A folder of shards (see `dmdr_train.data.shard_folder`) that hold, of n prompts each, every tensor of the condition,
-`[n, …]`, and `hash`, `[n]`. A prompt is found by its hash, and of a shard only the rows that are asked for are read.
-White space around a prompt is no part of it.
+It is a folder of shards, see `dmdr_train.data.shard_folder`. A shard has the embeddings of n prompts: every tensor of
+the condition, `[n, …]`, and `hash`, `[n]`. A prompt is found by its hash, and only its row of the shard is read. White
+space around a prompt is ignored.
 """
 
 import hashlib
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-HASH = "hash"  # beside the condition's tensors in a shard
+HASH = "hash"  # the name of the tensor in a shard
 
 
 def prompt_hash(prompt: str) -> int:
-    """Sixty-four bits that stand for a prompt: two of ten million prompts meet with a chance of one in 400 000."""
+    """A hash of 64 bits: among ten million prompts, two have the same hash with a probability of 1 in 400 000."""
     return int.from_bytes(hashlib.blake2b(prompt.strip().encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def made_with(model: Model) -> dict[str, Any]:
-    """What decides the embeddings of a prompt, besides the text encoders, as a manifest holds it."""
+    """The entries of a manifest that decide the embeddings of a prompt, except for the text encoders."""
     return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or MAX_TOKENS.get(model.family)}
 
 
 def check_embeddings(settings: Recipe) -> None:
-    """Check that `data.embeddings` is a whole cache, made by this recipe's text encoders. Imports no torch.
+    """Check that `data.embeddings` is a complete cache, made by this recipe's text encoders. Imports no torch.
 
-    A model's folder without text encoders passes: training from a cache does not need them.
+    A model folder without text encoders passes, since training from a cache does not need them.
 
     Raises:
-        UserError: it is not.
+        UserError: the cache is incomplete, or was made by other text encoders.
     """
     if settings.data.embeddings is None:
         return
@@ -55,7 +55,7 @@ def check_embeddings(settings: Recipe) -> None:
 
 
 def prepare(settings: Recipe, folder: Path, dtype: str) -> None:
-    """Make `folder` ready for the recipe's embeddings: a new one, or one with embeddings of the same kind.
+    """Make a folder for the recipe's embeddings, or check that an existing folder has embeddings of the same kind.
 
     Raises:
         UserError: there are no prompts or no text encoders, or the folder holds something else.
@@ -69,15 +69,15 @@ def prepare(settings: Recipe, folder: Path, dtype: str) -> None:
 
 
 def cache_folder(key: str, folder: str | Path) -> ShardFolder:
-    """The folder of a cache, whose errors name `key`."""
+    """The folder of a cache; errors name `key`."""
     return ShardFolder(key, Path(folder), "encode", "prompts")
 
 
 def read_hashes(shard: Path) -> np.ndarray:
-    """The hashes of a shard's prompts, `[n]` int64.
+    """Read the hashes of a shard's prompts, `[n]` int64.
 
     Raises:
-        ValueError: the file is damaged, or no shard.
+        ValueError: the file is damaged, or is not a shard.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -89,14 +89,14 @@ def read_hashes(shard: Path) -> np.ndarray:
 
 
 class EmbeddingCache:
-    """Prompts to condition, as a family's text encoders would give it.
+    """Turns prompts into the condition that the family's text encoders would return.
 
     Args:
-        folder: what `dmdr-train encode` wrote.
-        device, dtype: of the tensors that are returned; without a dtype they have the cache's own.
+        folder: of `dmdr-train encode`.
+        device, dtype: of the returned tensors; without a dtype they have that of the cache.
 
     Raises:
-        UserError: the folder holds no cache.
+        UserError: the folder is not a cache.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class EmbeddingCache:
         return len(self.hashes)
 
     def __call__(self, prompts: Sequence[str]) -> "Condition":
-        """B prompts -> the condition's tensors, `[B, …]`.
+        """Read the condition of B prompts, tensors `[B, …]`.
 
         Raises:
-            ValueError: names the first prompt that is not in the cache.
+            ValueError: a prompt is not in the cache.
         """
         import torch
 

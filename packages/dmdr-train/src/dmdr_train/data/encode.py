@@ -1,6 +1,6 @@
-"""`dmdr-train encode`: the embeddings of all prompts that a recipe may ask for, written once.
+"""The work of `dmdr-train encode`: it writes the embeddings of all prompts that a run of a recipe may use.
 
-A shard is called by its prompts. Prompts that come later become new shards beside the old.
+The name of a shard depends on its prompts. Prompts that are added later go into new shards.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ Encode = Callable[[Sequence[str]], Condition]
 
 
 def encode(settings: Recipe, folder: Path, dtype: str, batch_size: int) -> None:
-    """Encode the prompts of a recipe into `folder`, which `embedding_cache.prepare` has made ready.
+    """Encode the prompts of a recipe into `folder`, which `embedding_cache.prepare` has prepared.
 
     Args:
-        dtype: bf16 or fp32, of the text encoders and of what is written.
+        dtype: bf16 or fp32, of the text encoders and of the written embeddings.
         batch_size: prompts per call of the text encoders.
     """
     texts = all_prompts(settings)
@@ -40,7 +40,7 @@ def encode(settings: Recipe, folder: Path, dtype: str, batch_size: int) -> None:
     family.to(choose_device(settings.run, "fp32"))
 
     def condition(prompts: Sequence[str]) -> Condition:
-        with naming("model.path"):  # the text encoders are opened at the first call
+        with naming("model.path"):  # the first call opens the text encoders
             return family.text(prompts)
 
     with naming("--output"):
@@ -48,10 +48,10 @@ def encode(settings: Recipe, folder: Path, dtype: str, batch_size: int) -> None:
 
 
 def all_prompts(settings: Recipe) -> Any:
-    """What a run may ask for, as a `datasets.Dataset`: its prompts, those of its samples, the evaluation's, and ""."""
+    """All prompts that a run may use, as a `datasets.Dataset`: of the recipe, its samples, its evaluations, and ""."""
     import datasets
 
-    # A stream has no rows to choose from, and what is to be encoded once has to be read once anyway.
+    # Shards choose rows by number, which a stream does not have; all prompts are read in any case.
     prompts = open_prompts(settings.data.model_copy(update={"streaming": False}))
     more = [*(settings.tracking.samples.prompts or ()), *evaluation_prompts(), ""]
     return datasets.concatenate_datasets([prompts, datasets.Dataset.from_dict({"prompt": more}, prompts.features)])
@@ -67,12 +67,12 @@ def write_cache(
     world: int = 1,
     shard_size: int = 256,
 ) -> None:
-    """Write this process's share of the shards, and the manifest if all are there then.
+    """Write this process's share of the shards, and the manifest once all shards exist.
 
     Args:
-        folder: with the manifest that `embedding_cache.prepare` wrote.
-        texts: a `datasets.Dataset` with the column `prompt`; a prompt that is there twice is encoded once.
-        condition: prompts -> the condition's tensors, `[B, …]`.
+        folder: it has the manifest that `embedding_cache.prepare` wrote.
+        texts: a `datasets.Dataset` with the column `prompt`; a prompt that comes twice is encoded once.
+        condition: returns the condition of B prompts, tensors `[B, …]`.
 
     Raises:
         UserError: the disk is too small.
@@ -96,7 +96,7 @@ def write_cache(
 
 
 def plan(shards: ShardFolder, texts: Any, shard_size: int) -> dict[str, Any]:
-    """The shards that the cache lacks, by name: rows of `texts`, in their order, each prompt once.
+    """The shards that the cache lacks, by name, and their rows of `texts`, in order; each prompt comes once.
 
     The cache has what its manifest lists, except damaged shards.
     """
@@ -113,6 +113,6 @@ def plan(shards: ShardFolder, texts: Any, shard_size: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def encode_batch(prompts: Sequence[str], condition: Encode, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The condition of some prompts on the CPU, numbers in `dtype`, whole numbers as they are."""
+    """The condition of some prompts on the CPU; floating-point tensors are converted to `dtype`."""
     tensors = condition(prompts)
     return {key: t.to("cpu", dtype if t.is_floating_point() else None).contiguous() for key, t in tensors.items()}

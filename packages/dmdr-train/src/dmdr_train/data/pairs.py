@@ -1,7 +1,7 @@
-"""Pairs of noise and what a teacher makes of it, which `dmdr-train pairs` writes and regression learns from.
+"""Pairs of noise and the teacher's sample of it: `dmdr-train pairs` writes them, and regression learns from them.
 
-A folder of shards (see `dmdr_train.data.shard_folder`) that hold, of n pairs each, `noise` and `x0`, `[n, C, H, W]`
-float32, and their prompts as a list in JSON, under `prompts` of the shard's texts.
+They are a folder of shards, see `dmdr_train.data.shard_folder`. A shard has n pairs: the tensors `noise` and `x0`,
+`[n, C, H, W]` float32, and in its metadata the text `prompts`, a list in JSON.
 """
 
 from pathlib import Path
@@ -25,22 +25,22 @@ FORMAT = 1
 
 
 def pairs_folder(key: str, folder: str | Path) -> ShardFolder:
-    """The folder of pairs, whose errors name `key`."""
+    """The folder of pairs; errors name `key`."""
     return ShardFolder(key, Path(folder), "pairs", "pairs")
 
 
 def made_with(model: Model) -> dict[str, Any]:
-    """The teacher of pairs, as a manifest holds it."""
+    """The entries of a manifest that identify the teacher of pairs."""
     return {"format": FORMAT, "family": model.family, "network": network_fingerprint(model.family, model.path)}
 
 
 def check_pairs(settings: Recipe) -> None:
-    """Check that `data.pairs` is a whole folder of pairs of this recipe's teacher. Imports no torch.
+    """Check that `data.pairs` is a complete folder of pairs of this recipe's teacher. Imports no torch.
 
-    A resolution that the recipe leaves to the model is checked when the pairs are opened.
+    If the recipe has no resolution, the shape of the pairs is checked when they are opened.
 
     Raises:
-        UserError: it is not.
+        UserError: the folder is incomplete, or its pairs are those of another teacher.
     """
     if settings.data.pairs is None:
         return
@@ -50,16 +50,16 @@ def check_pairs(settings: Recipe) -> None:
 
 
 class Pairs:
-    """Pairs in an order shuffled by the seed, each once in an epoch, as `prompt_order.TextPrompts` draws texts.
+    """Draws pairs in an order shuffled by the seed, each once in an epoch, as `prompt_order.TextPrompts` draws texts.
 
     Args:
-        folder: what `dmdr-train pairs` wrote.
+        folder: of `dmdr-train pairs`.
         latent_shape: (C, H, W) of the model's latents.
         batch_size: of the global batch.
-        device: of the tensors that are returned.
+        device: of the returned tensors.
 
     Raises:
-        UserError: the folder holds no pairs, or those of another latent shape.
+        UserError: the folder has no pairs, or pairs of another latent shape.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Pairs:
             self.places += [(shard, row) for row in range(len(prompts))]
 
     def draw(self, draws: "Draws") -> "Start":
-        """Where the samples of a micro-batch start, and what the teacher made of that."""
+        """Draw prompts, noise and the teacher's samples for a micro-batch."""
         import torch
 
         from dmdr_train.data.prompt_order import Start, rows_in_turn

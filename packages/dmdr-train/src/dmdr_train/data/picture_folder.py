@@ -1,4 +1,4 @@
-"""The pictures in a folder of the user's."""
+"""Folders of pictures."""
 
 from pathlib import Path
 

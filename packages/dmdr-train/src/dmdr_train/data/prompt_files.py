@@ -1,7 +1,7 @@
 """Files of prompts: a text file with a prompt per line, .jsonl, .csv or .parquet, a dataset's folder or its hub name.
 
-`check_prompts` says what is wrong with them before anything large is imported; `open_prompts` opens them with Hugging
-Face `datasets`, which leaves the texts on disk.
+`check_prompts` finds mistakes without a slow import; `open_prompts` opens the prompts with Hugging Face `datasets`,
+which leaves the texts on the disk.
 """
 
 import csv
@@ -14,7 +14,7 @@ from typing import Any
 from dmdr_train.base.errors import UserError
 from dmdr_train.recipe.schema import Data
 
-# How `datasets` calls the reader of each ending, and what it has to be told.
+# By the suffix of a file: the name of the reader in `datasets`, and its options.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {"encoding": "utf-8-sig"}),
     ".jsonl": ("json", {}),
@@ -25,27 +25,28 @@ USUAL_COLUMNS = ("prompt", "caption", "text")
 
 
 def evaluation_prompts() -> list[str]:
-    """Sixty-four prompts of our own: people, animals, places, things, styles, counts, colours, positions, writing."""
+    """The built-in list of 64 prompts: people, animals, places, things, styles, counts, colours, positions, writing."""
     return (Path(__file__).parent / "evaluation_prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
 def check_prompts(data: Data) -> None:
-    """Check `data.prompts` and `data.column` as far as that goes without a large import; a hub name passes.
+    """Check `data.prompts` and `data.column` as far as possible without a slow import; a hub name passes.
 
     Raises:
-        UserError: no such file or folder; a file of unknown ending, without a prompt, or not UTF-8; no such column.
+        UserError: the file or folder does not exist, has an unknown suffix, no prompt or no such column, or is not
+            UTF-8.
     """
     if data.prompts is None:
         return
     path = Path(data.prompts)
     if os.path.isfile(path):
         if path.suffix.lower() not in READERS:
-            raise UserError("data.prompts", f"{path} has no ending that is known; give a file in {', '.join(READERS)}")
+            raise UserError("data.prompts", f"{path} has no known suffix; give a file in {', '.join(READERS)}")
         try:
             columns = columns_of(path)
         except UserError:
             raise
-        except Exception as error:  # bytes of another format make readers fail in any way
+        except Exception as error:  # readers of damaged files raise any exception
             raise UserError("data.prompts", f"{path} cannot be read: {error}; give a {path.suffix} file") from None
         choose_column(data, columns)
     elif os.path.isdir(path):
@@ -58,11 +59,11 @@ def check_prompts(data: Data) -> None:
 
 
 def columns_of(path: Path) -> dict[str, bool]:
-    """The columns of a file, and whether they hold text, judged by its first row.
+    """The columns of a file, and whether they are texts, as its first row says.
 
     Raises:
-        UserError: it holds no row, or is not UTF-8.
-        ValueError: it is not what its ending says.
+        UserError: the file has no row, or is not UTF-8.
+        ValueError: the file has another format than its suffix says.
     """
     ending = path.suffix.lower()
     if ending == ".parquet":
@@ -95,7 +96,7 @@ def columns_of(path: Path) -> dict[str, bool]:
 
 
 def first_lines(path: Path, count: int) -> list[str]:
-    """The first lines that are not blank. All are read: what is wrong with the last is better known now than later.
+    """Return the first lines that are not blank. The whole file is read, so that a mistake shows before the training.
 
     Raises:
         UserError: a line is not UTF-8.
@@ -115,13 +116,13 @@ def first_lines(path: Path, count: int) -> list[str]:
 
 
 def choose_column(data: Data, columns: dict[str, bool]) -> str:
-    """The column of the prompts: `data.column`, or the one that is called as usual, or the only one with text.
+    """The column of the prompts: `data.column`, otherwise a column with a usual name, otherwise the only text column.
 
     Args:
-        columns: name -> whether it holds text.
+        columns: names, and whether a column holds text.
 
     Raises:
-        UserError: there is no such column, it holds no text, or several might be meant.
+        UserError: the column does not exist or holds no text, or the choice is ambiguous.
     """
     text = [name for name, is_text in columns.items() if is_text]
     if not text:
@@ -142,41 +143,41 @@ def choose_column(data: Data, columns: dict[str, bool]) -> str:
 
 
 def open_prompts(data: Data) -> Any:
-    """The prompts as a `datasets.Dataset` with the one column `prompt`, or as an IterableDataset if `data.streaming`.
+    """Open the prompts as a `datasets.Dataset` with the column `prompt`, or as an IterableDataset if `data.streaming`.
 
-    White space around a prompt is no part of it, and blank ones are left out.
+    Blank prompts are left out.
 
     Raises:
-        UserError: what `check_prompts` could not see: a damaged file, an unknown hub name, no such split or column.
+        UserError: a mistake that `check_prompts` cannot find: a damaged file, an unknown hub name, split or column.
     """
     import datasets
 
     try:
         dataset = choose_split(data, _load(data))
         features = dataset.features
-        if features is None:  # a stream tells its columns with its rows
+        if features is None:  # a stream has no columns before its first rows
             features = datasets.Dataset.from_list(list(dataset.take(100))).features
         column = choose_column(
             data, {name: getattr(kind, "dtype", "") in ("string", "large_string") for name, kind in features.items()}
         )
         texts = dataset.select_columns([column])
         texts = texts if column == "prompt" else texts.rename_column(column, "prompt")
-        # In memory: the positions of the rows that stay, nothing else; on disk they would lie in the user's folder.
+        # Only the numbers of the kept rows are in memory; a file with them would be written to the user's folder.
         texts = texts.filter(_is_prompt, input_columns="prompt", **({} if data.streaming else {"keep_in_memory": True}))
         if next(iter(texts), None) is None:
             raise UserError("data.prompts", f"{data.prompts} holds no prompt; put some there")
     except UserError:
         raise
-    except Exception as error:  # readers fail in any way on bytes of another format
+    except Exception as error:  # readers of damaged files raise any exception
         raise UserError("data.prompts", f"{data.prompts} cannot be read: {error.__cause__ or error}") from error
     return texts
 
 
 def choose_split(data: Data, splits: Any) -> Any:
-    """One of the splits of a dataset; a dataset without splits is taken as it is.
+    """Choose the split `data.split` of a dataset; a dataset without splits is returned unchanged.
 
     Raises:
-        UserError: there is no such split.
+        UserError: the split does not exist.
     """
     if not isinstance(splits, dict):
         return splits

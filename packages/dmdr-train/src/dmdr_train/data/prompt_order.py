@@ -1,4 +1,4 @@
-"""What the model is conditioned on: class labels, or texts. Which ones follows from seed, update and sample alone."""
+"""The prompts of each update: class labels or texts, which depend on seed, update and sample alone."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from dmdr_train.recipe.schema import Data, Recipe
 
 
 class Start(NamedTuple):
-    """What the generator makes samples of: prompts and noise `[B, C, H, W]`; of pairs also the teacher's x0."""
+    """The generator's input: prompts and noise `[B, C, H, W]`; with pairs also the target, the teacher's sample."""
 
     prompts: list[Any]
     noise: Tensor
@@ -24,7 +24,7 @@ class Start(NamedTuple):
 
 class Prompts(Protocol):
     def draw(self, draws: Draws) -> list[Any]:
-        """One prompt per sample of the micro-batch."""
+        """Draw one prompt per sample of the micro-batch."""
 
 
 class ClassLabels:
@@ -39,7 +39,7 @@ class ClassLabels:
 
 
 class TextPrompts:
-    """Texts in an order shuffled by the seed, each once in an epoch; fake score and generator have an order each.
+    """Texts in an order shuffled by the seed, each once in an epoch. Fake score and generator have different orders.
 
     Args:
         texts: a `datasets.Dataset` with the column `prompt`.
@@ -56,16 +56,16 @@ class TextPrompts:
 
 
 class StreamedPrompts:
-    """The same from a `datasets.IterableDataset`, shuffled by the seed within a buffer.
+    """Texts of a `datasets.IterableDataset`, shuffled by the seed within a buffer.
 
-    A stream has no places to jump to, so every process reads all of it and keeps its share, once for the fake score and
-    once for the generator; a resumed run first reads up to where it was. That is what it costs to have the same prompts
-    on any number of processes and after any interruption. Prompts that fit on the disk are better read without.
+    The prompts are the same on any number of processes and after any interruption. Since a stream has no random access,
+    every process reads all of it and keeps its share, once for the fake score and once for the generator; a resumed run
+    first reads up to its step. If the prompts fit on the disk, reading them without streaming is faster.
 
     Args:
         texts: with the column `prompt`.
         batch_size: the number of prompts in a global batch.
-        buffer: number of texts that are shuffled among each other, held in memory twice.
+        buffer: number of texts that are shuffled at a time; memory holds two such buffers.
     """
 
     def __init__(self, texts: Any, batch_size: int, buffer: int = 10_000):
@@ -85,7 +85,7 @@ class StreamedPrompts:
 
 
 class _Stream:
-    """A shuffled IterableDataset, over and over; it only goes forward."""
+    """An endless repetition of a shuffled IterableDataset, read forward."""
 
     def __init__(self, texts: Any):
         self.texts = _endless(texts)
@@ -108,11 +108,11 @@ def text_prompts(data: Data, batch_size: int) -> TextPrompts | StreamedPrompts:
 
 
 def rows_in_turn(draws: Draws, batch_size: int, size: int) -> list[int]:
-    """Which of `size` rows the samples of a micro-batch take: each once in an epoch, in an order shuffled by the seed.
+    """The rows of the samples of a micro-batch, out of `size` rows: each once in an epoch, in a shuffled order.
 
-    Sample i of update number u has the place c = u · batch_size + i and the row permutation(c div size)[c mod size],
-    and every kind of update an order of its own. The place is all the state there is: a run goes on exactly where it
-    was, on any number of processes.
+    Sample i of update number u has the place c = u · batch_size + i and the row permutation(c div size)[c mod size].
+    Every kind of update has an order of its own. No other state is needed to resume a run exactly, on any number of
+    processes.
     """
     name, _ = draws.update
     epochs = [divmod(place, size) for place in places(draws, batch_size)]
@@ -120,12 +120,12 @@ def rows_in_turn(draws: Draws, batch_size: int, size: int) -> list[int]:
 
 
 def places(draws: Draws, batch_size: int) -> list[int]:
-    """Where the samples of a micro-batch stand in the endless sequence of an update's samples."""
+    """The places of the samples of a micro-batch in the endless sequence of all samples of this kind of update."""
     _, number = draws.update
     return [int(number) * batch_size + index for index in draws.samples]
 
 
-@lru_cache(maxsize=4)  # of both updates, this epoch's and the next one's
+@lru_cache(maxsize=4)  # two kinds of updates, each in this epoch and the next
 def permutation(seed: int, update: str | int, epoch: int, size: int) -> Tensor:
     """The order of an epoch, `[size]`."""
     return torch.randperm(size, generator=named_generator(seed, "prompts", update, epoch))
@@ -139,7 +139,7 @@ def _endless(texts: Any) -> Iterator[str]:
 
 
 def make_prompts(settings: Recipe, family: Family) -> Prompts:
-    """What samples are made for: class labels if the model takes these, otherwise the recipe's prompts."""
+    """The source of prompts: class labels if the model takes them, otherwise the recipe's prompts."""
     if family.num_classes is None:
         return text_prompts(settings.data, settings.optim.batch_size // settings.rollout.group_size)
     classes = settings.data.classes

@@ -1,12 +1,12 @@
-"""Folders of safetensors shards, which `dmdr-train encode` and `dmdr-train pairs` write and a run reads.
+"""Folders of safetensors shards: `dmdr-train encode` and `dmdr-train pairs` write them, and a run reads them.
 
     folder/
-        manifest.json            what it was made with, and every shard with its rows, size and sha256
+        manifest.json            how the folder was made, and every shard with its rows, size and sha256
         shard-*.safetensors      tensors `[n, …]`
 
-Every process makes the shards that fall to it and waits for no other. A shard is there only when it is whole, so an
-interrupted command goes on with what is missing, on any number of processes; whoever finds all of them there writes the
-manifest.
+Every process makes its share of the shards and waits for no other process. Shards are written atomically, so that an
+interrupted command can be started again, on any number of processes, and makes only the missing shards. A process that
+finds all shards complete writes the manifest.
 """
 
 import json
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 Made = tuple[dict[str, "Tensor"], dict[str, str] | None]
-"""What a shard holds: tensors, `[n, …]`, and texts."""
+"""The contents of a shard: tensors `[n, …]`, and texts."""
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """One such folder; what is wrong with it is a UserError.
+    """A folder of shards.
 
     Args:
-        key: of the recipe, or a command-line option, which errors name.
+        key: the recipe key or command-line option that errors name.
         path: of the folder.
-        command: of dmdr-train, which writes such folders.
-        unit: of what a row holds, in the plural, as the manifest counts them.
+        command: the command of dmdr-train that writes such folders.
+        unit: what a row is, in the plural, such as "prompts"; the manifest uses it as a key.
     """
 
     key: str
@@ -48,7 +48,11 @@ class ShardFolder:
     unit: str
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; UserError if there is none that can be read."""
+        """Read the manifest.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             shards = manifest["shards"].items()
@@ -64,7 +68,11 @@ class ShardFolder:
         return manifest
 
     def check(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest of a folder that is whole and was made with `wanted`; UserError otherwise."""
+        """Check that the folder is complete and was made with `wanted`, and return its manifest.
+
+        Raises:
+            UserError: it is not.
+        """
         manifest = self.manifest()
         self.refuse_other(manifest, wanted)
         command = f"dmdr-train {self.command} -o {self.path}"
@@ -76,7 +84,11 @@ class ShardFolder:
         return manifest
 
     def prepare(self, wanted: Mapping[str, Any]) -> None:
-        """Make the folder ready to write to: a new one, or one made with `wanted`; UserError for any other."""
+        """Make a new folder with a manifest, or check that an existing folder was made with `wanted`.
+
+        Raises:
+            UserError: the folder has other files, or was made with something else.
+        """
         with naming(self.key):
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / MANIFEST).exists():
@@ -86,7 +98,11 @@ class ShardFolder:
         self.refuse_other(self.manifest(), wanted)
 
     def refuse_other(self, manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """Refuse a folder that was made with something else than `wanted`: a UserError names the first difference."""
+        """Compare how the folder was made with `wanted`.
+
+        Raises:
+            UserError: for the first difference.
+        """
         for name, value in wanted.items():
             found = manifest.get(name)
             if found != value:
@@ -97,11 +113,12 @@ class ShardFolder:
                 )
 
     def is_whole(self, name: str, expected: Mapping[str, Any]) -> bool:
+        """Whether a shard exists and has the size that the manifest says."""
         shard = self.path / name
         return shard.is_file() and shard.stat().st_size == expected["bytes"]
 
     def whole(self) -> dict[str, Any]:
-        """The listed shards that are whole, with their entries."""
+        """The shards of the manifest that are whole, with their entries."""
         return {name: entry for name, entry in self.manifest()["shards"].items() if self.is_whole(name, entry)}
 
     def remove_damaged(self) -> None:
@@ -117,12 +134,13 @@ class ShardFolder:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Write this process's share of the shards, and the manifest if all are there then.
+        """Write this process's share of the shards, and the manifest once all shards exist.
 
         Args:
-            shards: those that the folder lacks, and the rows of each.
-            make: rows -> what the shard holds; it calls its second argument with the number of rows that it has done.
-            row_bytes: the size of a row.
+            shards: the missing shards by name, with their rows.
+            make: returns the contents of a shard for its rows; it reports its progress by calling its second argument
+                with a number of rows.
+            row_bytes: returns the size of a row in bytes.
 
         Raises:
             UserError: the disk is too small.
@@ -143,7 +161,7 @@ class ShardFolder:
             self._finish(shards)
 
     def _check_space(self, count: int, row_bytes: int) -> None:
-        """Refuse to begin what the disk cannot hold."""
+        """Raise a UserError if the disk cannot hold so many rows."""
         needed, free = count * row_bytes, shutil.disk_usage(self.path).free
         if needed > free:
             raise UserError(
@@ -153,7 +171,7 @@ class ShardFolder:
             )
 
     def _finish(self, made: Mapping[str, Sequence[int]]) -> None:
-        """Enter the shards that were made into the manifest: from now on they are part of the folder."""
+        """Add the new shards to the manifest; from then on they are part of the folder."""
         shards = self.whole()
         with ThreadPoolExecutor() as pool:
             entries = pool.map(lambda name: {self.unit: len(made[name]), **fingerprint(self.path / name)}, made)
@@ -161,7 +179,7 @@ class ShardFolder:
         count = sum(entry[self.unit] for entry in shards.values())
         told = {self.unit: count, "tensors": row_shapes(self.path / next(iter(shards)))}
         self._write_manifest(self.manifest() | told | {"shards": dict(sorted(shards.items()))})
-        for left in self.path.glob(".shard-*.partial"):  # by a process that was killed
+        for left in self.path.glob(".shard-*.partial"):  # of processes that were killed
             left.unlink(missing_ok=True)
         size = sum(entry["bytes"] for entry in shards.values())
         print(f"Wrote {self.path}: {count} {self.unit}, {size / 1e9:.3g} GB")
@@ -172,7 +190,7 @@ class ShardFolder:
 
 
 def is_shard(name: str) -> bool:
-    """Whether a name is that of a file beside the manifest: what a damaged shard is called is deleted."""
+    """Whether a name is that of a file beside the manifest. Damaged shards are deleted, so other names are refused."""
     return re.fullmatch(r"[\w-]{1,100}\.safetensors", name, re.ASCII) is not None
 
 
@@ -185,5 +203,5 @@ def row_shapes(shard: Path) -> dict[str, list[int]]:
 
 
 def processes() -> tuple[int, int]:
-    """This process, and how many there are, as a launcher says."""
+    """The rank of this process and the number of processes, as the launcher sets them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

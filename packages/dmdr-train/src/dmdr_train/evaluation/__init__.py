@@ -1,1 +1,1 @@
-"""How good the student's pictures are, and sheets of samples."""
+"""Scores of the student's pictures, and sheets of samples."""

@@ -1,7 +1,7 @@
-"""How good pictures are: Fréchet distance, precision, recall, accuracy, inception score.
+"""Scores of pictures: Fréchet distance, precision, recall, accuracy, inception score.
 
-Features and classes come from a classifier that no reward uses; a second Fréchet distance is taken in pixel space.
-All randomness comes from the evaluation's own seed. What is right in a picture, the reference says.
+A classifier that no reward uses gives features and classes; a second Fréchet distance is computed in pixel space. The
+reference set decides which pictures are right, for the accuracy. All random numbers depend on the evaluation's seed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ BATCH = 125
 
 @dataclass(frozen=True)
 class Measured:
-    """What a set of pictures looks like to the evaluation: one row per picture."""
+    """Measurements of a set of pictures, one row per picture."""
 
     features: Tensor
     pixels: Tensor
@@ -37,12 +37,13 @@ class Measured:
 
 
 class Evaluator:
-    """Scores pictures against a reference set; every process makes its share of them.
-
-    A reward that fails gives NaN, and `failure` says why.
+    """Scores pictures against a reference set. Every process makes its share of the pictures.
 
     Args:
-        rewards: score the pictures as well, for their own sake.
+        rewards: their mean scores join the results.
+
+    Attributes:
+        failure: why a reward failed, which then counts as NaN; empty if none has failed.
     """
 
     failure = ""
@@ -63,7 +64,7 @@ class Evaluator:
         self.real_set = self._measure(self._real("reference"))
 
     def real(self) -> Scores:
-        """Another draw of real pictures: the best that any model can do."""
+        """Score other real pictures: no model can do better."""
         return self._score("real pictures", self._real("real"))
 
     def model(self, name: str, network: Any, plan: SamplingPlan) -> Scores:
@@ -97,7 +98,7 @@ class Evaluator:
                     self.failure = f"{name} of the evaluation: {failure}"
             for name, values in judged.items():
                 rows.setdefault(name, []).append(values)
-        # Every process has rows of its own, and all of them look at all.
+        # Every process measures its own rows, and then has the rows of all.
         whole = {name: gather_rows(torch.cat(parts).to(self.device)).cpu() for name, parts in rows.items()}
         return Measured(whole.pop("features"), whole.pop("pixels"), whole.pop("logits"), whole)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """‖μ_r − μ_f‖² + tr(Σ_r + Σ_f − 2(Σ_r Σ_f)^½) of features `[N, D]`, in float64 (arXiv 1706.08500).
 
-    Of these features alone: torchmetrics would add those of the other processes, which NCCL takes from no CPU.
+    torchmetrics would add the features of the other processes, which NCCL cannot gather from a CPU; this is off.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -25,18 +25,18 @@ def inception_score(logits: Tensor) -> float:
     from torchmetrics.image.inception import InceptionScore
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # of its memory, and of the spread over a single split
-        torch.default_generator.manual_seed(0)  # it shuffles the rows with this one; a GPU's are left alone
+        warnings.simplefilter("ignore")  # about its memory, and about the spread over a single split
+        torch.default_generator.manual_seed(0)  # torchmetrics shuffles the rows with this generator
         metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1, sync_on_compute=False)
         metric.update(logits)
         return float(metric.compute()[0])
 
 
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of `fake` inside the manifold of `real`, and the reverse, `[N, D]` features each.
+    """Precision, the share of `fake` inside the manifold of `real`, and recall, the reverse; features `[N, D]` each.
 
-    A set's manifold is the union of balls around its points that reach their k-th nearest neighbour
-    (arXiv 1904.06991, k = 3).
+    The manifold of a set is the union of balls around its points; each ball reaches to the point's k-th nearest
+    neighbour (arXiv 1904.06991, k = 3).
     """
 
     def inside(points: Tensor, manifold: Tensor) -> float:
@@ -47,7 +47,7 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
 
 
 class _Given(nn.Module):
-    """Hands features through: torchmetrics asks for an extractor, and ours has already run."""
+    """Returns its input: torchmetrics expects a feature extractor, and ours has already run."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an evaluation compares with: the prompts it asks for, real pictures of them, and what is right in a picture."""
+"""Reference sets of an evaluation: prompts, real pictures of them, and a check whether a picture is right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,28 @@ from dmdr_train.data.picture_folder import pictures_in
 
 class Reference(Protocol):
     def prompts(self, index: range) -> list[Any]:
-        """What pictures number `index` are asked to show; the same for every model."""
+        """The prompts of the pictures with these indices; they are the same for every model."""
 
     def pictures(self, name: str, index: range) -> Tensor:
-        """Real pictures of that, `[n, 3, H, W]` in [0, 1]; `name` is `reference` or `real`, two different draws."""
+        """Real pictures of these prompts, `[n, 3, H, W]` in [0, 1].
+
+        Args:
+            name: `reference` or `real`, two different draws.
+        """
 
     def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor) -> dict[str, Tensor]:
-        """A number per picture under each name, `[n]` float32; NaN where one does not apply. `accuracy` is needed.
+        """Judge pictures: one number per picture under each name, `[n]` float32, NaN where it does not apply.
 
-        Logits are the evaluation classifier's.
+        One of the names is `accuracy`.
+
+        Args:
+            images: `[n, 3, H, W]` in [0, 1].
+            logits: of the evaluation's classifier, `[n, K]`.
         """
 
 
 def make_reference(name: str, family: Family, seed: int) -> Reference:
-    """The reference of a recipe's `tracking.evaluation.reference`, which `preflight` has checked."""
+    """The reference set that `tracking.evaluation.reference` names; `preflight` has checked it."""
     if name == "scenes":
         return Scenes(seed)
     assert family.num_classes is not None
@@ -35,7 +43,7 @@ def make_reference(name: str, family: Family, seed: int) -> Reference:
 
 
 class _Classes:
-    """Class labels in turn; right is what the classifier says."""
+    """Class labels in turn. A picture is right if the classifier sees its class."""
 
     num_classes: int
 
@@ -61,7 +69,7 @@ class Shapes(_Classes):
 
 
 class Folder(_Classes):
-    """Pictures from `folder/<class name>/*`, classes in alphabetical order; a real one repeats where there are few."""
+    """Pictures from `folder/<class name>/*`, classes in alphabetical order. A class with few pictures repeats them."""
 
     def __init__(self, folder: Path, num_classes: int, seed: int):
         self.num_classes = num_classes
@@ -76,7 +84,7 @@ class Folder(_Classes):
         half = 0 if name == "reference" else 1
         batch = []
         for i, label in zip(index, self.prompts(index), strict=True):
-            # The reference set and the "real" row take alternate files, so that no picture is in both.
+            # "reference" and "real" take alternate files, so that no picture is in both.
             files, position = self.classes[label], 2 * (i // len(self.classes)) + half
             array = np.asarray(open_rgb(files[self.orders[label][position % len(files)]]), dtype=np.float32) / 255
             batch.append(torch.from_numpy(array).permute(2, 0, 1))
@@ -84,9 +92,9 @@ class Folder(_Classes):
 
 
 class Scenes:
-    """The drawings of the built-in text-to-image problem; every other caption is one that no run trains on.
+    """The drawings of the built-in text-to-image problem. Every other caption is held out: no run trains on it.
 
-    Right is what a check by code reads from the pixels.
+    A program checks from the pixels whether a picture is right.
     """
 
     def __init__(self, seed: int):

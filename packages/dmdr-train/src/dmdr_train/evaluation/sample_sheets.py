@@ -1,4 +1,4 @@
-"""Pictures of a run: the same noise down each column, whatever drew it."""
+"""Sheets of samples: the pictures in a column start from the same noise, whichever network draws them."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def draw_samples(
     network: Any,
     plan: SamplingPlan,
 ) -> Tensor:
-    """A row of `settings.count` pictures; noise and prompts are the same at every call.
+    """Draw `settings.count` pictures, `[N, 3, H, W]` in [0, 1]; noise and prompts are the same at every call.
 
     Args:
         batch: pictures that are drawn at once, as many as fit into memory.
@@ -38,7 +38,7 @@ def draw_samples(
 
 
 def sample_prompts(num_classes: int | None, settings: schema.Samples) -> list[Any]:
-    """What the samples show: classes in turn, or the first of the recipe's prompts or of the built-in ones."""
+    """The prompts of the samples: classes in turn, or the first prompts of the recipe, or of the built-in list."""
     if num_classes is None:
         return (settings.prompts or evaluation_prompts())[: settings.count]
     stride = max(1, num_classes // settings.count)
@@ -46,7 +46,7 @@ def sample_prompts(num_classes: int | None, settings: schema.Samples) -> list[An
 
 
 def labelled_rows(rows: dict[str, Image.Image]) -> Image.Image:
-    """Rows of pictures below each other, each with its name on the left."""
+    """One picture of all rows below each other, with their names on the left."""
     font = ImageFont.load_default(size=16)
     margin = 12 + max(int(font.getlength(line)) for name in rows for line in name.split("\n"))
     width = margin + max(row.width for row in rows.values())
@@ -61,7 +61,7 @@ def labelled_rows(rows: dict[str, Image.Image]) -> Image.Image:
 
 
 def sample_row(images: Tensor) -> Image.Image:
-    """Pictures beside each other, small ones enlarged; what is no number is black."""
+    """One picture of all `images`, `[N, 3, H, W]` in [0, 1], side by side. Small images are enlarged; NaN is black."""
     return grid(images.nan_to_num(0.0), columns=len(images), scale=max(1, 96 // images.shape[-1]))
 
 

@@ -1,4 +1,4 @@
-"""The scores of a set of pictures, and evaluation.json, which keeps those of a run."""
+"""The scores of a set of pictures, and evaluation.json with the scores of a run."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from dmdr_train.base.errors import UserError
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one set of pictures against the reference set; `more` holds what reference and rewards add, by name."""
+    """Scores of one set of pictures against the reference set; `more` has scores by the reference and by rewards."""
 
     name: str
     frechet: float
@@ -25,16 +25,16 @@ class Scores:
 
 
 def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
-    """Keep the scores of a run in evaluation.json, by stage, so that a resumed run need not measure them again."""
+    """Write the scores of a run to evaluation.json, so that a resumed run need not measure them again."""
     text = json.dumps({key: asdict(value) for key, value in scores.items()}, indent=2)
     write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
-    """The scores of a run; none where there is no evaluation.json.
+    """Read the scores of a run; empty if it has no evaluation.json.
 
     Raises:
-        UserError: it is no such thing.
+        UserError: the file is damaged.
     """
     path = folder / "evaluation.json"
     if not path.exists():
@@ -42,4 +42,4 @@ def read_scores(folder: Path) -> dict[str, Scores]:
     try:
         return TypeAdapter(dict[str, Scores]).validate_json(path.read_bytes())
     except ValueError:
-        raise UserError("run.output", f"{path} is damaged; remove it, and its scores are taken again") from None
+        raise UserError("run.output", f"{path} is damaged; remove it, and its scores are measured again") from None

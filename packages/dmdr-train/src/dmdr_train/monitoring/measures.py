@@ -1,12 +1,12 @@
-"""Early warning, the measuring: the student's pictures beside the teacher's of the same prompts and noise.
+"""Early warning, first part: measures of the student's and the teacher's pictures of the same prompts and noise.
 
-What `rules` judges, and where it comes from:
+The metrics that `rules` judges:
 
     diversity, saturation, contrast     of the pictures
-    trained/NAME, held_out/NAME         mean scores of the pictures, by objective and by held-out reward
-    teacher/…                           all of these, of the teacher's pictures
-    drift/mean, drift/std               of the latents, against the teacher's
-    fake_score_ratio, grad_norm/…, past_margin/…    of the training since the last evaluation, see `rules.completed`
+    trained/NAME, held_out/NAME         mean scores of the pictures, by the objectives and by the held-out rewards
+    teacher/…                           all of the above, of the teacher's pictures
+    drift/mean, drift/std               difference of the latents from the teacher's
+    fake_score_ratio, grad_norm/…, past_margin/…    means since the last evaluation, see `rules.completed`
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from dmdr_train.recipe import schema
 from dmdr_train.training.trainer import Trainer
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
-"""Of red, green and blue, ITU-R BT.709."""
+"""Weights of red, green and blue, ITU-R BT.709."""
 
 
 def saturation(images: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ def contrast(images: Tensor) -> Tensor:
 
 
 def pooled_pixels(images: Tensor) -> Tensor:
-    """Features where there is no classifier: the picture averaged to 8 x 8, `[B, 192]`."""
+    """Features for runs without a classifier: the picture averaged to 8 x 8, `[B, 3, H, W]` to `[B, 192]`."""
     return F.adaptive_avg_pool2d(images, 8).flatten(1)
 
 
 def diversity(features: Tensor, group: int) -> float:
-    """Mean over prompts and pairs of ‖f_i − f_j‖ / √D, of features `[prompts · group, D]`, a prompt's in a row."""
+    """Mean over prompts and pairs of ‖f_i − f_j‖ / √D, of features `[prompts · group, D]`, sorted by prompt."""
     groups = features.double().unflatten(0, (-1, group))
     distances = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist")
     pairs = len(groups) * group * (group - 1)
@@ -61,7 +61,7 @@ def diversity(features: Tensor, group: int) -> float:
 
 @dataclass(frozen=True)
 class Look:
-    """What a set of pictures is like: numbers by name; mean and spread of each latent channel, `[C]` float64."""
+    """Measures of a set of pictures: values by name; mean and deviation of each latent channel, `[C]` float64."""
 
     values: dict[str, float]
     mean: Tensor
@@ -69,9 +69,9 @@ class Look:
 
 
 def drift(latents: Look, teacher: Look) -> dict[str, float]:
-    """How far the latents are from the teacher's, as root mean squares over the channels; 0 where they are alike.
+    """Difference of the latents from the teacher's, as root mean squares over the channels; 0 if they are alike.
 
-    `drift/mean` is of (μ − μ_T) / σ_T, `drift/std` of log(σ / σ_T), so that 0.1 is about a tenth.
+    `drift/mean` is the root mean square of (μ − μ_T) / σ_T, `drift/std` that of log(σ / σ_T): 0.1 is about 10 %.
     """
     spread, theirs = latents.std.clamp_min(1e-6), teacher.std.clamp_min(1e-6)
     shift, scale = (latents.mean - teacher.mean) / theirs, (spread / theirs).log()
@@ -79,13 +79,14 @@ def drift(latents: Look, teacher: Look) -> dict[str, float]:
 
 
 class Watch:
-    """Looks at networks. Every process draws its share of the pictures, and all know all that was measured.
-
-    A reward that fails gives NaN, and `failure` says why.
+    """Draws and measures pictures of networks. Every process draws its share, and every process gets all measures.
 
     Args:
         features: of pictures, `[B, 3, H, W]` to `[B, D]`, for the diversity.
         batch: pictures that are drawn at once.
+
+    Attributes:
+        failure: why a reward failed, which then counts as NaN; empty if none has failed.
     """
 
     failure = ""
@@ -103,18 +104,18 @@ class Watch:
             for i, (name, reward) in enumerate(zip(settings.held_out, settings.watch.rewards, strict=True))
         }
         rank, world = dist.get_rank(), dist.get_world_size()
-        # Equally many on every process: where they do not come out even, the last ones draw the first again.
+        # Every process draws equally many; if they do not divide evenly, the last processes draw the first ones again.
         share = -(-len(self.prompts) // world)
         mine = [i % len(self.prompts) for i in range(rank * share, (rank + 1) * share)]
         self.batches = [mine[i : i + batch] for i in range(0, share, batch)]
 
     @torch.no_grad()
     def check(self) -> None:
-        """Ask the held-out rewards once, for a grey picture of every prompt: better now than at the first look.
+        """Score a grey picture of every prompt by the held-out rewards, so that a mistake shows before the training.
 
         Raises:
-            UserError: one cannot score pictures of these prompts.
-            StoppedError: one does not answer.
+            UserError: a reward cannot score pictures of these prompts.
+            StoppedError: a reward does not answer.
         """
         prompts = list(dict.fromkeys(self.prompts))
         grey = torch.full((len(prompts), 3, self.family.image_size, self.family.image_size), 0.5, device=self.device)
@@ -128,7 +129,7 @@ class Watch:
 
     @torch.no_grad()
     def look(self, network: Any, plan: SamplingPlan) -> Look:
-        """Draw the pictures and measure them; every process calls this."""
+        """Draw pictures of a network and measure them; every process calls this."""
         rows: dict[str, list[Tensor]] = {}
         for index in self.batches:
             prompts = [self.prompts[i] for i in index]
@@ -142,7 +143,7 @@ class Watch:
         return Look(seen, mean, (square - mean.square()).clamp_min(0).sqrt())
 
     def _measure(self, latents: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
-        """Rows of each kind, one per picture."""
+        """Measure a batch: for each measure one row per picture."""
         images, prompts = self.family.decode(latents), [self.prompts[i] for i in index]
         draws = Draws(self.settings.seed, ("watch", 0), index)
         scores = {f"trained/{o.name}": partial(o.score, images, prompts, draws) for o in self.trained}
@@ -165,6 +166,6 @@ class Watch:
 
 
 def compared(student: Look, teacher: Look) -> dict[str, float]:
-    """The numbers of an evaluation, as they are logged."""
+    """The values of an evaluation, by the names under which they are logged."""
     found = {**student.values, **{f"teacher/{name}": value for name, value in teacher.values.items()}}
     return {f"{PREFIX}{name}": value for name, value in {**found, **drift(student, teacher)}.items()}

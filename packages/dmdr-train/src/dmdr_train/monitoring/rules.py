@@ -1,6 +1,6 @@
-"""Early warning, the judging: which rules hold after an evaluation, and what to do. Pure functions of what was logged.
+"""Early warning, second part: which rules hold after an evaluation. Pure functions of the logged rows.
 
-The history that rules look back on is metrics.jsonl, so a resumed run judges as an uninterrupted one does.
+The rows are read from metrics.jsonl, so a resumed run gives the same alarms as an uninterrupted one.
 """
 
 import math
@@ -15,22 +15,22 @@ from dmdr_train.recipe.schema import AnyRule, Limit, RewardHacking
 from dmdr_train.tracking.metrics_file import read_metrics
 
 PREFIX = "watch/"
-"""Of what an evaluation measured, in logs."""
+"""How the logged names of an evaluation's metrics begin."""
 
 Row = Mapping[str, float]
-"""A logged row, or an evaluation: `step`, and numbers by name."""
+"""A logged row, or an evaluation: `step`, and values by name."""
 
 REWARD_ADVICE = "lower the weight of the reward, or stop it earlier (objectives: weight, stop)"
 ADVICE = {
     "fake_score_ratio": "train the fake score more (guidance.ratio, optim.fake_score.lr)",
     "grad_norm/distribution_matching": "lower optim.generator.lr, or raise guidance.ratio",
-    "past_margin/": "the reward pulls no more; stop it (objectives: stop), or raise its margin",
+    "past_margin/": "most pictures are past the margin; stop the reward (objectives: stop), or raise its margin",
 }
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One line: when, which rule, what was seen, what to do."""
+    """A rule that holds at a step, and a text: what was measured, and what to do."""
 
     step: int
     rule: AnyRule
@@ -41,10 +41,10 @@ class Alarm:
 
 
 def logged_before(checkpoint: Path, step: int) -> list[Row]:
-    """The rows that the run of a checkpoint had logged until a step, those that the checkpoint carries included.
+    """Read the rows that the run of a checkpoint logged up to a step, including rows saved with the checkpoint.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: a file cannot be read.
     """
     with naming("run.resume"):
         rows = {row["step"]: row for each in (run_of(checkpoint), checkpoint) if each for row in read_metrics(each)}
@@ -52,19 +52,21 @@ def logged_before(checkpoint: Path, step: int) -> list[Row]:
 
 
 def remembered(rows: Sequence[Row]) -> list[Row]:
-    """What is needed of the rows logged so far: evaluations, and whatever came after the last one."""
+    """The rows that later calls need: all evaluations, and all rows after the last evaluation."""
     return [*(row for row in rows if is_evaluation(row)), *_since_evaluation(rows)]
 
 
 def completed(
     values: Mapping[str, float], before: Sequence[Row], matching: str = "distribution_matching"
 ) -> dict[str, float]:
-    """What is logged; with an evaluation go means over the rows since the one before, this one included.
+    """Complete the values of a step: an evaluation gets means over the rows since the last evaluation and this row.
 
-    The means are over what is finite, of every gradient norm and of every share of rewards past their margin; and
-    `fake_score_ratio` is the mean loss of the fake score over that of distribution matching.
+    These are the means of every gradient norm and of every share of rewards past their margin, over finite values, and
+    `fake_score_ratio`, the mean loss of the fake score divided by that of distribution matching.
 
     Args:
+        values: of the step.
+        before: earlier rows, from `remembered`.
         matching: the name of the objective that matches distributions.
     """
     if not is_evaluation(values):
@@ -84,11 +86,12 @@ def _since_evaluation(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def is_evaluation(row: Row) -> bool:
+    """Whether a row has the values of an evaluation."""
     return any(name.startswith(PREFIX) for name in row)
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
-    """The evaluations among logged rows, with the names that rules use."""
+    """The evaluations among logged rows; their metrics have the names that rules use."""
     return [
         {"step": row["step"], **{n.removeprefix(PREFIX): v for n, v in row.items() if n.startswith(PREFIX)}}
         for row in rows
@@ -97,9 +100,9 @@ def evaluations(rows: Iterable[Row]) -> list[Row]:
 
 
 def judge(rules: Sequence[AnyRule], found: Sequence[Row]) -> list[Alarm]:
-    """What is to be said after the last of the evaluations `found`.
+    """The alarms after the last of the evaluations `found`.
 
-    A rule that stops does so whenever it holds; one that warns speaks when it begins to hold.
+    A rule with `action: stop` gives an alarm whenever it holds, a rule with `action: warn` when it begins to hold.
     """
     step = int(found[-1]["step"])
     return [
@@ -110,12 +113,12 @@ def judge(rules: Sequence[AnyRule], found: Sequence[Row]) -> list[Alarm]:
 
 
 def all_alarms(rules: Sequence[AnyRule], found: Sequence[Row]) -> list[Alarm]:
-    """What was said after each of the evaluations."""
+    """The alarms after each of the evaluations."""
     return [alarm for i in range(len(found)) for alarm in judge(rules, found[: i + 1])]
 
 
 def holds(rule: AnyRule, found: Sequence[Row]) -> str:
-    """What the rule sees in the last of its evaluations, and what to do; empty if it does not hold."""
+    """The values for which the rule holds at the last evaluation, and advice; empty if it does not hold."""
     assert rule.start is not None  # `Recipe.rules` fills it in
     counted = [row for row in found if row["step"] > rule.start]
     seen = limit(rule, counted) if isinstance(rule, Limit) else reward_hacking(rule, counted)
@@ -125,9 +128,10 @@ def holds(rule: AnyRule, found: Sequence[Row]) -> str:
 
 
 def reward_hacking(rule: RewardHacking, counted: Sequence[Row]) -> str:
-    """A trained reward rises from each evaluation to the next, while diversity and every held-out reward fall.
+    """Check that a trained reward rises at each evaluation, while diversity and all held-out rewards fall.
 
-    `rule.evaluations` counts the changes: it needs one evaluation more. Diversity loses `rule.fall` of itself.
+    The rule looks at the last `rule.evaluations` changes, which takes one evaluation more. Over these evaluations the
+    diversity must also lose the share `rule.fall` of its value.
     """
     window = counted[-rule.evaluations - 1 :]
     if len(window) <= rule.evaluations:
@@ -142,7 +146,7 @@ def reward_hacking(rule: RewardHacking, counted: Sequence[Row]) -> str:
 
 
 def limit(rule: Limit, counted: Sequence[Row]) -> str:
-    """The metric is above or below its limit at each of the last `rule.evaluations` evaluations."""
+    """Check that the metric is above or below its limit at each of the last `rule.evaluations` evaluations."""
     window = counted[-rule.evaluations :]
     base = {"teacher": f"teacher/{rule.metric}", "first": rule.metric, None: None}[rule.relative_to]
     values = []
@@ -162,7 +166,7 @@ def limit(rule: Limit, counted: Sequence[Row]) -> str:
 
 
 def _moves(window: Sequence[Row], name: str, direction: int) -> bool:
-    """Whether a metric moves that way at every change."""
+    """Whether a metric rises (direction 1) or falls (-1) at every change."""
     values = [row.get(name, float("nan")) for row in window]
     return all((b - a) * direction > 0 for a, b in pairwise(values))
 

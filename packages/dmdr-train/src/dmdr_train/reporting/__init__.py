@@ -1,1 +1,1 @@
-"""What a run leaves: tables, curves, a summary, and the exported student."""
+"""The results of a run: tables, curves, a summary, and the exported student."""

@@ -1,4 +1,4 @@
-"""curves.png: what a run has logged, over its steps."""
+"""curves.png: the logged values of a run over its steps."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dmdr_train.tracking.metrics_file import read_metrics
 
 
 def draw_curves(folder: Path, settings: schema.Recipe) -> None:
-    """curves.png: every logged loss and reward over the steps, with the ends of the stages marked."""
+    """Draw the losses, rewards and measures of early warning over the steps, with the ends of the stages marked."""
     import matplotlib
 
     matplotlib.use("Agg")

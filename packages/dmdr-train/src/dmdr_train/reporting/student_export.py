@@ -1,7 +1,7 @@
-"""The trained student as a folder of its own, which `dmdr-generate`, diffusers and PEFT open.
+"""Export of the trained student as a folder that `dmdr-generate`, diffusers and PEFT open.
 
-A LoRA on a text-to-image model stays one; other students are written as a whole network. Beside it stand how to sample
-it (dmdr.json, and scheduler/ for diffusers) and a model card.
+The LoRA of a text-to-image model is written as a LoRA; other students are written as a whole network. The folder also
+says how to sample the student, in dmdr.json and for diffusers in scheduler/, and has a model card.
 """
 
 import json
@@ -28,7 +28,7 @@ from dmdr_train.training.networks import load_family, make_generator
 def export_student(
     folder: Path, settings: schema.Recipe, source: Path, scores: dict[str, Scores] | None = None
 ) -> None:
-    """Write the averaged generator of the checkpoint `source`, and how to sample it.
+    """Write the averaged generator of the checkpoint `source`, how to sample it, and a model card.
 
     Args:
         scores: of the run's evaluation, for the model card.
@@ -52,7 +52,7 @@ def export_student(
 
 
 def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None:
-    """Write the averaged generator of the checkpoint `source` as one file with its state dict, a LoRA merged into it.
+    """Write the averaged generator of the checkpoint `source` as one file with its state dict; a LoRA is merged.
 
     Raises:
         UserError: the checkpoint is of another model.
@@ -63,15 +63,15 @@ def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None
 
 
 def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> tuple[Family, Any]:
-    """The averaged generator of a checkpoint, and its family: a LoRANetwork if that is how it is handed out.
+    """Load the averaged generator of a checkpoint, and its family.
 
     Args:
-        whole: merge a LoRA in any case.
+        whole: merge a LoRA. Otherwise the result is a LoRANetwork if the family exports LoRA.
     """
     family = load_family(settings)
     keeps_lora = settings.model.generator_lora is not None and family.keeps_lora and not whole
     if not keeps_lora:
-        family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
+        family = load_family(settings, torch.float32)  # whatever the precision of the training was
     network: Any = make_generator(settings, family)
     load_weights("run", source / STUDENT, network)
     return family, network.merged() if isinstance(network, LoRANetwork) and not keeps_lora else network
@@ -87,7 +87,7 @@ def sampling_settings(settings: schema.Recipe, family: Family) -> dict[str, Any]
 
 
 def model_card(settings: schema.Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
-    """README.md of an exported student: what it is, how to draw from it, how good it is, and its recipe."""
+    """The README.md of an exported student: how to sample it, its scores, and its recipe."""
     sampling, base = sampling_settings(settings, family), settings.model.path
     lora = settings.model.generator_lora is not None
     steps = sampling["steps"]
@@ -103,7 +103,7 @@ Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path
 
 
 def licence(base: Path) -> str:
-    """What the card of the base model calls its licence; nothing where it has none here."""
+    """The licence that the model card of the teacher names; empty if there is no card."""
     card = base / "README.md"
     if not card.is_file():
         return ""

@@ -1,4 +1,4 @@
-"""summary.md: what a run has reached, and what early warning has seen."""
+"""summary.md: the scores of a run, and the alarms of early warning."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dmdr_train.tracking.metrics_file import read_metrics
 
 
 def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Scores], usage: str) -> None:
-    """summary.md: the table, how it was measured, the pictures, and how to go on."""
+    """Write summary.md: the table of scores, how they were measured, the pictures, early warning, and the usage."""
     lines = [
         f"# {folder.name}",
         "",
@@ -37,7 +37,7 @@ def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Score
 
 
 def early_warning(folder: Path, settings: schema.Recipe) -> list[str]:
-    """What was seen at the first and at the last evaluation, and what the rules said; nothing without evaluations."""
+    """The lines on early warning: measures at the first and last evaluation, and alarms; empty without evaluations."""
     found = rules.evaluations(read_metrics(folder))
     if not found:
         return []
@@ -53,7 +53,7 @@ def early_warning(folder: Path, settings: schema.Recipe) -> list[str]:
             for name in names
         ),
         "",
-        *([f"- {alarm}" for alarm in alarms] or [f"None of {len(settings.rules)} rules had anything to say."]),
+        *([f"- {alarm}" for alarm in alarms] or [f"None of {len(settings.rules)} rules gave an alarm."]),
         "",
     ]
 

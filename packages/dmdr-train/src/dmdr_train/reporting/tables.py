@@ -13,18 +13,20 @@ COLUMNS = {
 
 
 def columns(scores: dict[str, Scores]) -> list[str]:
-    """The headings: what was measured, then what reference and rewards added."""
+    """The headings of the table: the measured scores, then scores by the reference and by rewards."""
     first = next(iter(scores.values()))
     known = [title for name, title in COLUMNS.items() if getattr(first, name) is not None]
     return [*known, *first.more]
 
 
 def cells(scores: Scores) -> list[str]:
+    """The numbers of a row, under the headings of `columns`."""
     values = [value for name in COLUMNS if (value := getattr(scores, name)) is not None]
     return [f"{value:.{1 if value >= 10 else 3}f}" for value in (*values, *scores.more.values())]
 
 
 def markdown_table(scores: dict[str, Scores]) -> str:
+    """The table in Markdown; it has at least one row."""
     lines = [
         "| pictures | " + " | ".join(columns(scores)) + " |",
         "|---|" + "---:|" * len(columns(scores)),
@@ -34,6 +36,7 @@ def markdown_table(scores: dict[str, Scores]) -> str:
 
 
 def print_table(scores: dict[str, Scores]) -> None:
+    """Print the table on the terminal."""
     from rich.console import Console
     from rich.table import Table
 

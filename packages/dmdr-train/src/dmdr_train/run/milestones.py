@@ -1,4 +1,4 @@
-"""What a run shows of teacher and student: rows of samples, scores, and the report."""
+"""The results of a run: rows of samples, scores, and the report."""
 
 import shutil
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from dmdr_train.training.guide import Teacher
 from dmdr_train.training.trainer import Trainer
 
 RESCUED = "rescued-student"
-"""The folder that `Results.rescue` writes, beside student/."""
+"""The folder that `Results.rescue` writes, in the run's folder."""
 
 
 class Drawing(NamedTuple):
@@ -44,11 +44,11 @@ class Drawing(NamedTuple):
 
 
 class Results:
-    """Only rank 0 writes; whatever calls a network is called by every process.
+    """Draws, scores and reports. Every process calls the methods that use a network; only rank 0 writes.
 
     Args:
-        resumed: the checkpoint that the run goes on from; the scores and samples of the run until there are kept.
-        interrupted: is called before every evaluation, and may end the run.
+        resumed: the checkpoint that the run resumes from; scores and samples up to its step are kept.
+        interrupted: called before every evaluation; it may end the run.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Results:
         self.unhurried = Unhurried(self.say)
         self.before = run_of(resumed) if resumed else None
         self.scores: dict[str, Scores] = {}
-        if self.before and settings.tracking.evaluation:  # without an evaluation, nothing says how they were taken
+        if self.before and settings.tracking.evaluation:  # without an evaluation, it is unknown how they were measured
             self.scores = {key: row for key, row in read_scores(self.before).items() if self.still_true(key)}
         self.evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
@@ -77,37 +77,38 @@ class Results:
                 self.evaluator = Evaluator(settings.tracking.evaluation, trainer.family, trainer.device, rewards)
 
     def still_true(self, key: str) -> bool:
-        """Whether a score or a sample of an earlier session is of a step that this one starts at or after."""
+        """Whether a score or sample of an earlier session belongs to a step that is not trained again."""
         kind, _, step = key.rpartition("-")
         at_step = kind in ("step", "student") and is_number(step)
         taken = int(step) if at_step else self.settings.stages.get(key.removeprefix("student-"), 0)
         return taken <= self.trainer.step
 
     def say(self, text: str) -> None:
+        """Print a line, on rank 0."""
         if self.tracker:
             self.tracker.say(text)
 
-    # -- who draws
+    # -- networks
 
     def teacher(self, steps: int | None = None) -> Drawing:
-        """The teacher, with its guidance; without a number, with the most steps that it is evaluated with."""
+        """The teacher, with its guidance; the default is the largest number of steps in its evaluation."""
         evaluation = self.settings.tracking.evaluation
         many = max(evaluation.teacher_steps, default=50) if evaluation else 50
         return Drawing(Teacher(self.trainer.guidance), teacher_plan(self.settings, steps or many))
 
     def student(self) -> Drawing:
-        """The generator, sampled as it is trained; within `average.applied` it is the averaged one."""
+        """The generator, sampled as it is trained; within `average.applied`, the averaged generator."""
         return Drawing(self.trainer.generator, student_plan(self.settings))
 
     @property
     def batch(self) -> int:
-        """Pictures at once: as many as a step of training makes."""
+        """The number of pictures that are drawn at once: a micro-batch of the training."""
         return self.settings.optim.batch_size // self.trainer.world // self.settings.optim.accumulation
 
     # -- samples and scores
 
     def begin(self) -> None:
-        """The teacher's rows, once: with all its steps, and with the student's few."""
+        """Draw the teacher's rows of samples, if they do not exist: with all its steps, and with the student's few."""
         agreed(self.take_along)
         for drawing in (self.teacher(), self.teacher(self.settings.rollout.steps)):
             name = f"teacher-{drawing.plan.steps}"
@@ -116,7 +117,7 @@ class Results:
                 self.sample(name, drawing)
 
     def take_along(self) -> None:
-        """Copy what the run was in another folder: its samples and scores until here."""
+        """Copy samples and scores up to this step, if the run is resumed from another folder."""
         if not (self.tracker and self.before) or self.before.resolve() == self.folder.resolve():
             return
         if self.scores:
@@ -127,7 +128,7 @@ class Results:
                 self.unhurried(f"samples/{path.name}", partial(write_whole, to, partial(shutil.copyfile, path)))
 
     def show(self) -> None:
-        """Draw and score the student where this step is one to do so."""
+        """Draw and score the student, if the recipe asks for it at this step."""
         tracking, step = self.settings.tracking, self.trainer.step
         if due(step, tracking.samples.every):
             self.sample_student(f"student-{step:08d}")
@@ -135,16 +136,17 @@ class Results:
             self.evaluate_student(f"step-{step}", f"student at step {step}")
 
     def end_stage(self, stage: str) -> None:
-        """Keep what the student is now: a row of samples, and its scores."""
+        """Draw and score the student at the end of a stage."""
         self.sample_student(f"student-{stage}")
         self.evaluate_student(stage, f"student after {stage.replace('_', ' ')}, {_count(self.settings.rollout.steps)}")
 
     def sample_student(self, name: str) -> None:
+        """Draw a row of samples of the averaged student."""
         with self.average.applied():
             self.sample(name, self.student())
 
     def sample(self, name: str, drawing: Drawing) -> None:
-        """Keep a row of samples as samples/name.png."""
+        """Draw a row of samples and write it to samples/name.png."""
         trainer, samples = self.trainer, self.settings.tracking.samples
         images = draw_samples(trainer.family, samples, trainer.device, self.batch, *drawing)
         if self.tracker:
@@ -153,7 +155,7 @@ class Results:
             self.tracker.picture(trainer.step, name, row)
 
     def evaluate_student(self, key: str, name: str) -> None:
-        """Score the averaged student under `key` of evaluation.json."""
+        """Score the averaged student, and write the scores under `key` of evaluation.json."""
         if self.evaluator:
             self.score(key, partial(self._student_scores, name))
 
@@ -163,7 +165,7 @@ class Results:
             return self.evaluator.model(name, *self.student())
 
     def evaluate_references(self) -> None:
-        """The rows that the student is compared with: real pictures, and the teacher at several step counts."""
+        """Score what the student is compared with: real pictures, and the teacher with several numbers of steps."""
         if self.evaluator:
             self.score("real", self.evaluator.real)
             for steps in self.evaluator.settings.teacher_steps:
@@ -171,7 +173,7 @@ class Results:
                 self.score(f"teacher-{steps}", partial(self.evaluator.model, name, *self.teacher(steps)))
 
     def score(self, key: str, measure: Callable[[], Scores]) -> None:
-        """Keep what `measure()` finds, unless an earlier session did."""
+        """Call `measure` and write its scores under `key` of evaluation.json, unless an earlier session did."""
         if key in self.scores:
             return
         self.interrupted()
@@ -183,9 +185,12 @@ class Results:
     # -- the report
 
     def rescue(self) -> str:
-        """Write the student alone, where the last checkpoint of the run could not be written; say whether that went.
+        """Write only the student, after the last checkpoint could not be written.
 
-        What is written here goes when the run has written its student.
+        The folder is removed when a resumed run has written its student.
+
+        Returns:
+            A text for the end of the error line: where the student is, or why it could not be written either.
         """
         weights, made = self.folder / ".weights-of-student.partial", self.folder / RESCUED
 
@@ -206,10 +211,10 @@ class Results:
         return agreed(write)
 
     def report(self, newest: Path) -> None:
-        """Have the first process write the report, on the checkpoint `newest`; the others wait for it.
+        """Write the report on the checkpoint `newest`, on rank 0, while the other processes wait.
 
         Raises:
-            StoppedError: on all of them, if it could not.
+            StoppedError: on every process, if the report could not be written.
         """
 
         def write() -> None:
@@ -226,7 +231,7 @@ class Results:
         agreed(write)
 
     def write_report(self, newest: Path) -> None:
-        """The table, the rows of samples below each other, the curves, the student, and how to generate."""
+        """Write the rows of samples, the curves, the student and summary.md, and print the table and the usage."""
         order = ["real", *(k for k in self.scores if k.startswith("teacher")), *self.settings.stages]
         scores = {key: self.scores[key] for key in order if key in self.scores}
         save_png(labelled_rows(self.rows()), self.folder / "before_after.png")
@@ -243,7 +248,7 @@ class Results:
         print(f"Generate from the student:\n\n{command}")
 
     def rows(self) -> dict[str, Image.Image]:
-        """The teacher's and each stage's row of samples, by title, those that are there."""
+        """Read the rows of samples of the teacher and of each stage, by title, as far as they exist."""
         few = self.settings.rollout.steps
         titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self.teacher().plan.steps, few)}
         titles |= {f"student-{stage}": f"student\n{stage.replace('_', ' ')}" for stage in self.settings.stages}
@@ -257,7 +262,7 @@ class Results:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something is to be done at this step that is done every so many; 0 is never."""
+    """Whether a step is a multiple of `every`; never for step 0 or `every` 0."""
     return min(step, every) > 0 and step % every == 0
 
 

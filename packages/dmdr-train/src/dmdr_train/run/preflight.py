@@ -1,4 +1,4 @@
-"""What can be known to be wrong before torch is imported or a weight is read."""
+"""Checks of a recipe against files, packages and processes, before torch is imported or a weight is read."""
 
 import difflib
 import importlib.util
@@ -30,7 +30,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     """Check a recipe against the files it names and the processes it runs on.
 
     Raises:
-        UserError: for the first thing that cannot work.
+        UserError: for the first mistake.
     """
     check_batch(settings, world)
     check_memory(settings)
@@ -56,7 +56,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
 
 
 def goes_on(settings: Recipe) -> bool:
-    """Whether the run goes on from a checkpoint of its own."""
+    """Whether the run resumes from a checkpoint."""
     run = settings.run
     return run.resume not in ("never", "auto") or (
         run.resume == "auto" and bool(checkpoints_in(Path(run.output) / "checkpoints"))
@@ -77,7 +77,7 @@ def check_batch(settings: Recipe, world: int) -> None:
 
 
 def check_model(settings: Recipe) -> Description | None:
-    """Check the section `model`; None for a hub name, which only loading can check."""
+    """Check the section `model` and return what its folder is; None for a hub name, which only loading can check."""
     model = settings.model
     found = read_description(settings)
     if model.vae is not None and Path(model.vae).is_absolute():
@@ -93,16 +93,16 @@ def check_model(settings: Recipe) -> Description | None:
 
 
 def check_generator(path: str) -> None:
-    """The generator's weights are a folder, or a file of a kind that is known."""
+    """Check that the generator's weights are a folder, or a file with a known suffix."""
     if not os.path.isfile(path):
         folder("model.generator", path)
     elif not path.lower().endswith(STATE_DICTS):
         known = ", ".join(STATE_DICTS)
-        raise UserError("model.generator", f"{path} has no ending that is known; give a folder, or a file in {known}")
+        raise UserError("model.generator", f"{path} has no known suffix; give a folder, or a file in {known}")
 
 
 def check_data(settings: Recipe, found: Description | None) -> None:
-    """Check that the section `data` is what the model takes: class labels, or texts."""
+    """Check that the section `data` has what the model takes: class labels, or texts."""
     data = settings.data
     check_prompts(data)
     check_embeddings(settings)
@@ -126,10 +126,10 @@ def check_data(settings: Recipe, found: Description | None) -> None:
 
 
 def read_description(settings: Recipe) -> Description | None:
-    """The model's folder at a glance; None for a hub name.
+    """Describe the model's folder without reading its weights; None for a hub name.
 
     Raises:
-        UserError: it holds another model, or one that cannot draw at the recipe's resolution.
+        UserError: the folder has another model, or the model does not support the recipe's resolution.
     """
     model = settings.model
     parts = model.family, model.path, model.vae is not None, settings.data.embeddings is not None
@@ -144,6 +144,7 @@ def read_description(settings: Recipe) -> Description | None:
 
 
 def check_targets(key: str, targets: list[str], found: Description) -> None:
+    """Check that every LoRA target matches a layer of the network."""
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in found.layers):
             valid = sorted({name.rpartition(".")[2] for name in found.layers})
@@ -153,8 +154,8 @@ def check_targets(key: str, targets: list[str], found: Description) -> None:
 
 
 def check_objective(key: str, objective: ObjectiveSection, found: Description | None) -> None:
-    """The reward of an objective is one that can be scored with, and does what the objective needs of it."""
-    section: Any = objective  # an objective that needs a reward has one in its section
+    """Check that the reward of an objective can be used, and has what the objective needs."""
+    section: Any = objective  # the section of an objective that needs a reward has one
     info, needed = check_reward(key, section.reward, found), needs(objective)
     if "reward_gradient" in needed and not info.differentiable:
         raise UserError(f"{key}.name", f"{info.name} has no gradient, which {objective.kind} needs; use another")
@@ -163,8 +164,8 @@ def check_objective(key: str, objective: ObjectiveSection, found: Description | 
 
 
 def check_reward(key: str, reward: Reward, found: Description | None) -> "RewardInfo":
-    """The reward is there and reads what the model is conditioned on."""
-    import dmdr_rewards  # torch comes with it no earlier than with `create`
+    """Check that the reward exists and reads what the model is conditioned on: class labels, or texts."""
+    import dmdr_rewards  # does not import torch before `create`
 
     try:
         info = dmdr_rewards.describe(reward.name)
@@ -181,6 +182,7 @@ def check_reward(key: str, reward: Reward, found: Description | None) -> "Reward
 
 
 def check_memory(settings: Recipe) -> None:
+    """Check that the settings that save memory have an effect, and the packages that they need."""
     memory, optim = settings.memory, settings.optim
     if optim.eight_bit:
         installed("optim.eight_bit", "bitsandbytes", "eight-bit")
@@ -191,12 +193,13 @@ def check_memory(settings: Recipe) -> None:
 
 
 def installed(key: str, package: str, extra: str) -> None:
+    """Check that an optional package is installed."""
     if importlib.util.find_spec(package) is None:
         raise UserError(key, f"{package} is not installed; pip install dmdr-train[{extra}], or leave it out")
 
 
 def check_reference(key: str, path: str, found: Description | None) -> None:
-    """A reference is drawn, or a folder that holds a sub-folder with pictures for every class."""
+    """Check that the reference is a built-in one, or a folder that has a sub-folder with pictures for every class."""
     if found is not None and (path == "scenes") != (found.num_classes is None):
         takes, fix = ("class labels", "shapes, or a folder of pictures") if found.num_classes else ("texts", "scenes")
         raise UserError(key, f"{path} does not go with a model that takes {takes}; use {fix}")
@@ -212,12 +215,13 @@ def check_reference(key: str, path: str, found: Description | None) -> None:
 
 
 def folder(key: str, path: str) -> None:
+    """Check that a folder exists."""
     if not os.path.isdir(path):
         raise UserError(key, f"no folder {path!r}; give one that exists")
 
 
 def check_output(settings: Recipe) -> None:
-    """The output folder can be written, and holds no run but the one to go on with."""
+    """Check that the output folder can be written, and has no other run than the one to resume."""
     output, resume = Path(settings.run.output), settings.run.resume
     holds_a_run, has_student = (output / RECIPE).exists(), (output / "student").exists()
     holds_more = has_student or (output / METRICS).exists() or bool(checkpoints_in(output / "checkpoints"))
@@ -234,6 +238,6 @@ def check_output(settings: Recipe) -> None:
             raise UserError("run.output", f"{output} already holds another run than {resume}; give another folder")
     check_writable("run.output", output)
     for part in (output / "checkpoints", output / "samples"):
-        if os.path.lexists(part) and not part.is_dir():  # a link whose disk is not there
+        if os.path.lexists(part) and not part.is_dir():  # a link to a disk that is not mounted
             raise UserError("run.output", f"{part} is no folder; remove it, or give another folder")
     check_free(output)

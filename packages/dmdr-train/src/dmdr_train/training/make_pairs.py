@@ -1,7 +1,6 @@
-"""`dmdr-train pairs`: noise, and what the teacher makes of it along its deterministic trajectory.
+"""The work of `dmdr-train pairs`: it writes pairs of noise and the teacher's sample, drawn by a deterministic sampler.
 
-Pair number i follows from the seed and i alone: its prompt, its noise, and so its x0. A larger count adds to what is
-there.
+Prompt, noise and x0 of pair number i depend on the seed and i alone. A larger count adds pairs to a folder.
 """
 
 import json
@@ -34,17 +33,17 @@ def make_pairs(
     dtype: str = "bf16",
     shard_size: int = 64,
 ) -> None:
-    """Write `count` pairs of the recipe's teacher, for its prompts; this process's share of them.
+    """Write this process's share of `count` pairs of the recipe's teacher, for the recipe's prompts.
 
     Args:
         steps: of the deterministic sampler.
         guidance: scale of classifier-free guidance; None takes the recipe's.
         batch_size: pairs that are drawn at once.
-        dtype: bf16, fp16 or fp32, of the teacher; pairs are float32.
+        dtype: bf16, fp16 or fp32, of the teacher; pairs are in float32.
         shard_size: pairs per file.
 
     Raises:
-        UserError: the folder holds something else, or the disk is too small.
+        UserError: the folder has other contents, or the disk is too small.
     """
     device = choose_device(settings.run, "fp32")
     family = load_family(settings, DTYPES[dtype])
