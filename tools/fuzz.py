@@ -181,7 +181,7 @@ def embeddings() -> Target:
     """The manifest of a cache of embeddings."""
     import datasets
     import numpy as np
-    from dmdr_models.describe import text_fingerprint
+    from dmdr_models.folder.contents import text_fingerprint
     from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder, check_embeddings, made_with, prompt_hash
     from dmdr_train.data.encode import plan
     from dmdr_train.recipe.load import load_recipe
@@ -306,7 +306,7 @@ def checkpoint() -> Target:
 
 def model() -> Target:
     """A model's folder and an adapter, as far as they are looked at before torch is imported."""
-    from dmdr_models.describe import check_adapter, describe
+    from dmdr_models.folder.contents import check_adapter, describe
     from dmdr_train.base.errors import naming
 
     home = Path(recipe_base()["model"]["path"])

@@ -1,6 +1,6 @@
 """Break a module in one small place at a time, and see whether its tests notice: mutation testing.
 
-    python tools/mutate.py packages/dmdr-models/src/dmdr_models/lora.py --tests tests/models/test_lora.py
+    python tools/mutate.py packages/dmdr-models/src/dmdr_models/networks/lora.py --tests tests/models/test_lora.py
     python tools/mutate.py packages/dmdr-core/src/dmdr_core/*.py --sample 200 --tests tests/core -k "not mutate"
 
 Each line that is printed is a mutant that the tests let pass: its place, what stood there, and what stood there

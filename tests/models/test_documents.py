@@ -97,7 +97,7 @@ def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
 
 
 def test_manual_of_sdxl(sdxl, sdxl_model, taesd, tmp_path, monkeypatch):
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.networks.lora import LoRANetwork
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(sdxl_model, "sdxl-base")

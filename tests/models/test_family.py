@@ -5,8 +5,8 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_models import tiny
-from dmdr_models.describe import content_fingerprint
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
+from dmdr_models.folder.contents import content_fingerprint
 from dmdr_models.sit.transformer import SiTTransformer, preset
 from safetensors.torch import load_file, save_file
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from dmdr_models import tiny
+from dmdr_models.drawing.own_sampler import draw
 from dmdr_models.generate import main
-from dmdr_models.generate_labels import draw
 from PIL import Image
 
 
@@ -88,7 +88,7 @@ def test_a_picture_depends_on_its_seed_and_class_alone(model, tmp_path, method):
 
 @pytest.mark.bits
 def test_a_picture_is_a_sample_decoded(family):
-    from dmdr_models.sampling import sample
+    from dmdr_models.drawing.sampling import sample
 
     network = family.load_network()
     got = draw(family, network, [4, 5], seed=7, steps=3, method="heun", guidance=1.5, shift=2.0)
@@ -228,7 +228,7 @@ def test_a_disk_that_fails(model, tmp_path, monkeypatch, capsys):
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dmdr_models.images.os.replace", fails)
+    monkeypatch.setattr("dmdr_models.drawing.images.os.replace", fails)
     with pytest.raises(SystemExit) as end:
         generate("--family", "sit", "--model", model, "--classes", "1", "-o", tmp_path / "grid.png")
     assert end.value.code == 2

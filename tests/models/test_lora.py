@@ -1,7 +1,7 @@
 import pytest
 import torch
 from dmdr_models import tiny
-from dmdr_models.lora import LoRANetwork, check_targets, lora_target_names
+from dmdr_models.networks.lora import LoRANetwork, check_targets, lora_target_names
 from dmdr_models.sit.transformer import SiTTransformer
 from torch import nn
 

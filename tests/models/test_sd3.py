@@ -10,9 +10,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from dmdr_core import StepGrid
 from dmdr_models import tiny
-from dmdr_models.describe import describe, text_fingerprint
-from dmdr_models.lora import LoRANetwork
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.folder.contents import describe, text_fingerprint
+from dmdr_models.networks.lora import LoRANetwork
 from torch import nn
 
 PROMPTS = ["a red circle", "Ein blaues Quadrat über " + "vielen Kreisen " * 12, ""]
@@ -378,7 +378,7 @@ def test_fingerprint_of_the_texts(sd3_model, tmp_path):
 
 
 def test_a_large_file_is_sampled(sd3_model, tmp_path, monkeypatch):
-    from dmdr_models import describe as module
+    from dmdr_models.folder import contents as module
 
     monkeypatch.setattr(module._sample, "__defaults__", (8, 64))
     first = text_fingerprint("sd3", sd3_model, 128)
@@ -393,7 +393,7 @@ def test_a_large_file_is_sampled(sd3_model, tmp_path, monkeypatch):
 def test_descriptions_need_no_torch(sd3_model):
     code = f"""
 import sys
-from dmdr_models.describe import describe, text_fingerprint
+from dmdr_models.folder.contents import describe, text_fingerprint
 describe("sd3", {str(sd3_model)!r}), text_fingerprint("sd3", {str(sd3_model)!r}, 128)
 print(sorted({{"torch", "diffusers", "transformers"}} & set(sys.modules)))
 """

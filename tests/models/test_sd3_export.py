@@ -50,7 +50,7 @@ def test_every_loader_gives_the_same_network(sd3, sd3_model, pipeline, adapter, 
 
 def test_an_adapter_that_shares_its_network(sd3, folder, tmp_path, asked):
     """The generator of a shared backbone, with the fake score beside it, is exported alone."""
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.networks.lora import LoRANetwork
 
     network = sd3.load_network()
     generator = LoRANetwork(network, 4, 8, sd3.lora_targets, name="generator", shared=True)

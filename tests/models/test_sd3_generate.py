@@ -198,8 +198,8 @@ MISTAKES = {
 @pytest.fixture(scope="module")
 def workshop(sd3_model, published, tmp_path_factory) -> Path:
     """A folder with what users get wrong."""
-    from dmdr_models.family import load
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.families.protocols import load
+    from dmdr_models.networks.lora import LoRANetwork
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "list.txt").write_text("a\n")

@@ -18,10 +18,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from dmdr_models import tiny
-from dmdr_models.describe import check_weights, describe, text_fingerprint
-from dmdr_models.lora import LoRANetwork, check_targets
-from dmdr_models.parts import load_state_dict, save_state_dict
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.folder.contents import check_weights, describe, text_fingerprint
+from dmdr_models.folder.read_parts import load_state_dict, save_state_dict
+from dmdr_models.networks.lora import LoRANetwork, check_targets
 from dmdr_models.sdxl.family import time_ids
 from torch import nn
 
@@ -539,7 +539,7 @@ def test_fingerprint_of_the_text_encoders(sdxl_model, sd3_model, tmp_path):
 def test_describing_imports_no_torch(sdxl_model):
     code = f"""
 import sys
-from dmdr_models.describe import check_weights, describe
+from dmdr_models.folder.contents import check_weights, describe
 check_weights("sdxl", {str(sdxl_model)!r}, describe("sdxl", {str(sdxl_model)!r}))
 assert not {{"torch", "diffusers"}} & set(sys.modules)
 """

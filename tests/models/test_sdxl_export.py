@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from dmdr_core import TimestepGrid
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.networks.lora import LoRANetwork
 from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open

@@ -19,10 +19,10 @@ from diffusers import (
 )
 from dmdr_core import TimestepGrid
 from dmdr_models import tiny
+from dmdr_models.drawing.sampling import sample
 from dmdr_models.generate import main
-from dmdr_models.lora import LoRANetwork
-from dmdr_models.sampling import sample
-from dmdr_models.sdxl.stock import student_scheduler
+from dmdr_models.networks.lora import LoRANetwork
+from dmdr_models.sdxl.drawing import student_scheduler
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -15,7 +15,7 @@ import dmdr_models
 import dmdr_rewards
 import pytest
 import torch
-from dmdr_models.describe import PARTS, STATE_DICTS, check_adapter, describe
+from dmdr_models.folder.contents import PARTS, STATE_DICTS, check_adapter, describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
 from dmdr_rewards.score_data import find, open_picture, with_prompts

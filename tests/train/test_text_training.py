@@ -7,7 +7,7 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import Session, build

@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["load", "sample", "tiny"]
 
-_HOMES = {"load": "dmdr_models.family", "sample": "dmdr_models.sampling"}
+_HOMES = {"load": "dmdr_models.families.protocols", "sample": "dmdr_models.drawing.sampling"}
 
 
 def __getattr__(name: str) -> Any:

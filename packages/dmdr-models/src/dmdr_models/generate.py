@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dmdr_models import generate_labels
-from dmdr_models.describe import PARTS, network_part
-from dmdr_models.generate_options import DTYPES, Settings, UsageError, read_student, student_folder
-from dmdr_models.generate_texts import Texts
-from dmdr_models.sd3 import stock as sd3
-from dmdr_models.sdxl import stock as sdxl
-from dmdr_models.secrets import redact_tracebacks, redacted
+from dmdr_models.base.secrets import redact_tracebacks, redacted
+from dmdr_models.drawing import own_sampler as generate_labels
+from dmdr_models.drawing.settings import DTYPES, Settings, UsageError, read_student, student_folder
+from dmdr_models.drawing.stock_pipeline import Texts
+from dmdr_models.folder.contents import PARTS, network_part
+from dmdr_models.sd3 import drawing as sd3
+from dmdr_models.sdxl import drawing as sdxl
 
 KINDS: dict[str, Any] = {"sit": generate_labels, "sd3": Texts("sd3", sd3), "sdxl": Texts("sdxl", sdxl)}
 
@@ -149,7 +149,7 @@ def _check_outputs(output: Path, separate: Path | None) -> None:
 
 
 def _write(files: dict[Path, Any], output: Path) -> None:
-    from dmdr_models.images import save_png
+    from dmdr_models.drawing.images import save_png
 
     try:
         for path, picture in files.items():

@@ -13,16 +13,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from dmdr_core import FlowMatching, StepGrid
 from torch import Tensor
 
-from dmdr_models.describe import MAX_TOKENS, check_resolution
-from dmdr_models.family import Condition
-from dmdr_models.parts import part_config
-from dmdr_models.sd3 import T_END, export
-from dmdr_models.sd3.text import TextEncoders
-from dmdr_models.text import TextFamily, in_own_dtype
+from dmdr_models.families.protocols import Condition
+from dmdr_models.families.text_family import TextFamily, in_own_dtype
+from dmdr_models.folder.contents import MAX_TOKENS, check_resolution
+from dmdr_models.folder.read_parts import part_config
+from dmdr_models.sd3 import students as export
+from dmdr_models.sd3.text_encoders import TextEncoders
+from dmdr_models.sd3.times import T_END
 
 
 class SD3(TextFamily):
-    """The SD3 family; see `dmdr_models.family.Family`.
+    """The SD3 family; see `dmdr_models.families.protocols.Family`.
 
     Args:
         path: folder or hub name of the whole model. The text encoders may be missing where `text` is replaced.

@@ -14,13 +14,13 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionM
 from dmdr_core import TimestepGrid, VariancePreserving
 from torch import Tensor
 
-from dmdr_models.describe import check_noise, check_resolution
-from dmdr_models.family import Condition
-from dmdr_models.parts import part_config
-from dmdr_models.sdxl import export
-from dmdr_models.sdxl.stock import student_scheduler
-from dmdr_models.sdxl.text import TextEncoders
-from dmdr_models.text import TextFamily, in_own_dtype
+from dmdr_models.families.protocols import Condition
+from dmdr_models.families.text_family import TextFamily, in_own_dtype
+from dmdr_models.folder.contents import check_noise, check_resolution
+from dmdr_models.folder.read_parts import part_config
+from dmdr_models.sdxl import students as export
+from dmdr_models.sdxl.drawing import student_scheduler
+from dmdr_models.sdxl.text_encoders import TextEncoders
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 FEED_FORWARD = ("net.0.proj", "net.2")
@@ -29,7 +29,7 @@ EMBEDDINGS = ("time_emb_proj", "linear_1", "linear_2")
 
 
 class SDXL(TextFamily):
-    """The SDXL family; see `dmdr_models.family.Family`.
+    """The SDXL family; see `dmdr_models.families.protocols.Family`.
 
     Args:
         path: folder or hub name of the whole model. The text encoders may be missing where `text` is replaced.

@@ -11,13 +11,13 @@ import torch
 from dmdr_core import FlowMatching, StepGrid
 from torch import Tensor, nn
 
-from dmdr_models.family import Condition
+from dmdr_models.families.latent_family import LatentFamily
+from dmdr_models.families.protocols import Condition
 from dmdr_models.sit.transformer import SiTTransformer
-from dmdr_models.vae import LatentFamily
 
 
 class SiT(LatentFamily):
-    """The SiT family; see `dmdr_models.family.Family`.
+    """The SiT family; see `dmdr_models.families.protocols.Family`.
 
     Args:
         path: folder (or hub name) with `transformer/`, and with `vae/` unless `vae` is given.

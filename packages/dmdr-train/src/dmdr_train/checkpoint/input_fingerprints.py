@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-from dmdr_models.describe import content_fingerprint, network_fingerprint, text_fingerprint
+from dmdr_models.folder.contents import content_fingerprint, network_fingerprint, text_fingerprint
 
 from dmdr_train.base.errors import naming
 from dmdr_train.data.embedding_cache import cache_folder

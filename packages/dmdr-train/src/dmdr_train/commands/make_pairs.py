@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from dmdr_core import randn
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
 
 from dmdr_train.base.errors import naming
 from dmdr_train.base.random_draws import Draws

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dmdr_models.describe import MAX_TOKENS, text_fingerprint
+from dmdr_models.folder.contents import MAX_TOKENS, text_fingerprint
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.data.shard_folder import ShardFolder
@@ -20,7 +20,7 @@ from dmdr_train.recipe.schema import Model, Recipe
 
 if TYPE_CHECKING:
     import torch
-    from dmdr_models.family import Condition
+    from dmdr_models.families.protocols import Condition
     from torch import Tensor
 
 FORMAT = 1

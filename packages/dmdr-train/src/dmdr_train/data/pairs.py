@@ -7,7 +7,7 @@ float32, and their prompts as a list in JSON, under `prompts` of the shard's tex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.describe import network_fingerprint
+from dmdr_models.folder.contents import network_fingerprint
 from dmdr_rewards.untrusted import from_json
 
 from dmdr_train.base.errors import UserError, naming

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from dmdr_core import randn
-from dmdr_models.family import Family
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import named_generator

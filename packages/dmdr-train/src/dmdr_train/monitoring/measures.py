@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from dmdr_core import randn
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
 from torch import Tensor
 
 from dmdr_train.base.errors import UNANSWERED, StoppedError, UserError

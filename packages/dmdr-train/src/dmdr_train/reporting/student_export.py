@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_models.family import Family
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.families.protocols import Family
+from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.find import newest_verified

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.networks.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train.base.errors import UserError

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmdr_models.images import save_png
+from dmdr_models.drawing.images import save_png
 from PIL import Image
 from safetensors import SafetensorError
 

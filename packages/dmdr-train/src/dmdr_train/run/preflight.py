@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmdr_models.describe import STATE_DICTS, Description, describe
+from dmdr_models.folder.contents import STATE_DICTS, Description, describe
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import dmdr_models
 import torch
-from dmdr_models.family import Family
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.families.protocols import Family
+from dmdr_models.networks.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train.base.errors import naming

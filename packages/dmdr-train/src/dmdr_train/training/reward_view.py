@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from dmdr_core import authors_states, randn, visited_states
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws, seed_others

@@ -8,7 +8,7 @@ def snippet(names: str, opening: str, times: list[int], sampling: Mapping[str, A
     """Python code that draws a picture from a student with diffusers alone, at the times where it was trained.
 
     Args:
-        names, opening: what `dmdr_models.export.opening` gives.
+        names, opening: what `dmdr_models.families.stock_students.opening` gives.
         times: at which the student is asked.
         sampling: `method` and `size`, as in its dmdr.json.
     """

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.generate_options import DTYPES, Settings, UsageError, check_count, check_device
+from dmdr_models.drawing.settings import DTYPES, Settings, UsageError, check_count, check_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from dmdr_models.family import Family
+    from dmdr_models.families.protocols import Family
 
 NAME = "sit"
 options = ("classes", "per_class", "separate")
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, settings: Settings) -> "dict[Path, Image]":
     check_count(f"--per-class {columns}", columns)
 
     check_device(args.device)
-    from dmdr_models.images import grid
+    from dmdr_models.drawing.images import grid
 
     family, network = _load(args, labels)
     prompts = [label for label in labels for _ in range(columns)]
@@ -68,7 +68,7 @@ def draw(
     import torch
     from dmdr_core import randn
 
-    from dmdr_models.sampling import sample
+    from dmdr_models.drawing.sampling import sample
 
     family.condition(prompts)
     device = next(network.parameters()).device
@@ -93,7 +93,7 @@ def _labels(text: str | None) -> list[int]:
 
 
 def _load(args: argparse.Namespace, labels: list[int]) -> tuple["Family", "nn.Module"]:
-    from dmdr_models.family import load
+    from dmdr_models.families.protocols import load
 
     at = f"--model {args.model}" if args.vae is None else f"--model {args.model} --vae {args.vae}"
     try:

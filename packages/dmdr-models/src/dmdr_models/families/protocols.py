@@ -22,7 +22,7 @@ from dmdr_core import FlowMatching, Grid, VariancePreserving
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.networks.lora import LoRANetwork
 
 Condition = dict[str, Tensor]
 """What a network is conditioned on, by the name of the network's argument; every tensor starts with the batch."""

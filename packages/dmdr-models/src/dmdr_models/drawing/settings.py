@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dmdr_models.describe import PARTS, network_part
+from dmdr_models.folder.contents import PARTS, network_part
 
 STUDENT_FILE = "dmdr.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dmdr_models.describe import STATE_DICTS, VAES, check_class, check_names, check_part
+from dmdr_models.folder.contents import STATE_DICTS, VAES, check_class, check_names, check_part
 
 # An AutoencoderTiny saves block_out_channels in its config, and warns of it when it is loaded.
 logging.getLogger("diffusers.configuration_utils").addFilter(

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from dmdr_models import parts
-from dmdr_models.describe import VAES, network_part, pixels_per_latent
+from dmdr_models.folder import read_parts as parts
+from dmdr_models.folder.contents import VAES, network_part, pixels_per_latent
 
 
 class LatentFamily:
@@ -62,16 +62,16 @@ class LatentFamily:
         return self
 
     def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-        """See `dmdr_models.family.Family.load_network`."""
+        """See `dmdr_models.families.protocols.Family.load_network`."""
         same = {name: self.config[name] for name in self.fixed}
         return parts.load_network(self.network_class, self.path, self.network_part, weights, dtype or self.dtype, same)
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        """See `dmdr_models.family.Family.save`."""
+        """See `dmdr_models.families.protocols.Family.save`."""
         network.save_pretrained(folder / self.network_part)  # type: ignore[operator]
 
     def save_state_dict(self, network: nn.Module, file: str | Path) -> None:
-        """See `dmdr_models.parts.save_state_dict`."""
+        """See `dmdr_models.folder.read_parts.save_state_dict`."""
         parts.save_state_dict(network, file)
 
     def save_memory(
@@ -81,7 +81,7 @@ class LatentFamily:
         vae_slicing: bool = False,
         offload_text: bool = False,
     ) -> None:
-        """See `dmdr_models.family.Family.save_memory`."""
+        """See `dmdr_models.families.protocols.Family.save_memory`."""
         if offload_text:
             self.offload_text()
         if vae_checkpointing:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from dmdr_models.generate_options import Settings, UsageError
+from dmdr_models.drawing.settings import Settings, UsageError
 
 PIPELINE = "StableDiffusionXLPipeline"
 DEFAULTS: dict[str, Any] = {"steps": 1, "method": "sde", "guidance": 0.0, "size": None, "times": "trained"}

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from dmdr_models import text
-from dmdr_models.family import Condition
+from dmdr_models.families import text_family as text
+from dmdr_models.families.protocols import Condition
 
 
 class TextEncoders(text.TextEncoders):
-    """See `dmdr_models.text.TextEncoders`.
+    """See `dmdr_models.families.text_family.TextEncoders`.
 
     Args:
         max_tokens: length of the T5 sequence.

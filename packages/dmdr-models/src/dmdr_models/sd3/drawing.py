@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-from dmdr_models.describe import MAX_TOKENS
-from dmdr_models.generate_options import Settings, UsageError
-from dmdr_models.sd3 import T_END
+from dmdr_models.drawing.settings import Settings, UsageError
+from dmdr_models.folder.contents import MAX_TOKENS
+from dmdr_models.sd3.times import T_END
 
 PIPELINE = "StableDiffusion3Pipeline"
 DEFAULTS: dict[str, Any] = {

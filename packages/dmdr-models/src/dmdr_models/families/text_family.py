@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmdr_models import export
-from dmdr_models.describe import PARTS, check_part
-from dmdr_models.family import Condition
-from dmdr_models.lora import LoRANetwork
-from dmdr_models.vae import LatentFamily
+from dmdr_models.families import stock_students as export
+from dmdr_models.families.latent_family import LatentFamily
+from dmdr_models.families.protocols import Condition
+from dmdr_models.folder.contents import PARTS, check_part
+from dmdr_models.networks.lora import LoRANetwork
 
 TOKENIZERS = {
     "CLIPTextModel": "CLIPTokenizer",
@@ -91,7 +91,7 @@ class TextEncoders(ABC):
 
 
 class TextFamily(LatentFamily, ABC):
-    """A family that draws what texts say; see `dmdr_models.family.Family`.
+    """A family that draws what texts say; see `dmdr_models.families.protocols.Family`.
 
     Args:
         path: folder or hub name of the whole model. The text encoders may be missing where `text` is replaced.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.describe import PARTS, check_adapter, check_part, check_weights, describe, network_part
-from dmdr_models.generate_options import DTYPES, Settings, UsageError, check_device, read_json
+from dmdr_models.drawing.settings import DTYPES, Settings, UsageError, check_device, read_json
+from dmdr_models.folder.contents import PARTS, check_adapter, check_part, check_weights, describe, network_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +51,7 @@ class Texts:
         self._check_files(args, settings)
 
         check_device(args.device)
-        from dmdr_models.images import grid
+        from dmdr_models.drawing.images import grid
 
         pipeline = self._load(args)
         try:
@@ -136,7 +136,7 @@ class Texts:
         import torch
         from peft import PeftModel
 
-        from dmdr_models.parts import load_network, load_vae
+        from dmdr_models.folder.read_parts import load_network, load_vae
 
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older releases know no other name
         dtype = getattr(torch, DTYPES[args.dtype])

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dmdr_models.sd3 import T_END
+from dmdr_models.sd3.times import T_END
 
 
 def save_scheduler(scheduler: Any, folder: Path, shift: float, stochastic: bool) -> None:
@@ -22,7 +22,7 @@ def snippet(names: str, opening: str, sampling: Mapping[str, Any]) -> str:
     into `scheduler.config` changes no shift.
 
     Args:
-        names, opening: what `dmdr_models.export.opening` gives.
+        names, opening: what `dmdr_models.families.stock_students.opening` gives.
         sampling: `steps`, `method`, `shift`, `size` and `max_tokens`, as in its dmdr.json.
     """
     stochastic, size = sampling["method"] == "sde", sampling["size"]

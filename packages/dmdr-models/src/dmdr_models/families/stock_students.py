@@ -7,7 +7,7 @@ from typing import Any
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.networks.lora import LoRANetwork
 
 
 def save_lora(network: LoRANetwork, folder: Path, base: str, pipeline: Any, part: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from dmdr_core import FlowMatching, Grid, guided, rollout
 from torch import Tensor
 
-from dmdr_models.family import Condition, Family
+from dmdr_models.families.protocols import Condition, Family
 
 METHODS = ("euler", "heun", "sde")
 
