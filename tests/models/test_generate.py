@@ -157,7 +157,7 @@ MISTAKES = {
     "no weights": (["--weights", "none"], "--weights none: no folder none"),
     "other weights": (["--weights", "five"], "--weights five: five has num_classes 5, the model 10"),
     "no vae": (["--vae", "swapped"], "--vae swapped: swapped holds no config.json"),
-    "family": (["--family", "sd9"], "unknown model family 'sd9'; valid are sit"),
+    "family": (["--family", "sd9"], "unknown model family 'sd9'; did you mean sd3? valid are sd3, sdxl, sit"),
     "steps": (["--steps", "0"], "--steps 0 is not a whole number of at least 1: give 1 or more"),
     "half steps": (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
     "per class": (["--per-class", "0"], "--per-class 0 is not a whole number of at least 1"),
@@ -203,7 +203,7 @@ def test_mistakes_are_told_in_one_line(name, model, tmp_path, monkeypatch, capsy
         ('{"family": "sit", "method": "dpm"}', "method dpm in {path} is unknown: give one of euler, heun, sde"),
         ('{"family": "sit", "shift": "3"}', "shift 3 in {path} is not a positive number"),
         ('{"family": "sit", "guidance": null}', "guidance None in {path} is not a finite number"),
-        ('{"family": "sd9"}', "unknown model family 'sd9'; valid are sit, sd3"),
+        ('{"family": "sd9"}', "unknown model family 'sd9'; did you mean sd3? valid"),
         ('{"family": "sd3"}', "--classes is not for sd3, the family of"),
         ("[]", "{path} is not a JSON object"),
         ("{", "{path} cannot be read"),
@@ -228,7 +228,7 @@ def test_a_disk_that_fails(model, tmp_path, monkeypatch, capsys):
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dmdr_models.drawing.images.os.replace", fails)
+    monkeypatch.setattr("dmdr_models.base.atomic_files.os.replace", fails)
     with pytest.raises(SystemExit) as end:
         generate("--family", "sit", "--model", model, "--classes", "1", "-o", tmp_path / "grid.png")
     assert end.value.code == 2

@@ -15,8 +15,8 @@ from safetensors import safe_open
 @pytest.fixture
 def folder(sd3, adapter, tmp_path) -> Path:
     """A student as a LoRA."""
-    sd3.save_lora(adapter, tmp_path / "student")
-    sd3.save_scheduler(tmp_path / "student", shift=5.0)
+    sd3.students.save_lora(adapter, tmp_path / "student")
+    sd3.students.save_scheduler(tmp_path / "student", shift=5.0)
     return tmp_path / "student"
 
 
@@ -44,7 +44,7 @@ def test_every_loader_gives_the_same_network(sd3, sd3_model, pipeline, adapter, 
     transformer.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(asked(transformer), expected, atol=1e-6, rtol=0)
     merged = adapter.merged()
-    sd3.save(merged, folder)
+    sd3.students.save(merged, folder)
     torch.testing.assert_close(asked(sd3.load_network(folder)), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_an_adapter_that_shares_its_network(sd3, folder, tmp_path, asked):
                 torch.nn.init.normal_(parameter, std=0.3)
     expected = asked(generator)
     asked(fake)
-    sd3.save_lora(generator, tmp_path / "shared")
+    sd3.students.save_lora(generator, tmp_path / "shared")
     loaded = PeftModel.from_pretrained(sd3.load_network(), tmp_path / "shared")
     torch.testing.assert_close(asked(loaded), expected, atol=1e-6, rtol=0)
 
@@ -76,7 +76,7 @@ def test_what_the_files_say(folder, sd3):
         assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 6)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert (scheduler.shift, scheduler.config.stochastic_sampling) == (5.0, False)
-    sd3.save_scheduler(folder, shift=2.0, stochastic=True)
+    sd3.students.save_scheduler(folder, shift=2.0, stochastic=True)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert (scheduler.shift, scheduler.config.stochastic_sampling) == (2.0, True)
 
@@ -86,10 +86,10 @@ def test_what_the_files_say(folder, sd3):
 def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, draw_as_told, lora, stochastic):
     """The code of a model card, as it is written but for its device: stock diffusers alone, at the trained times."""
     if not lora:
-        sd3.save(adapter.merged(), folder)
+        sd3.students.save(adapter.merged(), folder)
     monkeypatch.chdir(tmp_path)
     sampling = {"steps": 3, "method": "sde" if stochastic else "euler", "shift": 5.0, "size": 64, "max_tokens": 40}
-    text = sd3.usage(Path("student"), sampling, lora)
+    text = sd3.students.usage(Path("student"), sampling, lora)
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert "dmdr" not in code
     times, loaded = [], []

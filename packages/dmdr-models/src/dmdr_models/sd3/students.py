@@ -4,32 +4,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
+from dmdr_models.families.stock_students import StockStudents
 from dmdr_models.sd3.times import T_END
 
 
-def save_scheduler(scheduler: Any, folder: Path, shift: float, stochastic: bool) -> None:
-    """Write `folder/scheduler/`: the model's own with another shift, and with renoising if `stochastic`."""
-    own = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=shift, stochastic_sampling=stochastic)
-    own.save_pretrained(folder / "scheduler")
+class SD3Students(StockStudents):
+    """See `dmdr_models.families.stock_students.StockStudents`."""
 
+    pipeline_class = StableDiffusion3Pipeline
 
-def snippet(names: str, opening: str, sampling: Mapping[str, Any]) -> str:
-    """Python code that draws a picture from a student with diffusers alone, at the times where it was trained.
+    def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
+        """Write the model's own scheduler with another shift, and with renoising if `stochastic`."""
+        config = self.family.scheduler.config
+        own: Any = FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift, stochastic_sampling=stochastic)
+        own.save_pretrained(folder / "scheduler")
 
-    A plain call with as many steps would visit others: it spreads them over the scheduler's own range, and assigning
-    into `scheduler.config` changes no shift.
+    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
+        """See `StockStudents.snippet`.
 
-    Args:
-        names, opening: what `dmdr_models.families.stock_students.opening` gives.
-        sampling: `steps`, `method`, `shift`, `size` and `max_tokens`, as in its dmdr.json.
-    """
-    stochastic, size = sampling["method"] == "sde", sampling["size"]
-    scheduler = f"pipe.scheduler.config, shift={sampling['shift']!r}, stochastic_sampling={stochastic}"
-    # A pipeline hands its generator to no scheduler: the noise between steps would come from torch's global one.
-    renoise = "pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)\n" if stochastic else ""
-    return f"""{"from functools import partial" + 2 * chr(10) if stochastic else ""}import torch
+        A plain call with as many steps would visit other times: it spreads them over the scheduler's own range, and
+        assigning into `scheduler.config` changes no shift.
+        """
+        stochastic, size = sampling["method"] == "sde", sampling["size"]
+        scheduler = f"pipe.scheduler.config, shift={sampling['shift']!r}, stochastic_sampling={stochastic}"
+        # A pipeline hands its generator to no scheduler: the noise between steps would come from torch's global one.
+        renoise = "pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)\n" if stochastic else ""
+        return f"""{"from functools import partial" + 2 * chr(10) if stochastic else ""}import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, {names}
 
 {opening}pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config({scheduler})

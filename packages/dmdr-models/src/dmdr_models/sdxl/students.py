@@ -1,21 +1,30 @@
 """How a stock pipeline is told to draw from an SDXL student as it was trained."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from diffusers import StableDiffusionXLPipeline
 
-def snippet(names: str, opening: str, times: list[int], sampling: Mapping[str, Any]) -> str:
-    """Python code that draws a picture from a student with diffusers alone, at the times where it was trained.
+from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.sdxl.student_scheduler import student_scheduler
 
-    Args:
-        names, opening: what `dmdr_models.families.stock_students.opening` gives.
-        times: at which the student is asked.
-        sampling: `method` and `size`, as in its dmdr.json.
-    """
-    stochastic, size = sampling["method"] == "sde", sampling["size"]
-    scheduler = "LCMScheduler" if stochastic else "EulerDiscreteScheduler"
-    changed = "" if stochastic else ', timestep_spacing="leading", use_karras_sigmas=False'
-    return f"""import torch
+
+class SDXLStudents(StockStudents):
+    """See `dmdr_models.families.stock_students.StockStudents`."""
+
+    pipeline_class = StableDiffusionXLPipeline
+
+    def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
+        student_scheduler(self.family.scheduler_config, stochastic).save_pretrained(folder / "scheduler")
+
+    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
+        """See `StockStudents.snippet`."""
+        times = self.family.grid(sampling["steps"]).times[:-1].tolist()
+        stochastic, size = sampling["method"] == "sde", sampling["size"]
+        scheduler = "LCMScheduler" if stochastic else "EulerDiscreteScheduler"
+        changed = "" if stochastic else ', timestep_spacing="leading", use_karras_sigmas=False'
+        return f"""import torch
 from diffusers import {scheduler}, {names}
 
 {opening}pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{changed})

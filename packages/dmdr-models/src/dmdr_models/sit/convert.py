@@ -17,7 +17,6 @@ query norm), and the number of classes, which is one less than the rows of the l
 """
 
 import argparse
-import json
 import math
 import pickle
 import re
@@ -32,6 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dmdr_models.base.errors import ConversionError
+from dmdr_models.base.json_files import read_json
 from dmdr_models.sit.transformer import SIZES, SiTTransformer, sincos_positions, time_frequencies
 
 SOURCES = ("repa", "sit")
@@ -58,10 +59,6 @@ _LAYERS = {
 }
 _QKV = ("to_q", "to_k", "to_v")
 _ANCHORS = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight", "pos_embed")
-
-
-class ConversionError(ValueError):
-    """The file is not a checkpoint that can be converted; the message is one line and names the fix."""
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -356,7 +353,7 @@ def _vae_files(folder: Path, channels: int) -> list[Path]:
     if not config.is_file():
         raise ConversionError(f"--vae {folder} holds no config.json; give the folder of an AutoencoderKL")
     try:
-        content = json.loads(config.read_text())
+        content = read_json(config)
     except ValueError as error:
         raise ConversionError(f"--vae: {config} is not JSON: {_one_line(error)}") from error
     if content.get("_class_name") != "AutoencoderKL" or content.get("latent_channels", 4) != channels:
