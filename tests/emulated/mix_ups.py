@@ -111,10 +111,10 @@ MIX_UPS = {
         "dmdr_core.process", "self.alphas_cumprod.to(x.device)[", "self.alphas_cumprod.cpu()[", of_noise_levels
     ),
     "labels stay on the CPU": MixUp(
-        "dmdr_models.sit.family", "labels.long().to(self.device)", "labels.long()", of_labels
+        "dmdr_models.families.class_labels", "labels.long().to(self.device)", "labels.long()", of_labels
     ),
     "token indices stay on the CPU": MixUp(
-        "dmdr_models.families.text_family", "encoder(tokens.to(self.device)", "encoder(tokens", of_texts
+        "dmdr_models.families.text_encoders", "encoder(tokens.to(self.device)", "encoder(tokens", of_texts
     ),
     "a condition stays on the CPU": MixUp(
         "dmdr_models.families.text_family",

@@ -12,7 +12,7 @@ from dmdr_train.run import preflight
 
 MISTAKES = [
     (["data.prompts=none.txt"], "data.prompts: no file or folder 'none.txt'; give one that exists, or a hub name"),
-    (["data.prompts=null", "data.embeddings=null"], "data.prompts: is null and a sd3 model takes texts; give a file"),
+    (["data.prompts=null", "data.embeddings=null"], "data.prompts: is null and family sd3 takes texts; give a file"),
     (["model.max_tokens=9"], "data.embeddings: cache was made with max_tokens 8, not 9; give another folder"),
     (["model.resolution=2048"], "model.resolution: resolution 2048 is not in "),
     (["model.path=no-resolution"], "model.path: no model folder"),

@@ -90,7 +90,7 @@ def eight_bit(bench: Bench) -> bool:
 
 def notes(settings: Recipe, shipped: Recipe, session: Session) -> list[str]:
     """What the table must say of a row: how it differs from the recipe, and which updates were skipped."""
-    found = [settings.optim.precision, f"{settings.model.resolution or session.family.image_size}²"]
+    found = [settings.optim.precision, f"{session.family.size[0]}²"]
     if shipped.optim.precision != settings.optim.precision:
         found[0] += f" for {shipped.optim.precision}"
     if shipped.optim.eight_bit != settings.optim.eight_bit:

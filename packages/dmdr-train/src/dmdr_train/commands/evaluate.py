@@ -13,7 +13,7 @@ from dmdr_train.distributed.process_group import processes
 from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.reporting.student_export import sampling_settings
 from dmdr_train.reporting.tables import print_table
-from dmdr_train.training.networks import load_family, make_generator
+from dmdr_train.training.networks import load_family, make_generator, open_decoder
 
 
 def evaluate(folder: Path) -> None:
@@ -24,6 +24,7 @@ def evaluate(folder: Path) -> None:
     source = newest_verified("run", str(folder))
     with processes(torch.device("cpu")):
         family = load_family(settings)
+        open_decoder(settings, family)
         network = make_generator(settings, family)
         load_weights("run", source / STUDENT, network)
         evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dmdr_models.folder.contents import STATE_DICTS
+from dmdr_models.folder.checks import STATE_DICTS
 
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.folders import check_writable

@@ -7,7 +7,8 @@ float32, and their prompts as a list in JSON, under `prompts` of the shard's tex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.folder.contents import network_fingerprint
+from dmdr_models import registry
+from dmdr_models.folder.fingerprints import network_fingerprint
 from dmdr_rewards.untrusted import from_json
 
 from dmdr_train.base.errors import UserError, naming
@@ -31,7 +32,8 @@ def pairs_folder(key: str, folder: str | Path) -> ShardFolder:
 
 def made_with(model: Model) -> dict[str, Any]:
     """The teacher of pairs, as a manifest holds it."""
-    return {"format": FORMAT, "family": model.family, "network": network_fingerprint(model.family, model.path)}
+    layout = registry.find(model.family)
+    return {"format": FORMAT, "family": model.family, "network": network_fingerprint(layout, model.path)}
 
 
 def check_pairs(settings: Recipe) -> None:

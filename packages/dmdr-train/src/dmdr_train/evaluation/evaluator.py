@@ -82,7 +82,7 @@ class Evaluator:
                 self.family,
                 network,
                 self.family.condition(self.reference.prompts(index)),
-                randn((len(index), *self.family.latent_shape), noise, device=self.device),
+                randn((len(index), *self.family.latent_shape(*self.family.size)), noise, device=self.device),
                 steps,
                 method,
                 guidance,

@@ -37,7 +37,7 @@ def draw_samples(
     pictures = []
     for index in (range(i, min(i + batch, len(prompts))) for i in range(0, len(prompts), batch)):
         noise = randn(
-            (len(index), *family.latent_shape),
+            (len(index), *family.latent_shape(*family.size)),
             [named_generator(settings.seed, "samples", i) for i in index],
             device=device,
         )

@@ -118,7 +118,7 @@ class Watch:
             StoppedError: one does not answer.
         """
         prompts = list(dict.fromkeys(self.prompts))
-        grey = torch.full((len(prompts), 3, self.family.image_size, self.family.image_size), 0.5, device=self.device)
+        grey = torch.full((len(prompts), 3, *self.family.size), 0.5, device=self.device)
         for i, reward in enumerate(self.held_out.values()):
             try:
                 reward.score(grey, prompts)
@@ -149,7 +149,7 @@ class Watch:
             self.family,
             network,
             self.family.condition([self.prompts[i] for i in index]),
-            randn((len(index), *self.family.latent_shape), noise, device=self.device),
+            randn((len(index), *self.family.latent_shape(*self.family.size)), noise, device=self.device),
             steps,
             method,
             guidance,

@@ -8,8 +8,9 @@ import difflib
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+from dmdr_models import registry
 from dmdr_rewards.secrets import ADVICE, secret_in
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")
 """The numbers of an evaluation; of the first two, lower is better."""
@@ -48,16 +49,29 @@ class Lora(Section):
 class Model(Section):
     """What is distilled, and how its roles are built."""
 
-    family: Literal["sit", "sd3", "sdxl"]
+    family: str = Field(description="sit, sd3, sdxl, or a family that an installed package adds")
     path: str = Field(description="folder or hub name of the teacher")
     vae: str | None = Field(default=None, description="folder or hub name of another VAE")
     resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
-    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder of SD3; null: 128")
+    max_tokens: Positive | None = Field(
+        default=None,
+        description="length of the longest sequence of a text, such as SD3's T5; null: the family's (128 for SD3)",
+    )
     generator: str | None = Field(
         None, description="folder, or file of the state dict, that the generator starts from; null: the teacher"
     )
     generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
     fake_score_lora: Lora = Lora()
+
+    @field_validator("family")
+    @classmethod
+    def _family_is_known(cls, family: str) -> str:
+        try:
+            registry.find(family)
+        except ValueError as error:
+            unknown = f"{family!r} is unknown; did you mean {registry.nearest(family)}?"
+            raise ValueError(f"model.family: {error if family in registry.names() else unknown}") from None
+        return family
 
 
 class Data(Section):

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from dmdr_models.families.protocols import Family
+from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT
+from dmdr_train.distributed.device import DTYPES, device_name
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import dump_recipe
@@ -43,10 +45,10 @@ def export_student(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if isinstance(network, LoRANetwork):
-        family.save_lora(network, partial)
+        family.students.save_lora(network, partial)
     else:
-        family.save(network, partial)
-    family.save_scheduler(partial, sampling["shift"], stochastic=sampling["method"] == "sde")
+        family.students.save(network, partial)
+    family.students.save_scheduler(partial, sampling["shift"], stochastic=sampling["method"] == "sde")
     (partial / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
     if folder.exists():
@@ -60,9 +62,9 @@ def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None
     Raises:
         UserError: the checkpoint is of another model.
     """
-    family, network = load_student(settings, source, whole=True)
+    _, network = load_student(settings, source, whole=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    family.save_state_dict(network, file)
+    save_state_dict(network, file)
 
 
 def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> tuple[Family, Any]:
@@ -72,7 +74,7 @@ def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> 
         whole: merge a LoRA in any case.
     """
     family = load_family(settings)
-    keeps_lora = settings.model.generator_lora is not None and family.keeps_lora and not whole
+    keeps_lora = settings.model.generator_lora is not None and family.students.keeps_lora and not whole
     if not keeps_lora:
         family = load_family(settings, torch.float32)  # whatever it trained in: the weights are what is handed out
     network: Any = make_generator(settings, family)
@@ -89,20 +91,25 @@ def sampling_settings(settings: schema.Recipe, family: Family) -> dict[str, Any]
         "method": method,
         "guidance": 1.0,
         "shift": settings.rollout.shift,
-        **({"size": family.image_size, "max_tokens": family.max_tokens} if family.num_classes is None else {}),
+        **family.students.sampling,
     }
+
+
+def usage(settings: schema.Recipe, family: Family, folder: Path) -> str:
+    """How to draw from the student in `folder`, on the run's device and in its precision, as Markdown."""
+    lora = settings.model.generator_lora is not None and family.students.keeps_lora
+    dtype = str(DTYPES[settings.optim.precision]).removeprefix("torch.")
+    return family.students.usage(folder, sampling_settings(settings, family), lora, device_name(settings.run), dtype)
 
 
 def model_card(settings: schema.Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
     """README.md of an exported student: what it is, how to draw from it, how good it is, and its recipe."""
-    sampling, base = sampling_settings(settings, family), settings.model.path
-    lora = settings.model.generator_lora is not None
-    steps = sampling["steps"]
-    text = f"""# A {settings.model.family} student for {steps} step{"s" if steps > 1 else ""}
+    steps, base = settings.rollout.steps, settings.model.path
+    text = f"""# Student ({settings.model.family}, {steps} step{"s" if steps > 1 else ""})
 
 Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
 
-{family.usage(folder, sampling, lora)}
+{usage(settings, family, folder)}
 """
     if scores:
         text += f"\n## Evaluation\n\n{markdown_table(scores)}\n"

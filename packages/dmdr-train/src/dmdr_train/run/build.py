@@ -17,7 +17,7 @@ from dmdr_train.distributed.collectives import agreed, mean_over_processes
 from dmdr_train.distributed.deepspeed_engine import make_engine
 from dmdr_train.objectives.registry import make_objectives
 from dmdr_train.recipe import schema
-from dmdr_train.training.networks import load_family, make_networks
+from dmdr_train.training.networks import load_family, make_networks, open_decoder
 from dmdr_train.training.reward_view import View
 from dmdr_train.training.trainer import Trainer
 
@@ -43,13 +43,15 @@ def build(settings: schema.Recipe, device: torch.device, resumed: bool = False) 
     Args:
         resumed: a checkpoint will be loaded, whose networks take the place of those of `run.init_from`.
     """
-    family = load_family(settings).to(device)
+    family = load_family(settings)
+    open_decoder(settings, family)
+    family.to(device)
     with naming("rollout.shift"):
         family.grid(settings.rollout.steps, settings.rollout.shift)
     optim = settings.optim
     pairs = None
     if settings.data.pairs is not None:
-        pairs = Pairs(settings.data.pairs, family.latent_shape, optim.batch_size, device)
+        pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
     if settings.run.init_from is not None and not resumed:
         source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))

@@ -23,7 +23,7 @@ from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.recipe.load import is_number
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.curves import draw_curves
-from dmdr_train.reporting.student_export import export_student, sampling_settings
+from dmdr_train.reporting.student_export import export_student, sampling_settings, usage
 from dmdr_train.reporting.summary import write_summary
 from dmdr_train.reporting.tables import print_table
 from dmdr_train.run.build import Session
@@ -244,8 +244,7 @@ class Results:
         family, student = self.session.family, self.folder / "student"
         export_student(student, self.settings, newest, scores)
         shutil.rmtree(self.folder / RESCUED, ignore_errors=True)
-        lora = self.settings.model.generator_lora is not None
-        command = family.usage(student, sampling_settings(self.settings, family), lora)
+        command = usage(self.settings, family, student)
         write_summary(self.folder, self.settings, scores, command)
         if scores:
             print_table(scores)

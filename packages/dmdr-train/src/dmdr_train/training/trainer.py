@@ -195,7 +195,8 @@ class Trainer:
             assert self.pairs is not None
             return self.pairs.draw(draws)
         prompts = self.prompts.draw(draws)
-        return Start(prompts, randn((len(prompts), *self.family.latent_shape), draws.each("noise"), device=self.device))
+        shape = self.family.latent_shape(*self.family.size)
+        return Start(prompts, randn((len(prompts), *shape), draws.each("noise"), device=self.device))
 
     def choose_steps(self, draws: Draws) -> Tensor:
         """The position in the grid that each sample is trained at, `[B]`, uniform."""
