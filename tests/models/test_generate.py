@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dmdr_models
 import numpy as np
 import pytest
 import torch
@@ -60,6 +61,13 @@ print(sorted({"torch", "diffusers", "numpy", "PIL"} & set(sys.modules)))
     assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 0", "code 2", "code 2"]
     assert done.stdout.splitlines()[-1] == "[]"
     assert "-o a.gif ends in .gif: give a name that ends in .png" in done.stderr
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        generate("--version")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"dmdr-generate {dmdr_models.__version__}\n"
 
 
 def test_rows_are_classes(model, tmp_path):

@@ -82,9 +82,20 @@ def test_what_the_files_say(folder, sd3):
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("dtype", "option"), [("float32", None), ("bfloat16", "bf16"), ("float16", "fp16")])
+def test_the_usage_says_where_and_in_what(sd3, lora, device, dtype, option):
+    sampling = {"steps": 3, "method": "sde", "shift": 5.0, "size": 64, "max_tokens": 40}
+    command, _, code = sd3.students.usage(Path("student"), sampling, lora, device, dtype).partition("\n")
+    assert (f'.to("{device}")' in code, f"torch_dtype=torch.{dtype})" in code) == (True, True)
+    assert re.findall(r"--device (\w+)", command) == ([] if device == "cpu" else [device])
+    assert re.findall(r"--dtype (\w+)", command) == ([] if option is None else [option])
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ode", "sde"])
 def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, draw_as_told, lora, stochastic):
-    """The code of a model card, as it is written but for its device: stock diffusers alone, at the trained times."""
+    """The code of a model card, as it is written: stock diffusers alone, at the trained times."""
     if not lora:
         sd3.students.save(adapter.merged(), folder)
     monkeypatch.chdir(tmp_path)
@@ -103,7 +114,7 @@ def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, 
         return forward(pipeline, *args, **named)
 
     monkeypatch.setattr(StableDiffusion3Pipeline, "__call__", watched)
-    exec(code.replace('"cuda"', '"cpu"').replace("bfloat16", "float32"), {})
+    exec(code, {})
     expected = StepGrid(3, shift=5.0, t_end=0.001).times[:-1]
     torch.testing.assert_close(torch.tensor(times), expected, atol=1e-6, rtol=0)
     assert loaded[0].scheduler.config.stochastic_sampling == stochastic

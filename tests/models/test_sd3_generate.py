@@ -235,6 +235,39 @@ def test_mistakes_are_told_in_one_line(name, sd3_model, workshop, monkeypatch, c
     assert sorted(workshop.rglob("*")) == before
 
 
+NESTED = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("student/dmdr.json", "student/dmdr.json cannot be read: the brackets of student/dmdr.json are nested"),
+        ("student/scheduler/scheduler_config.json", "student/scheduler/scheduler_config.json cannot be read: the"),
+        ("student/adapter_config.json", "--adapter student: student is not an adapter: the brackets of"),
+        ("student/adapter_model.safetensors", "--adapter student: student is not an adapter: the brackets of"),
+        ("model/transformer/config.json", "--model model: model/transformer/config.json is not a model's config: the"),
+        ("model/scheduler/scheduler_config.json", "scheduler_config.json is not a model's config: the brackets of"),
+        ("model/model_index.json", "--model model: model/model_index.json is not a pipeline's config: the brackets"),
+        ("model/transformer/a.safetensors.index.json", "a.safetensors.index.json is not an index of weights: "),
+        ("model/transformer/a.safetensors", "--model model: the brackets of model/transformer/a.safetensors are nest"),
+    ],
+)
+def test_brackets_that_nest_too_deeply(sd3_model, published, tmp_path, monkeypatch, capsys, file, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sd3_model, "model")
+    shutil.copytree(published, "student")
+    Path("student/scheduler").mkdir()
+    header = NESTED.encode()
+    content = len(header).to_bytes(8, "little") + header if file.endswith(".safetensors") else header
+    Path(file).write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        generate("--family", "sd3", "--model", "model", "--adapter", "student", "a", "-o", "a.png")
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
