@@ -3,12 +3,12 @@
 Of labels it draws one grid with a row per class. Of texts it draws one picture each (several go to OUT-00000.png and so
 on), or one contact sheet.
 
-Picture number i, counted from 0, is drawn alone from its own CPU generator with the seed `seed + i`: it is the same
+Picture number i, counted from 0, is drawn by itself from its own CPU generator with the seed `seed + i`: it is the same
 however many others are drawn, and on the CPU the same to the byte.
 
 A student that dmdr-train exported knows how it is to be sampled: `dmdr.json` in its folder holds any of family, steps,
 method, guidance and shift, and for texts size and max_tokens. They take the place of the defaults; options given on the
-command line win. If a student for texts lacks that file, its scheduler/ tells method and, for sd3, shift.
+command line win. If a student for texts lacks that file, its scheduler/ tells the method, and the shift if it has one.
 """
 
 import argparse

@@ -86,7 +86,7 @@ class OwnSampler:
         except ValueError as error:
             raise UsageError(f"{settings.origin('shift')}: {error}") from error
         if settings["method"] == "heun" and not isinstance(family.process, FlowMatching):
-            raise UsageError(f"{settings.origin('method')} is for flow matching alone: give euler or sde")
+            raise UsageError(f"{settings.origin('method')} needs a flow-matching model: give euler or sde")
         return family
 
     def _network(self, family: "Family", args: argparse.Namespace) -> "nn.Module":
@@ -97,7 +97,8 @@ class OwnSampler:
             network = family.load_network(args.weights)
         except (ValueError, OSError) as error:
             raise UsageError(f"{option}: {error}: give a folder with a {self.layout.name} network") from error
-        return network.to(args.device, getattr(torch, DTYPES[args.dtype]))
+        # diffusers' own `to` warns about layers to keep in float32, even if there are none.
+        return torch.nn.Module.to(network, args.device, getattr(torch, DTYPES[args.dtype]))
 
 
 def draw(

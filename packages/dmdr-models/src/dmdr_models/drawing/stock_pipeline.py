@@ -1,8 +1,8 @@
 """`dmdr-generate` with a model's stock diffusers pipeline: one picture per text. Imports no torch until it draws.
 
 A picture is the same as one that the pipeline makes by itself from the same settings and a CPU generator of the same
-seed. Between the steps of "sde", noise is drawn from that generator too; a StableDiffusion3Pipeline alone would draw it
-from torch's global one.
+seed. Between the steps of "sde", noise is drawn from that generator too; some pipelines would draw it from torch's
+global one.
 """
 
 import argparse

@@ -145,7 +145,7 @@ class Students(Protocol):
         """Write a whole network into `folder`, such that `load_network` opens the folder."""
 
     def save_lora(self, network: "LoRANetwork", folder: Path) -> None:
-        """Write the adapter alone, for PEFT and for diffusers' own loader; only if the family keeps LoRA."""
+        """Write only the adapter, for PEFT and for diffusers' own loader. A family that keeps no LoRA refuses."""
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Write `folder/scheduler/scheduler_config.json`, which tells a stock pipeline how to sample a student.

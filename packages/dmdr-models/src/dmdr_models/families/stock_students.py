@@ -85,7 +85,7 @@ Or with diffusers alone, at the times of the training (a plain call with as many
 
     @abstractmethod
     def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
-        """Python code that draws a picture from a student with diffusers alone, at the times where it was trained.
+        """Python code that draws a picture from a student with diffusers only, at the times where it was trained.
 
         Args:
             names, opening: what `opening` gives.

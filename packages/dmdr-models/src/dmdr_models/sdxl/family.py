@@ -63,7 +63,7 @@ class SDXL(TextFamily):
         self.process = VariancePreserving(ddpm.alphas_cumprod)
         try:
             config = StableDiffusionXLPipeline.load_config(self.path)
-        except OSError:  # the parts alone
+        except OSError:  # a folder of parts, without a pipeline's config
             config = {}
         self.zero_null: bool = config.get("force_zeros_for_empty_prompt", True)
 
