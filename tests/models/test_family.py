@@ -102,6 +102,19 @@ def test_saved_weights(family, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
 
 
+def test_a_student_is_a_whole_model(family, model, tmp_path):
+    """Of a family without a pipeline: a folder that opens without the model it was made from."""
+    network = family.load_network()
+    network.proj_out.bias.data.fill_(0.5)
+    family.students.save(network, tmp_path / "student")
+    student = dmdr_models.load("sit", tmp_path / "student")
+    assert torch.equal(student.load_network().proj_out.bias, network.proj_out.bias)
+    latents = torch.ones(1, 4, 4, 4)
+    assert torch.equal(student.decode(latents), family.decode(latents))
+    with pytest.raises(NotImplementedError, match="sit keeps no LoRA"):
+        family.students.save_lora(None, tmp_path / "student")
+
+
 def test_latents_are_scaled_and_shifted_by_hand(family, noise):
     family.vae.register_to_config(scaling_factor=0.25, shift_factor=0.5)
     images = torch.rand(2, 3, 32, 32, generator=noise)
