@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from dmdr_models import __version__
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -15,6 +17,7 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("input", type=Path, help="the checkpoint: .pt or .safetensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--vae", type=Path, metavar="FOLDER", help="an AutoencoderKL to copy beside the transformer")

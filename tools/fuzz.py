@@ -181,7 +181,8 @@ def embeddings() -> Target:
     """The manifest of a cache of embeddings."""
     import datasets
     import numpy as np
-    from dmdr_models.describe import text_fingerprint
+    from dmdr_models import registry
+    from dmdr_models.folder.fingerprints import text_fingerprint
     from dmdr_train.data.embedding_cache import EmbeddingCache, cache_folder, check_embeddings, made_with, prompt_hash
     from dmdr_train.data.encode import plan
     from dmdr_train.recipe.load import load_recipe
@@ -191,7 +192,7 @@ def embeddings() -> Target:
     model = load_recipe("demo-t2i").model
     entry = {"prompts": 1, "bytes": len(shard), "sha256": "0" * 64}
     made = made_with(model)
-    made["text_encoders"] = text_fingerprint(model.family, model.path, made["max_tokens"])
+    made["text_encoders"] = text_fingerprint(registry.find(model.family), model.path, made["max_tokens"])
     manifest = {**made, "shards": {"shard-00.safetensors": entry}, "prompts": 1}
     wanted = datasets.Dataset.from_dict({"prompt": ["a cat", "a dog"]})
 
@@ -307,7 +308,9 @@ def checkpoint() -> Target:
 
 def model() -> Target:
     """A model's folder and an adapter, up to the checks before torch is imported."""
-    from dmdr_models.describe import check_adapter, describe
+    from dmdr_models import registry
+    from dmdr_models.folder.checks import check_adapter
+    from dmdr_models.folder.contents import describe
     from dmdr_train.base.errors import naming
 
     home = Path(recipe_base()["model"]["path"])
@@ -334,7 +337,7 @@ def model() -> Target:
         (folder / example[0]).unlink(missing_ok=True)
         (folder / example[0]).write_bytes(example[1])
         with naming("--model"):
-            describe("sd3", folder, resolution=32)
+            describe(registry.find("sd3"), folder, resolution=32)
             check_adapter(folder, None)
 
     return st.one_of(st.tuples(st.just(name), each) for name, each in content.items()), read

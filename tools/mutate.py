@@ -1,6 +1,6 @@
 """Mutation testing: change a module in one small place at a time, and check whether its tests notice.
 
-    python tools/mutate.py packages/dmdr-models/src/dmdr_models/lora.py --tests tests/models/test_lora.py
+    python tools/mutate.py packages/dmdr-models/src/dmdr_models/networks/lora.py --tests tests/models/test_lora.py
     python tools/mutate.py packages/dmdr-core/src/dmdr_core/*.py --sample 200 --tests tests/core -k "not mutate"
 
 Each printed line is a mutant that the tests did not notice: its place, the original code and the changed code. Read

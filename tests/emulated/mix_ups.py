@@ -93,7 +93,7 @@ class MixUp:
 
 MIX_UPS = {
     "a generator of the CPU fills a tensor of the device": MixUp(
-        "dmdr_models.lora",
+        "dmdr_models.networks.lora",
         "start = torch.empty(a.shape, dtype=a.dtype)",
         "start = torch.empty_like(a)",
         of_texts,
@@ -111,13 +111,13 @@ MIX_UPS = {
         "dmdr_core.process", "self.alphas_cumprod.to(x.device)[", "self.alphas_cumprod.cpu()[", of_noise_levels
     ),
     "labels stay on the CPU": MixUp(
-        "dmdr_models.sit.family", "labels.long().to(self.device)", "labels.long()", of_labels
+        "dmdr_models.families.class_labels", "labels.long().to(self.device)", "labels.long()", of_labels
     ),
     "token indices stay on the CPU": MixUp(
-        "dmdr_models.text", "encoder(tokens.to(self.device)", "encoder(tokens", of_texts
+        "dmdr_models.families.text_encoders", "encoder(tokens.to(self.device)", "encoder(tokens", of_texts
     ),
     "a condition stays on the CPU": MixUp(
-        "dmdr_models.text",
+        "dmdr_models.families.text_family",
         "return {name: value.to(self.device) for",
         "return {name: value.cpu() for",
         of_texts,
@@ -128,7 +128,9 @@ MIX_UPS = {
         "everyone = torch.arange(len(noise))\n    states",
         of_labels,
     ),
-    "weights stay on the CPU": MixUp("dmdr_models.vae", "self.vae.to(self.device)", 'self.vae.to("cpu")', of_labels),
+    "weights stay on the CPU": MixUp(
+        "dmdr_models.families.latent_family", "self.vae.to(self.device)", 'self.vae.to("cpu")', of_labels
+    ),
     "pictures are read before they are copied": MixUp(
         "dmdr_train.objectives.reward_objective",
         "score.detach().mean().item()",

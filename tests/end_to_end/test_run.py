@@ -85,7 +85,7 @@ def test_the_student_is_a_model_of_its_own(finished: Any) -> None:
     assert any(not torch.equal(weights[name], teacher[name]) for name in weights)
     trained = load_file(workshop.folder / "out/checkpoints/step-00000005/generator.safetensors")
     assert any(not torch.equal(weights[name], trained[name]) for name in weights)
-    vae = student.decode(torch.zeros(1, *student.latent_shape))
+    vae = student.decode(torch.zeros(1, *student.latent_shape(*student.size)))
     assert torch.equal(vae, dmdr_models.load("sit", workshop.folder / "sit").decode(torch.zeros(1, 4, 4, 4)))
 
 

@@ -208,7 +208,7 @@ def stock(kind: str, folder: Path):
 @pytest.fixture
 def adapter(sd3):
     """A LoRA on the tiny SD3 as after some training, with an alpha that is not its rank."""
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.networks.lora import LoRANetwork
 
     generator = torch.Generator().manual_seed(5)
     lora = LoRANetwork(sd3.load_network(), rank=4, alpha=6, targets=sd3.lora_targets, generator=generator)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.generate import main
 from dmdr_models.sit.transformer import SIZES
 from PIL import Image
@@ -77,11 +78,11 @@ def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(sd3_model, "sd35-large")
     for folder in ("student", "sd35l-dmdr-4step-srpo-dfnclip-hpsv21-lora"):
-        sd3.save_lora(adapter, Path(folder))
+        sd3.students.save_lora(adapter, Path(folder))
     settings = {"family": "sd3", "steps": 4, "method": "euler", "shift": 5.0, "size": 32, "max_tokens": 128}
     Path("student/dmdr.json").write_text(json.dumps(settings))
     Path("prompts.txt").write_text("a fox\na lighthouse\n")
-    sd3.save(adapter.merged(), Path("student-full"))
+    sd3.students.save(adapter.merged(), Path("student-full"))
     manual = ROOT / "docs/sd3.md"
     for command in commands(manual):
         run(["64" if word == "1024" else word for word in command], monkeypatch)
@@ -97,17 +98,17 @@ def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
 
 
 def test_manual_of_sdxl(sdxl, sdxl_model, taesd, tmp_path, monkeypatch):
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.networks.lora import LoRANetwork
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(sdxl_model, "sdxl-base")
     shutil.copytree(taesd, "taesdxl")
     network = sdxl.load_network()
-    sdxl.save_state_dict(network, "unet_sdxl_base_1.0_1step_res1024_fp32.bin")
-    sdxl.save(network, Path("student"))
+    save_state_dict(network, "unet_sdxl_base_1.0_1step_res1024_fp32.bin")
+    sdxl.students.save(network, Path("student"))
     settings = {"family": "sdxl", "steps": 4, "method": "sde", "shift": 1.0, "size": 32, "max_tokens": None}
     Path("student/dmdr.json").write_text(json.dumps(settings))
-    sdxl.save_lora(LoRANetwork(network, 2, 2, sdxl.lora_targets), Path("student-lora"))
+    sdxl.students.save_lora(LoRANetwork(network, 2, 2, sdxl.lora_targets), Path("student-lora"))
     Path("prompts.txt").write_text("a fox\na lighthouse\n")
     manual = ROOT / "docs/sdxl.md"
     for command in commands(manual):

@@ -5,23 +5,31 @@ import dmdr_models
 import pytest
 import torch
 from dmdr_models import tiny
-from dmdr_models.describe import content_fingerprint
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family, Students
+from dmdr_models.folder.fingerprints import content_fingerprint
+from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.sit.transformer import SiTTransformer, preset
 from safetensors.torch import load_file, save_file
 
 
 def test_facts_of_the_model(family):
-    assert (family.name, family.latent_shape, family.num_classes, family.image_size) == ("sit", (4, 4, 4), 10, 32)
+    assert (family.layout.name, family.size, family.num_classes) == ("sit", (32, 32), 10)
+    assert family.latent_shape(32, 32) == (4, 4, 4)
+    for height, width, shown in ((64, 64, "64"), (32, 64, "32 x 64")):
+        with pytest.raises(ValueError, match=f"resolution {shown}: this SiT draws 32 pixels only"):
+            family.latent_shape(height, width)
     assert family.process.t_end == 0.0
     assert family.lora_targets == ("to_q", "to_v")
 
 
 def test_every_family_has_the_whole_interface(family, sd3, sdxl):
-    public = {name for name in (*vars(Family), *Family.__annotations__) if not name.startswith("_")}
-    assert {"grid", "predict", "network_part", "save_state_dict", "text"} < public
-    for one, lacks in ((family, {"text", "save_lora"}), (sd3, set()), (sdxl, set())):
-        assert {name for name in public if not hasattr(one, name)} == lacks, one.name
+    both = [{*vars(each), *each.__annotations__} for each in (Family, Students)]
+    public, of_students = ({name for name in names if not name.startswith("_")} for names in both)
+    assert {"grid", "predict", "latent_shape", "students", "text"} < public
+    assert {"keeps_lora", "save_lora", "usage"} < of_students
+    for one, lacks in ((family, {"text"}), (sd3, set()), (sdxl, set())):
+        assert {name for name in public if not hasattr(one, name)} == lacks, one.layout.name
+        assert all(hasattr(one.students, name) for name in of_students), one.layout.name
 
 
 def test_presets():
@@ -94,6 +102,19 @@ def test_saved_weights(family, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
 
 
+def test_a_student_is_a_whole_model(family, model, tmp_path):
+    """Of a family without a pipeline: a folder that opens without the model it was made from."""
+    network = family.load_network()
+    network.proj_out.bias.data.fill_(0.5)
+    family.students.save(network, tmp_path / "student")
+    student = dmdr_models.load("sit", tmp_path / "student")
+    assert torch.equal(student.load_network().proj_out.bias, network.proj_out.bias)
+    latents = torch.ones(1, 4, 4, 4)
+    assert torch.equal(student.decode(latents), family.decode(latents))
+    with pytest.raises(NotImplementedError, match="sit keeps no LoRA"):
+        family.students.save_lora(None, tmp_path / "student")
+
+
 def test_latents_are_scaled_and_shifted_by_hand(family, noise):
     family.vae.register_to_config(scaling_factor=0.25, shift_factor=0.5)
     images = torch.rand(2, 3, 32, 32, generator=noise)
@@ -128,7 +149,7 @@ def test_another_vae(model, tmp_path):
 
 def test_wrong_folders(model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="unknown model family 'sd9'; valid are sit"):
+    with pytest.raises(ValueError, match=r"unknown model family 'sd9'; did you mean sd3\? valid are sd3, sdxl, sit"):
         dmdr_models.load("sd9", model)
     with pytest.raises(FileNotFoundError, match="no model folder"):
         dmdr_models.load("sit", tmp_path / "none")
@@ -147,7 +168,7 @@ def test_wrong_folders(model, tmp_path, monkeypatch):
 def test_wrong_weights(family, model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         family.load_network(tmp_path / "none")
-    family.save_state_dict(family.load_network(), tmp_path / "sit.safetensors")
+    save_state_dict(family.load_network(), tmp_path / "sit.safetensors")
     loaded, own = family.load_network(tmp_path / "sit.safetensors"), family.load_network()
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), own.parameters(), strict=True))
     assert torch.equal(loaded.positions, own.positions), "which no file holds"

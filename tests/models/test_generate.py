@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dmdr_models
 import numpy as np
 import pytest
 import torch
 from dmdr_models import tiny
+from dmdr_models.drawing.own_sampler import draw
 from dmdr_models.generate import main
-from dmdr_models.generate_labels import draw
 from PIL import Image
 
 
@@ -62,6 +63,13 @@ print(sorted({"torch", "diffusers", "numpy", "PIL"} & set(sys.modules)))
     assert "-o a.gif ends in .gif: give a name that ends in .png" in done.stderr
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        generate("--version")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"dmdr-generate {dmdr_models.__version__}\n"
+
+
 def test_rows_are_classes(model, tmp_path):
     arguments = ["--family", "sit", "--model", model, "--classes", "3,1,7", "--per-class", "2", "--seed", 40]
     generate(*arguments, "-o", tmp_path / "a.png", "--separate", tmp_path / "each")
@@ -88,7 +96,7 @@ def test_a_picture_depends_on_its_seed_and_class_alone(model, tmp_path, method):
 
 @pytest.mark.bits
 def test_a_picture_is_a_sample_decoded(family):
-    from dmdr_models.sampling import sample
+    from dmdr_models.drawing.sampling import sample
 
     network = family.load_network()
     got = draw(family, network, [4, 5], seed=7, steps=3, method="heun", guidance=1.5, shift=2.0)
@@ -157,7 +165,7 @@ MISTAKES = {
     "no weights": (["--weights", "none"], "--weights none: no folder none"),
     "other weights": (["--weights", "five"], "--weights five: five has num_classes 5, the model 10"),
     "no vae": (["--vae", "swapped"], "--vae swapped: swapped holds no config.json"),
-    "family": (["--family", "sd9"], "unknown model family 'sd9'; valid are sit"),
+    "family": (["--family", "sd9"], "unknown model family 'sd9'; did you mean sd3? valid are sd3, sdxl, sit"),
     "steps": (["--steps", "0"], "--steps 0 is not a whole number of at least 1: give 1 or more"),
     "half steps": (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
     "per class": (["--per-class", "0"], "--per-class 0 is not a whole number of at least 1"),
@@ -203,7 +211,7 @@ def test_mistakes_are_told_in_one_line(name, model, tmp_path, monkeypatch, capsy
         ('{"family": "sit", "method": "dpm"}', "method dpm in {path} is unknown: give one of euler, heun, sde"),
         ('{"family": "sit", "shift": "3"}', "shift 3 in {path} is not a positive number"),
         ('{"family": "sit", "guidance": null}', "guidance None in {path} is not a finite number"),
-        ('{"family": "sd9"}', "unknown model family 'sd9'; valid are sit, sd3"),
+        ('{"family": "sd9"}', "unknown model family 'sd9'; did you mean sd3? valid"),
         ('{"family": "sd3"}', "--classes is not for sd3, the family of"),
         ("[]", "{path} is not a JSON object"),
         ("{", "{path} cannot be read"),
@@ -228,7 +236,7 @@ def test_a_disk_that_fails(model, tmp_path, monkeypatch, capsys):
     def fails(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dmdr_models.images.os.replace", fails)
+    monkeypatch.setattr("dmdr_models.base.atomic_files.os.replace", fails)
     with pytest.raises(SystemExit) as end:
         generate("--family", "sit", "--model", model, "--classes", "1", "-o", tmp_path / "grid.png")
     assert end.value.code == 2

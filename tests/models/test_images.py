@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from dmdr_models.images import grid, save_png
+from dmdr_models.drawing.images import grid, save_png
 from PIL import Image
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from dmdr_models import tiny
-from dmdr_models.lora import LoRANetwork, check_targets, lora_target_names
+from dmdr_models.folder.lora_targets import check_targets, target_names
+from dmdr_models.networks.lora import LoRANetwork, layer_names
 from dmdr_models.sit.transformer import SiTTransformer
 from torch import nn
 
@@ -133,13 +134,14 @@ def test_start_values_come_from_the_generator():
 
 def test_targets_that_match_nothing():
     network = bare()
-    assert {"to_q", "to_k", "to_v", "to_out", "fc1", "fc2", "modulation", "proj_out"} < set(lora_target_names(network))
-    assert not {"blocks", "attn"} & set(lora_target_names(network)), "what holds layers is none"
-    check_targets(network, ["to_q", "blocks.1.attn.to_v"])
-    with pytest.raises(ValueError, match="LoRA target 'to_p' matches no layer of the network; did you mean 'to_"):
-        check_targets(network, ["to_q", "to_p"])
+    layers = layer_names(network)
+    assert {"to_q", "to_k", "to_v", "to_out", "fc1", "fc2", "modulation", "proj_out"} < set(target_names(layers))
+    assert not {"blocks", "attn"} & set(target_names(layers)), "what holds layers is none"
+    check_targets(["to_q", "blocks.1.attn.to_v"], layers)
+    with pytest.raises(ValueError, match="'to_p' matches no layer of the network; did you mean to_"):
+        check_targets(["to_q", "to_p"], layers)
     with pytest.raises(ValueError, match="'q'"):
-        check_targets(network, ["q"])  # a part of a name is not a name
+        check_targets(["q"], layers)  # a part of a name is not a name
     with pytest.raises(ValueError, match=r"valid are .*to_q"):
         LoRANetwork(network, 4, 4, ["xyz"])
     assert all(parameter.requires_grad for parameter in network.parameters()), "a refused network is not touched"

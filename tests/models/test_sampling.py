@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 from dmdr_core import FlowMatching, StepGrid, VariancePreserving
-from dmdr_models.sampling import guided_prediction, sample
+from dmdr_models.drawing.sampling import guided_prediction, sample
 
 
 class Gaussian:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from dmdr_core import StepGrid
-from dmdr_models import tiny
-from dmdr_models.describe import describe, text_fingerprint
-from dmdr_models.lora import LoRANetwork
-from dmdr_models.sampling import sample
+from dmdr_models import registry, tiny
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.folder.contents import describe
+from dmdr_models.folder.fingerprints import text_fingerprint
+from dmdr_models.networks.lora import LoRANetwork
 from torch import nn
 
 PROMPTS = ["a red circle", "Ein blaues Quadrat über " + "vielen Kreisen " * 12, ""]
@@ -23,10 +24,14 @@ def latents(batch: int, side: int = 4, seed: int = 0) -> torch.Tensor:
 
 
 def test_facts_of_the_model(sd3, sd3_model):
-    assert (sd3.name, sd3.latent_shape, sd3.image_size, sd3.num_classes) == ("sd3", (16, 4, 4), 32, None)
+    assert (sd3.layout.name, sd3.size, sd3.num_classes) == ("sd3", (32, 32), None)
+    assert sd3.latent_shape(32, 32) == (16, 4, 4)
+    assert sd3.latent_shape(64, 96) == (16, 8, 12)
+    with pytest.raises(ValueError, match="resolution 40 is not a multiple of 16"):
+        sd3.latent_shape(64, 40)
     assert (sd3.shift, sd3.process.t_end, sd3.max_tokens) == (3.0, 0.001, 128)
     larger = dmdr_models.load("sd3", sd3_model, resolution=64)
-    assert (larger.latent_shape, larger.image_size) == ((16, 8, 8), 64)
+    assert (larger.latent_shape(*larger.size), larger.size) == ((16, 8, 8), (64, 64))
     assert "vae" not in larger.__dict__, "opening a family reads no weights"
     assert "parts" not in larger.text.__dict__
 
@@ -285,7 +290,7 @@ def test_networks(sd3, sd3_model, tmp_path):
     network = sd3.load_network()
     assert not network.training
     network.proj_out.bias.data.fill_(0.5)
-    sd3.save(network, tmp_path / "student")
+    sd3.students.save(network, tmp_path / "student")
     for place in ("student", "student/transformer"):
         loaded = sd3.load_network(tmp_path / place)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
@@ -310,14 +315,14 @@ def test_impossible_options(sd3_model, options, message):
         dmdr_models.load("sd3", sd3_model, **options)
     if "resolution" in options:
         with pytest.raises(ValueError, match=message):
-            describe("sd3", sd3_model, **options)
+            describe(registry.find("sd3"), sd3_model, **options)
 
 
 def test_options_that_are_not_for_sit(model):
-    assert dmdr_models.load("sit", model, resolution=32).image_size == 32
+    assert dmdr_models.load("sit", model, resolution=32).size == (32, 32)
     with pytest.raises(ValueError, match="resolution 64: this SiT draws 32 pixels only; leave it out"):
         dmdr_models.load("sit", model, resolution=64)
-    with pytest.raises(ValueError, match="max_tokens 128: a SiT takes class labels, not texts; leave it out"):
+    with pytest.raises(ValueError, match="max_tokens: the family sit has no such option; leave it out"):
         dmdr_models.load("sit", model, max_tokens=128)
     with pytest.raises(ValueError, match="offload_text: there are no text encoders to offload"):
         dmdr_models.load("sit", model).save_memory(offload_text=True)
@@ -332,69 +337,71 @@ def test_wrong_folders(sd3_model, model, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"half holds no text_encoder_3/config\.json"):
         family.condition(["a"])
     with pytest.raises(FileNotFoundError, match=r"half holds no text_encoder_3/config\.json"):
-        describe("sd3", half)
-    assert describe("sd3", half, own_text=True)
+        describe(registry.find("sd3"), half)
+    assert describe(registry.find("sd3"), half, own_text=True)
     shutil.copytree(half / "text_encoder_2", half / "text_encoder_3")
     with pytest.raises(ValueError, match="text_encoder_3 holds a CLIPTextModelWithProjection, not a T5EncoderModel"):
-        describe("sd3", half)
+        describe(registry.find("sd3"), half)
     shutil.rmtree(half / "scheduler")
     with pytest.raises(FileNotFoundError, match=r"half holds no scheduler/scheduler_config\.json"):
         dmdr_models.load("sd3", half)
     with pytest.raises(FileNotFoundError, match=r"half holds no scheduler/scheduler_config\.json"):
-        describe("sd3", half, own_text=True)
+        describe(registry.find("sd3"), half, own_text=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="no folder here, nor a model on the hub"):
         dmdr_models.load("sd3", "owner/none")
 
 
 def test_description(sd3, sd3_model):
-    found = describe("sd3", sd3_model)
+    found = describe(registry.find("sd3"), sd3_model)
     network = sd3.load_network()
     kinds = (nn.Linear, nn.Conv2d)
     assert set(found.layers) == {name for name, module in network.named_modules() if isinstance(module, kinds)}
     assert found.num_classes is None
-    assert describe("sd3", "stabilityai/stable-diffusion-3.5-large") is None
+    assert describe(registry.find("sd3"), "stabilityai/stable-diffusion-3.5-large") is None
 
 
 def test_fingerprint_of_the_texts(sd3_model, tmp_path):
-    first = text_fingerprint("sd3", sd3_model, 128)
+    first = text_fingerprint(registry.find("sd3"), sd3_model, 128)
     copy = shutil.copytree(sd3_model, tmp_path / "copy")
-    assert text_fingerprint("sd3", copy, 128) == first
+    assert text_fingerprint(registry.find("sd3"), copy, 128) == first
     found = {
         first,
-        text_fingerprint("sd3", copy, 64),
-        text_fingerprint("sd3", tiny.sd3(tmp_path / "other", seed=1), 128),
+        text_fingerprint(registry.find("sd3"), copy, 64),
+        text_fingerprint(registry.find("sd3"), tiny.sd3(tmp_path / "other", seed=1), 128),
     }
     shutil.rmtree(copy / "transformer")
-    assert text_fingerprint("sd3", copy, 128) == first, "of the texts alone"
+    assert text_fingerprint(registry.find("sd3"), copy, 128) == first, "of the texts alone"
     config = json.loads((copy / "tokenizer_3/tokenizer_config.json").read_text())
     (copy / "tokenizer_3/tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 7}))
     found |= {
-        text_fingerprint("sd3", copy, 128),
-        text_fingerprint("sd3", "owner/name", 128),
-        text_fingerprint("sd3", "owner/other", 128),
+        text_fingerprint(registry.find("sd3"), copy, 128),
+        text_fingerprint(registry.find("sd3"), "owner/name", 128),
+        text_fingerprint(registry.find("sd3"), "owner/other", 128),
     }
     assert len(found) == 6
 
 
 def test_a_large_file_is_sampled(sd3_model, tmp_path, monkeypatch):
-    from dmdr_models import describe as module
+    from dmdr_models.folder import fingerprints as module
 
     monkeypatch.setattr(module._sample, "__defaults__", (8, 64))
-    first = text_fingerprint("sd3", sd3_model, 128)
+    first = text_fingerprint(registry.find("sd3"), sd3_model, 128)
     copy = shutil.copytree(sd3_model, tmp_path / "copy")
     file = copy / "text_encoder/model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert text_fingerprint("sd3", copy, 128) != first
+    assert text_fingerprint(registry.find("sd3"), copy, 128) != first
 
 
 def test_descriptions_need_no_torch(sd3_model):
     code = f"""
 import sys
-from dmdr_models.describe import describe, text_fingerprint
-describe("sd3", {str(sd3_model)!r}), text_fingerprint("sd3", {str(sd3_model)!r}, 128)
+from dmdr_models import registry
+from dmdr_models.folder.contents import describe
+from dmdr_models.folder.fingerprints import text_fingerprint
+describe(registry.find("sd3"), {str(sd3_model)!r}), text_fingerprint(registry.find("sd3"), {str(sd3_model)!r}, 128)
 print(sorted({{"torch", "diffusers", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

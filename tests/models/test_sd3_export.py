@@ -15,8 +15,8 @@ from safetensors import safe_open
 @pytest.fixture
 def folder(sd3, adapter, tmp_path) -> Path:
     """A student as a LoRA."""
-    sd3.save_lora(adapter, tmp_path / "student")
-    sd3.save_scheduler(tmp_path / "student", shift=5.0)
+    sd3.students.save_lora(adapter, tmp_path / "student")
+    sd3.students.save_scheduler(tmp_path / "student", shift=5.0)
     return tmp_path / "student"
 
 
@@ -44,13 +44,13 @@ def test_every_loader_gives_the_same_network(sd3, sd3_model, pipeline, adapter, 
     transformer.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(asked(transformer), expected, atol=1e-6, rtol=0)
     merged = adapter.merged()
-    sd3.save(merged, folder)
+    sd3.students.save(merged, folder)
     torch.testing.assert_close(asked(sd3.load_network(folder)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_adapter_that_shares_its_network(sd3, folder, tmp_path, asked):
     """The generator of a shared backbone, with the fake score beside it, is exported alone."""
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models.networks.lora import LoRANetwork
 
     network = sd3.load_network()
     generator = LoRANetwork(network, 4, 8, sd3.lora_targets, name="generator", shared=True)
@@ -61,7 +61,7 @@ def test_an_adapter_that_shares_its_network(sd3, folder, tmp_path, asked):
                 torch.nn.init.normal_(parameter, std=0.3)
     expected = asked(generator)
     asked(fake)
-    sd3.save_lora(generator, tmp_path / "shared")
+    sd3.students.save_lora(generator, tmp_path / "shared")
     loaded = PeftModel.from_pretrained(sd3.load_network(), tmp_path / "shared")
     torch.testing.assert_close(asked(loaded), expected, atol=1e-6, rtol=0)
 
@@ -76,20 +76,31 @@ def test_what_the_files_say(folder, sd3):
         assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 6)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert (scheduler.shift, scheduler.config.stochastic_sampling) == (5.0, False)
-    sd3.save_scheduler(folder, shift=2.0, stochastic=True)
+    sd3.students.save_scheduler(folder, shift=2.0, stochastic=True)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert (scheduler.shift, scheduler.config.stochastic_sampling) == (2.0, True)
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("dtype", "option"), [("float32", None), ("bfloat16", "bf16"), ("float16", "fp16")])
+def test_the_usage_says_where_and_in_what(sd3, lora, device, dtype, option):
+    sampling = {"steps": 3, "method": "sde", "shift": 5.0, "size": 64, "max_tokens": 40}
+    command, _, code = sd3.students.usage(Path("student"), sampling, lora, device, dtype).partition("\n")
+    assert (f'.to("{device}")' in code, f"torch_dtype=torch.{dtype})" in code) == (True, True)
+    assert re.findall(r"--device (\w+)", command) == ([] if device == "cpu" else [device])
+    assert re.findall(r"--dtype (\w+)", command) == ([] if option is None else [option])
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ode", "sde"])
 def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, draw_as_told, lora, stochastic):
-    """The code of a model card, as it is written but for its device: stock diffusers alone, at the trained times."""
+    """The code of a model card, as it is written: stock diffusers alone, at the trained times."""
     if not lora:
-        sd3.save(adapter.merged(), folder)
+        sd3.students.save(adapter.merged(), folder)
     monkeypatch.chdir(tmp_path)
     sampling = {"steps": 3, "method": "sde" if stochastic else "euler", "shift": 5.0, "size": 64, "max_tokens": 40}
-    text = sd3.usage(Path("student"), sampling, lora)
+    text = sd3.students.usage(Path("student"), sampling, lora)
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert "dmdr" not in code
     times, loaded = [], []
@@ -103,7 +114,7 @@ def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, 
         return forward(pipeline, *args, **named)
 
     monkeypatch.setattr(StableDiffusion3Pipeline, "__call__", watched)
-    exec(code.replace('"cuda"', '"cpu"').replace("bfloat16", "float32"), {})
+    exec(code, {})
     expected = StepGrid(3, shift=5.0, t_end=0.001).times[:-1]
     torch.testing.assert_close(torch.tensor(times), expected, atol=1e-6, rtol=0)
     assert loaded[0].scheduler.config.stochastic_sampling == stochastic

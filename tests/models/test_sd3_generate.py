@@ -92,13 +92,13 @@ def test_options_are_the_pipelines(sd3_model, published, tmp_path, options, sett
 
 @pytest.mark.bits
 def test_what_we_export(sd3, sd3_model, adapter, tmp_path):
-    sd3.save_lora(adapter, tmp_path / "student")
+    sd3.students.save_lora(adapter, tmp_path / "student")
     expected = stock(sd3_model, tmp_path / "student", prompt="a blue square")
     settings = {"family": "sd3", "steps": 4, "method": "euler", "shift": 5.0, "size": 32, "max_tokens": 128}
     (tmp_path / "student/dmdr.json").write_text(json.dumps({**settings, "guidance": 0.0, "recipe": "x"}))
     generate("--model", sd3_model, "--adapter", tmp_path / "student", "a blue square", "-o", tmp_path / "a.png")
     assert (pixels(tmp_path / "a.png") == expected).all()
-    sd3.save(adapter.merged(), tmp_path / "full")
+    sd3.students.save(adapter.merged(), tmp_path / "full")
     shutil.move(tmp_path / "student/dmdr.json", tmp_path / "full")
     generate("--model", sd3_model, "--weights", tmp_path / "full", "a blue square", "-o", tmp_path / "b.png")
     assert np.abs(pixels(tmp_path / "b.png").astype(int) - expected).max() <= 1
@@ -161,7 +161,7 @@ MISTAKES = {
     "no list": (["--prompts", "none.txt"], "--prompts none.txt cannot be read: No such file or directory; give a text"),
     "empty list": (["--prompts", "empty.txt"], "--prompts empty.txt holds no prompt: write one per line"),
     "latin": (["--prompts", "latin.txt"], "--prompts latin.txt is not UTF-8: save it as UTF-8 text"),
-    "no model": (["a", "--model", "none"], "--model none holds no transformer of a known family"),
+    "no model": (["a", "--model", "none"], "--model none holds no network of a known family"),
     "no folder": (["a", "--model", "none", "--family", "sd3"], "--model none: no model folder none"),
     "half": (["a", "--model", "half"], "--model half: half holds no text_encoder_2/config.json"),
     "other family": (["a", "--family", "sit"], "a PROMPT is not for sit, the family of"),
@@ -198,8 +198,8 @@ MISTAKES = {
 @pytest.fixture(scope="module")
 def workshop(sd3_model, published, tmp_path_factory) -> Path:
     """A folder with what users get wrong."""
-    from dmdr_models.family import load
-    from dmdr_models.lora import LoRANetwork
+    from dmdr_models import load
+    from dmdr_models.networks.lora import LoRANetwork
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "list.txt").write_text("a\n")
@@ -214,7 +214,7 @@ def workshop(sd3_model, published, tmp_path_factory) -> Path:
     (folder / "ia3/adapter_config.json").write_text('{"peft_type": "IA3"}')
     for name, config in {"deep": {"depth": 4}, "wide": {"width": 64}}.items():
         other = load("sd3", tiny.sd3(folder / "model", **config))
-        other.save_lora(LoRANetwork(other.load_network(), 4, 4, other.lora_targets), folder / name)
+        other.students.save_lora(LoRANetwork(other.load_network(), 4, 4, other.lora_targets), folder / name)
         shutil.rmtree(folder / "model")
     return folder
 
@@ -233,6 +233,39 @@ def test_mistakes_are_told_in_one_line(name, sd3_model, workshop, monkeypatch, c
     assert len(lines) == 1
     assert message in lines[0]
     assert sorted(workshop.rglob("*")) == before
+
+
+NESTED = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("student/dmdr.json", "student/dmdr.json cannot be read: the brackets of student/dmdr.json are nested"),
+        ("student/scheduler/scheduler_config.json", "student/scheduler/scheduler_config.json cannot be read: the"),
+        ("student/adapter_config.json", "--adapter student: student is not an adapter: the brackets of"),
+        ("student/adapter_model.safetensors", "--adapter student: student is not an adapter: the brackets of"),
+        ("model/transformer/config.json", "--model model: model/transformer/config.json is not a model's config: the"),
+        ("model/scheduler/scheduler_config.json", "scheduler_config.json is not a model's config: the brackets of"),
+        ("model/model_index.json", "--model model: model/model_index.json is not a pipeline's config: the brackets"),
+        ("model/transformer/a.safetensors.index.json", "a.safetensors.index.json is not an index of weights: "),
+        ("model/transformer/a.safetensors", "--model model: the brackets of model/transformer/a.safetensors are nest"),
+    ],
+)
+def test_brackets_that_nest_too_deeply(sd3_model, published, tmp_path, monkeypatch, capsys, file, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sd3_model, "model")
+    shutil.copytree(published, "student")
+    Path("student/scheduler").mkdir()
+    header = NESTED.encode()
+    content = len(header).to_bytes(8, "little") + header if file.endswith(".safetensors") else header
+    Path(file).write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        generate("--family", "sd3", "--model", "model", "--adapter", "student", "a", "-o", "a.png")
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from dmdr_models import tiny
-from dmdr_models.describe import check_weights, describe, text_fingerprint
-from dmdr_models.lora import LoRANetwork, check_targets
-from dmdr_models.parts import load_state_dict, save_state_dict
-from dmdr_models.sampling import sample
+from dmdr_models import registry, tiny
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.folder.checks import check_weights
+from dmdr_models.folder.contents import describe
+from dmdr_models.folder.fingerprints import text_fingerprint
+from dmdr_models.folder.lora_targets import check_targets
+from dmdr_models.folder.state_dicts import load_state_dict, save_state_dict
+from dmdr_models.networks.lora import LoRANetwork, layer_names
 from dmdr_models.sdxl.family import time_ids
 from torch import nn
 
@@ -33,10 +36,11 @@ def latents(batch: int, side: int = 4, seed: int = 0) -> torch.Tensor:
 
 
 def test_facts_of_the_model(sdxl, sdxl_model):
-    assert (sdxl.name, sdxl.network_part, sdxl.latent_shape) == ("sdxl", "unet", (4, 4, 4))
-    assert (sdxl.image_size, sdxl.num_classes, sdxl.max_tokens, sdxl.shift) == (32, None, None, 1.0)
+    assert (sdxl.layout.name, sdxl.layout.network_part, sdxl.latent_shape(32, 32)) == ("sdxl", "unet", (4, 4, 4))
+    assert (sdxl.size, sdxl.num_classes, sdxl.shift) == ((32, 32), None, 1.0)
+    assert sdxl.students.sampling == {"size": 32, "max_tokens": None}
     larger = dmdr_models.load("sdxl", sdxl_model, resolution=72)
-    assert (larger.latent_shape, larger.image_size) == ((4, 9, 9), 72)
+    assert (larger.latent_shape(*larger.size), larger.size) == ((4, 9, 9), (72, 72))
     assert "vae" not in larger.__dict__, "opening a family reads no weights"
     assert "parts" not in larger.text.__dict__
 
@@ -267,7 +271,7 @@ def full_size() -> UNet2DConditionModel:
 
 def test_the_full_size(sdxl, full_size):
     assert sum(p.numel() for p in full_size.parameters()) == 2_567_463_684
-    check_targets(full_size, sdxl.lora_targets)
+    check_targets(sdxl.lora_targets, layer_names(full_size))
     layers = [name for name, module in full_size.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     left = [name for name in layers if not name.endswith(tuple(f".{target}" for target in sdxl.lora_targets))]
     assert left == ["conv_in", "conv_out"]
@@ -405,7 +409,7 @@ def test_a_file_with_a_state_dict(sdxl, sdxl_model, tmp_path, suffix):
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
     half = dmdr_models.load("sdxl", sdxl_model, dtype=torch.bfloat16).load_network(file)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    check_weights("sdxl", file, describe("sdxl", sdxl_model))
+    check_weights(registry.find("sdxl"), file, describe(registry.find("sdxl"), sdxl_model).layers)
     stock = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sdxl_model, subfolder="unet")).eval()
     assert str(stock.load_state_dict(state)) == "<All keys matched successfully>"
     x, t, condition = latents(1), torch.tensor([399]), sdxl.condition(["a"])
@@ -415,11 +419,11 @@ def test_a_file_with_a_state_dict(sdxl, sdxl_model, tmp_path, suffix):
 def test_a_folder_with_a_network(sdxl, tmp_path):
     network = sdxl.load_network()
     network.conv_out.bias.data.fill_(0.5)
-    sdxl.save(network, tmp_path / "student")
+    sdxl.students.save(network, tmp_path / "student")
     for place in ("student", "student/unet"):
         loaded = sdxl.load_network(tmp_path / place)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
-        check_weights("sdxl", tmp_path / place)
+        check_weights(registry.find("sdxl"), tmp_path / place)
 
 
 class Attack:
@@ -464,7 +468,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
         sdxl.load_network("none.bin")
     with pytest.raises(ValueError, match=r"let it end in \.safetensors"):
         save_state_dict(network, "unet.ckpt")
-    known = describe("sdxl", sdxl_model)
+    known = describe(registry.find("sdxl"), sdxl_model).layers
     early = {
         "state.ckpt": "is no state dict",
         "broken.safetensors": "is no safetensors file",
@@ -472,11 +476,11 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
     }
     for name, message in early.items():
         with pytest.raises(ValueError, match=message):
-            check_weights("sdxl", name, known)
+            check_weights(registry.find("sdxl"), name, known)
     with pytest.raises(FileNotFoundError, match=r"no model folder none\.bin, nor such a file"):
-        check_weights("sdxl", "none.bin", known)
+        check_weights(registry.find("sdxl"), "none.bin", known)
     with pytest.raises(ValueError, match="holds a AutoencoderKL, not a UNet2DConditionModel"):
-        check_weights("sdxl", sdxl_model / "vae")
+        check_weights(registry.find("sdxl"), sdxl_model / "vae")
 
 
 @pytest.mark.parametrize(
@@ -485,7 +489,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
         ({"resolution": 36}, r"resolution 36 is not a multiple of 8 \(VAE times patch\): give 32"),
         ({"resolution": 4}, "resolution 4 is not a multiple of 8 .*: give 8"),
         ({"resolution": 0}, "resolution 0 is not a multiple of 8 .*: give 8"),
-        ({"max_tokens": 77}, "max_tokens 77: SDXL's texts have the length of CLIP's; leave it out"),
+        ({"max_tokens": 77}, "max_tokens: the family sdxl has no such option; leave it out"),
     ],
 )
 def test_impossible_options(sdxl_model, options, message):
@@ -493,7 +497,7 @@ def test_impossible_options(sdxl_model, options, message):
         dmdr_models.load("sdxl", sdxl_model, **options)
     if "resolution" in options:
         with pytest.raises(ValueError, match=message):
-            describe("sdxl", sdxl_model, **options)
+            describe(registry.find("sdxl"), sdxl_model, **options)
 
 
 def test_wrong_folders(sdxl_model, sd3_model, tmp_path):
@@ -506,7 +510,7 @@ def test_wrong_folders(sdxl_model, sd3_model, tmp_path):
     other = shutil.copytree(sdxl_model, tmp_path / "other")
     config = json.loads((other / "scheduler/scheduler_config.json").read_text())
     (other / "scheduler/scheduler_config.json").write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
-    for refused in (lambda: dmdr_models.load("sdxl", other), lambda: describe("sdxl", other)):
+    for refused in (lambda: dmdr_models.load("sdxl", other), lambda: describe(registry.find("sdxl"), other)):
         with pytest.raises(ValueError, match="has the prediction_type v_prediction, only epsilon is known"):
             refused()
     unet = json.loads((sdxl_model / "unet/config.json").read_text())
@@ -515,32 +519,34 @@ def test_wrong_folders(sdxl_model, sd3_model, tmp_path):
         dmdr_models.load("sdxl", sdxl_model).load_network(tmp_path / "narrow")
     shutil.rmtree(other / "text_encoder")
     with pytest.raises(FileNotFoundError, match=r"holds no text_encoder/config\.json"):
-        describe("sdxl", other)
+        describe(registry.find("sdxl"), other)
 
 
 def test_description(sdxl_model, taesd, tmp_path):
-    found = describe("sdxl", sdxl_model)
+    found = describe(registry.find("sdxl"), sdxl_model)
     assert found.num_classes is None
     assert {"down_blocks.0.downsamplers.0.conv", "time_embedding.linear_1", "conv_in"} < set(found.layers)
     bare = shutil.copytree(sdxl_model, tmp_path / "bare", ignore=shutil.ignore_patterns("vae", "text_encoder*"))
-    assert describe("sdxl", bare, own_vae=True, own_text=True) == found
-    assert dmdr_models.load("sdxl", bare, vae=taesd).image_size == 32
+    assert describe(registry.find("sdxl"), bare, own_vae=True, own_text=True) == found
+    assert dmdr_models.load("sdxl", bare, vae=taesd).size == (32, 32)
 
 
 def test_fingerprint_of_the_text_encoders(sdxl_model, sd3_model, tmp_path):
-    first = text_fingerprint("sdxl", sdxl_model, None)
+    first = text_fingerprint(registry.find("sdxl"), sdxl_model, None)
     copy = shutil.copytree(sdxl_model, tmp_path / "copy")
     shutil.rmtree(copy / "unet")
-    assert text_fingerprint("sdxl", copy, None) == first, "of the texts alone"
+    assert text_fingerprint(registry.find("sdxl"), copy, None) == first, "of the texts alone"
     other = tiny.sdxl(tmp_path / "other", seed=1)
-    assert text_fingerprint("sdxl", other, None) != first
+    assert text_fingerprint(registry.find("sdxl"), other, None) != first
 
 
 def test_describing_imports_no_torch(sdxl_model):
     code = f"""
 import sys
-from dmdr_models.describe import check_weights, describe
-check_weights("sdxl", {str(sdxl_model)!r}, describe("sdxl", {str(sdxl_model)!r}))
+from dmdr_models import registry
+from dmdr_models.folder.checks import check_weights
+from dmdr_models.folder.contents import describe
+check_weights(registry.find("sdxl"), {str(sdxl_model)!r}, describe(registry.find("sdxl"), {str(sdxl_model)!r}).layers)
 assert not {{"torch", "diffusers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,10 +19,11 @@ from diffusers import (
 )
 from dmdr_core import TimestepGrid
 from dmdr_models import tiny
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.generate import main
-from dmdr_models.lora import LoRANetwork
-from dmdr_models.sampling import sample
-from dmdr_models.sdxl.stock import student_scheduler
+from dmdr_models.networks.lora import LoRANetwork
+from dmdr_models.sdxl.student_scheduler import student_scheduler
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -146,15 +147,15 @@ def test_what_we_export(sdxl, sdxl_model, tmp_path):
     for layer in lora.layers:
         torch.nn.init.normal_(layer.lora_B["lora"].weight, std=0.1)
     student = tmp_path / "student"
-    sdxl.save_lora(lora, student)
+    sdxl.students.save_lora(lora, student)
     out = tmp_path / "out.png"
     generate("--model", sdxl_model, "--adapter", student, "a blue square", "-o", out)
     expected = lcm(sdxl_model, adapter=student, prompt="a blue square")
     assert (pixels(out) == expected).all()
     merged = lora.merged()
-    sdxl.save(merged, tmp_path / "full")
-    sdxl.save_state_dict(merged, tmp_path / "full/unet.safetensors")
-    sdxl.save_state_dict(merged, tmp_path / "full/unet_fp32.bin")
+    sdxl.students.save(merged, tmp_path / "full")
+    save_state_dict(merged, tmp_path / "full/unet.safetensors")
+    save_state_dict(merged, tmp_path / "full/unet_fp32.bin")
     for place in ("full", "full/unet", "full/unet.safetensors", "full/unet_fp32.bin"):
         generate("--model", sdxl_model, "--unet", tmp_path / place, "a blue square", "-o", out)
         assert np.abs(pixels(out).astype(int) - expected).max() <= 1, place

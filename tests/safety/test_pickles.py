@@ -15,7 +15,9 @@ import dmdr_models
 import dmdr_rewards
 import pytest
 import torch
-from dmdr_models.describe import PARTS, STATE_DICTS, check_adapter, describe
+from dmdr_models import registry
+from dmdr_models.folder.checks import STATE_DICTS, check_adapter
+from dmdr_models.folder.contents import describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
 from dmdr_rewards.score_data import find, open_picture, with_prompts
@@ -156,9 +158,9 @@ PLACES: dict[str, Place] = {
     "reward dinov2, head": dinov2_head,
     "reward class-label": classifier,
     **{
-        f"{family}, {name}": part(family, name, lambda model, family=family: describe(family, model))
-        for family in PARTS
-        for name in PARTS[family]
+        f"{layout.name}, {name}": part(layout.name, name, lambda model, layout=layout: describe(layout, model))
+        for layout in registry.layouts()
+        for name in layout.parts
         if name != "scheduler"
     },
     "sit, its network": part("sit", "transformer", lambda model: dmdr_models.load("sit", model).load_network()),
@@ -239,7 +241,7 @@ def test_an_index_that_asks_for_code_is_refused_before_anything_is_loaded(
 ) -> None:
     path = index(name, entry)(code, copied, tmp_path)
     with pytest.raises(ValueError, match=f"model_index.json asks for other code: {name} is of 'evil'"):
-        describe("sd3", path)
+        describe(registry.find("sd3"), path)
 
 
 def script(trap: Any, copied: Copy, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import dmdr_models.secrets
+import dmdr_models.base.secrets
 import dmdr_rewards.secrets
 import pytest
 import yaml
@@ -64,7 +64,7 @@ def test_values_of_the_environment_are_known(monkeypatch: pytest.MonkeyPatch) ->
     assert redacted("in it") == "in it"
 
 
-@pytest.mark.parametrize("redacted", [dmdr_models.secrets.redacted, dmdr_rewards.secrets.redacted])
+@pytest.mark.parametrize("redacted", [dmdr_models.base.secrets.redacted, dmdr_rewards.secrets.redacted])
 @pytest.mark.parametrize(
     "name",
     [
@@ -77,7 +77,7 @@ def test_what_signs_an_address_is_redacted(redacted: Callable[[str], str], name:
     assert redacted(address) == f"https://host/x?***&size=8;***#{name}=d"
 
 
-@pytest.mark.parametrize("redacted", [dmdr_models.secrets.redacted, dmdr_rewards.secrets.redacted])
+@pytest.mark.parametrize("redacted", [dmdr_models.base.secrets.redacted, dmdr_rewards.secrets.redacted])
 def test_other_words_of_an_address_stay(redacted: Callable[[str], str]) -> None:
     address = "https://host/sig=a/x?monkey=1&sigma=2&tokens=3&design=4&keyword=5#key=6"
     assert redacted(address) == address
@@ -91,7 +91,7 @@ def test_both_packages_redact_word_for_word() -> None:
         nodes = [node for node in ast.parse(source).body if not isinstance(node, ast.Import | ast.ImportFrom)]
         return [ast.get_source_segment(source, node) or "" for node in nodes[1:]]  # without the docstring
 
-    shared = sources(dmdr_models.secrets)
+    shared = sources(dmdr_models.base.secrets)
     assert [node for node in sources(dmdr_rewards.secrets) if node in shared] == shared
     assert any(node.startswith("def redacted") for node in shared)
 

@@ -65,9 +65,11 @@ class ToyNetwork(nn.Module):
 class ToyFamily:
     name = "toy"
     process = FlowMatching(t_end=0.0)
-    latent_shape = (1, 2, 2)
-    image_size = 2
+    size = (2, 2)
     num_classes = 3
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return 1, height, width
 
     def grid(self, steps: int, shift: float = 1.0) -> StepGrid:
         return StepGrid(steps, shift, self.process.t_end)

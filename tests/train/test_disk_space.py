@@ -56,7 +56,7 @@ def test_the_size_of_the_student(make_recipe: Any, model: Path, tmp_path: Path, 
     save_student(tmp_path / "weights", trainer, average)
     export_student(tmp_path / "student", settings, tmp_path / "weights")
     size = sum(path.stat().st_size for path in (tmp_path / "student/transformer").iterdir())
-    assert size == pytest.approx(student_bytes(trainer.generator.module, trainer.family.keeps_lora), rel=0.05)
+    assert size == pytest.approx(student_bytes(trainer.generator.module, trainer.family.students.keeps_lora), rel=0.05)
 
 
 def test_a_lora_that_stays_one_is_a_small_student(make_recipe: Any, sd3: Path, prompts: Path) -> None:

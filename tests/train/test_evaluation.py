@@ -130,7 +130,7 @@ def test_the_noise_of_samples_and_evaluation_has_names(model: Path, make_evaluat
     evaluator.batches = [range(3)]
     (pictures,) = evaluator._sampled(network, plan)
     for found, prompts, name in ((sheet, [0, 3, 6], "samples"), (pictures, [0, 1, 2], "noise")):
-        noise = randn((3, *family.latent_shape), [named_generator(5, name, i) for i in range(3)])
+        noise = randn((3, *family.latent_shape(*family.size)), [named_generator(5, name, i) for i in range(3)])
         fresh = [named_generator(5, "rollout", i) for i in range(3)]
         latents = dmdr_models.sample(family, network, family.condition(prompts), noise, 2, "sde", 1.5, 2.0, fresh)
         torch.testing.assert_close(found, family.decode(latents), rtol=1e-4, atol=1e-4)

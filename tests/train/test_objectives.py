@@ -234,8 +234,10 @@ def test_pictures_that_are_no_numbers_are_not_the_rewards_fault() -> None:
 class Doubling:
     """Decodes every latent to a square of two pixels' side."""
 
-    latent_shape = (1, 8, 8)
-    image_size = 16
+    size = (16, 16)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return 1, height // 2, width // 2
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)

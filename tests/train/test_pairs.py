@@ -60,7 +60,7 @@ def test_a_pair_follows_from_seed_and_number(pairs: Path, model: Path) -> None:
     family = dmdr_models.load("sit", model)
     network = family.load_network()
     label = int(torch.randint(10, (), generator=named_generator(7, "pairs", 0, "prompt", 8)))
-    x = noise = torch.randn(1, *family.latent_shape, generator=named_generator(7, "pairs", 0, "noise", 8))
+    x = noise = torch.randn(1, *family.latent_shape(*family.size), generator=named_generator(7, "pairs", 0, "noise", 8))
     times = [2 * u / (1 + u) for u in (1, 2 / 3, 1 / 3, 0)]
     with torch.no_grad():
         for t, t_next in itertools.pairwise(times):

@@ -1,10 +1,13 @@
 """What is known to be wrong with a text-to-image recipe before a weight is read."""
 
+import re
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dmdr_models import registry
 from dmdr_train.base.errors import UserError
 from dmdr_train.data.embedding_cache import prepare
 from dmdr_train.recipe.load import apply_override, parse_recipe
@@ -12,7 +15,7 @@ from dmdr_train.run import preflight
 
 MISTAKES = [
     (["data.prompts=none.txt"], "data.prompts: no file or folder 'none.txt'; give one that exists, or a hub name"),
-    (["data.prompts=null", "data.embeddings=null"], "data.prompts: is null and a sd3 model takes texts; give a file"),
+    (["data.prompts=null", "data.embeddings=null"], "data.prompts: is null and family sd3 takes texts; give a file"),
     (["model.max_tokens=9"], "data.embeddings: cache was made with max_tokens 8, not 9; give another folder"),
     (["model.resolution=2048"], "model.resolution: resolution 2048 is not in "),
     (["model.path=no-resolution"], "model.path: no model folder"),
@@ -79,3 +82,38 @@ def test_a_mistake_is_named(recipe: dict[str, Any], changes: list[str], line: st
     with pytest.raises(UserError) as caught:
         preflight.check(parse_recipe(recipe), 1)
     assert str(caught.value).startswith(line)
+
+
+BARE = """
+from dmdr_models.folder.layout import Layout
+
+LAYOUT = Layout(name="bare", parts={"network": ()}, opens="bare_layout:Bare")
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("model.vae=vae", "model.vae: the family bare has no VAE; leave it out"),
+        ("memory.vae_tiling=true", "memory.vae_tiling: the family bare has no VAE; leave it out"),
+        ("memory.vae_slicing=true", "memory.vae_slicing: the family bare has no VAE; leave it out"),
+        ("memory.gradient_checkpointing=[vae]", "memory.gradient_checkpointing: the family bare has no VAE; leave it"),
+        ("model.max_tokens=8", "model.max_tokens: the family bare leaves no choice; set it to null"),
+        ("memory.gradient_checkpointing=[network]", ""),
+    ],
+)
+def test_what_another_packages_family_lacks(
+    make_recipe_dict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: Any, change: str, line: str
+) -> None:
+    (tmp_path / "bare_layout.py").write_text(BARE)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("bare", "bare_layout:LAYOUT", registry.GROUP)
+    monkeypatch.setattr(registry, "BUILT_IN", (*registry.BUILT_IN, entry))
+    data = make_recipe_dict(model={"family": "bare", "path": "bare"})
+    apply_override(data, change)
+    settings = parse_recipe(data)
+    if line:
+        with pytest.raises(UserError, match=f"^{re.escape(line)}"):
+            preflight.check_options(settings)
+    else:
+        preflight.check_options(settings)

@@ -9,6 +9,7 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
+from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_train.base.errors import UserError
 from dmdr_train.commands import pairs as pairs_command
 from dmdr_train.recipe.load import load_recipe
@@ -61,7 +62,7 @@ def test_the_generator_starts_from_a_state_dict(settings: Callable[..., Recipe],
     other = dmdr_models.load("sdxl", tiny.sdxl(tmp_path / "other", seed=1))
     network, model = other.load_network(), {"family": "sdxl", "path": str(sdxl)}
     for file in ("unet.bin", "unet.safetensors"):
-        other.save_state_dict(network, tmp_path / file)
+        save_state_dict(network, tmp_path / file)
         recipe = settings(model={**model, "generator": str(tmp_path / file)})
         preflight.check_model(recipe)
         expected = network.state_dict()

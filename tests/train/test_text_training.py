@@ -7,7 +7,7 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
@@ -105,7 +105,7 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe], changes: d
     family = dmdr_models.load("sd3", sd3, max_tokens=8, dtype=precision)
     teacher = family.load_network().requires_grad_(False)
     x, t, condition = (
-        torch.randn(2, *family.latent_shape),
+        torch.randn(2, *family.latent_shape(*family.size)),
         torch.tensor([0.2, 0.9]),
         family.condition(["a cat", "a dog"]),
     )

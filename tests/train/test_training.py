@@ -64,7 +64,10 @@ def test_who_learns_and_who_does_not(settings: Callable[..., Recipe]) -> None:
     """The generator and the fake score's LoRA change; the teacher does not, to the last bit."""
     trainer = build(settings(), CPU)
     family, guidance = trainer.family, trainer.guidance
-    x, t = torch.randn(3, *family.latent_shape, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.6)
+    x, t = (
+        torch.randn(3, *family.latent_shape(*family.size), generator=torch.Generator().manual_seed(0)),
+        torch.full((3,), 0.6),
+    )
 
     def teacher() -> Tensor:
         with torch.no_grad():
@@ -116,7 +119,10 @@ def test_the_average_is_what_is_sampled_and_saved(settings: Callable[..., Recipe
     expected = {name: (start[name] + end[name]) / 2 for name in end}
     bare: Any = trainer.family.load_network()
     bare.load_state_dict(expected)
-    x, t = torch.randn(2, *trainer.family.latent_shape, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    x, t = (
+        torch.randn(2, *trainer.family.latent_shape(*trainer.family.size), generator=torch.Generator().manual_seed(0)),
+        torch.ones(2),
+    )
     condition = trainer.family.condition([1, 2])
     with torch.no_grad(), average.applied():
         save_weights(tmp_path / "student.safetensors", network.module)

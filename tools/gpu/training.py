@@ -92,7 +92,7 @@ def eight_bit(bench: Bench) -> bool:
 
 def notes(settings: Recipe, shipped: Recipe, trainer: Trainer) -> list[str]:
     """Return the notes for the table: differences from the recipe, and skipped updates."""
-    found = [settings.optim.precision, f"{settings.model.resolution or trainer.family.image_size}²"]
+    found = [settings.optim.precision, f"{trainer.family.size[0]}²"]
     if shipped.optim.precision != settings.optim.precision:
         found[0] += f" for {shipped.optim.precision}"
     if shipped.optim.eight_bit != settings.optim.eight_bit:

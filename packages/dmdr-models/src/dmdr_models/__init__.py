@@ -3,17 +3,21 @@
     import dmdr_models
     family = dmdr_models.load("sit", "path/to/model")
 
-Modules: `family` (the interface), `sampling`, `lora`, `tiny` (random-weight models for tests), and one folder per
-family.
+`load` opens a model folder, `sample` draws latents, `LoRANetwork` is a LoRA with a strength per call, and `tiny` makes
+small models with random weights. `registry` lists the families; `generate` is the program `dmdr-generate`.
 """
 
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load", "sample", "tiny"]
+__all__ = ["LoRANetwork", "load", "sample", "tiny"]
 
-_HOMES = {"load": "dmdr_models.family", "sample": "dmdr_models.sampling"}
+_HOMES = {
+    "LoRANetwork": "dmdr_models.networks.lora",
+    "load": "dmdr_models.registry",
+    "sample": "dmdr_models.drawing.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

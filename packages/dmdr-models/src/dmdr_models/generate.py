@@ -1,32 +1,34 @@
-"""`dmdr-generate`: pictures from a model folder, of class labels (sit) or of texts (sd3, sdxl).
+"""`dmdr-generate`: pictures from a model folder, of class labels or of texts.
 
 Of labels it draws one grid with a row per class. Of texts it draws one picture each (several go to OUT-00000.png and so
 on), or one contact sheet.
 
-Picture number i, counted from 0, is drawn alone from its own CPU generator with the seed `seed + i`: it is the same
+Picture number i, counted from 0, is drawn by itself from its own CPU generator with the seed `seed + i`: it is the same
 however many others are drawn, and on the CPU the same to the byte.
 
-A student that dmdr-train exported knows how it wants to be sampled: `dmdr.json` in its folder holds any of family,
-steps, method, guidance and shift, and for texts size and max_tokens. They take the place of the defaults; options given
-on the command line win. Where a student for texts lacks that file, its scheduler/ tells method and, for sd3, shift.
+A student that dmdr-train exported knows how it is to be sampled: `dmdr.json` in its folder holds any of family, steps,
+method, guidance and shift, and for texts size and max_tokens. They take the place of the defaults; options given on the
+command line win. If a student for texts lacks that file, its scheduler/ tells the method, and the shift if it has one.
 """
 
 import argparse
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dmdr_models import generate_labels
-from dmdr_models.describe import PARTS, network_part
-from dmdr_models.generate_options import DTYPES, Settings, UsageError, read_student, student_folder
-from dmdr_models.generate_texts import Texts
-from dmdr_models.sd3 import stock as sd3
-from dmdr_models.sdxl import stock as sdxl
-from dmdr_models.secrets import redact_tracebacks, redacted
+from dmdr_models import __version__, registry
+from dmdr_models.base.errors import UsageError
+from dmdr_models.base.secrets import redact_tracebacks, redacted
+from dmdr_models.drawing.interface import Drawing
+from dmdr_models.drawing.settings import DTYPES, Settings, read_student, student_folder
+from dmdr_models.folder.layout import Layout
 
-KINDS: dict[str, Any] = {"sit": generate_labels, "sd3": Texts("sd3", sd3), "sdxl": Texts("sdxl", sdxl)}
+DRAWING_OPTIONS = (
+    "steps", "method", "guidance", "shift", "classes", "per_class", "separate", "texts", "prompts", "adapter", "size",
+    "max_tokens", "times", "grid",
+)  # fmt: skip
+"""The options that not every family takes."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,8 +52,10 @@ def _parser() -> Parser:
         description=__doc__.split("\n", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    defaults = {layout.name: layout.drawing().defaults for layout in registry.layouts()}
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="the model in diffusers' layout")
-    parser.add_argument("--family", help="sit, sd3 or sdxl (default: what the folder holds)")
+    parser.add_argument("--family", help=f"{', '.join(registry.names())} (default: what the folder holds)")
     parser.add_argument(
         "--weights",
         "--unet",
@@ -59,84 +63,85 @@ def _parser() -> Parser:
         help="take the network from here: a student's folder, or a state dict in a .safetensors or .bin file",
     )
     parser.add_argument("--vae", metavar="FOLDER", help="take the decoder from here instead of MODEL/vae")
-    parser.add_argument("--steps", type=int, help="(default: 4 for sd3, else 1)")
-    parser.add_argument("--method", help="euler or sde; for sit also heun (default: sde for sdxl, else euler)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none (default: none)")
+    parser.add_argument("--steps", type=int, help=_default("steps", defaults))
     parser.add_argument(
-        "--shift", type=float, help="of the times towards noise, for sit and sd3 (default: 1, sd3's own)"
+        "--method", help=f"euler, sde, or for families without a pipeline heun {_default('method', defaults)}"
     )
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none (default: none)")
+    parser.add_argument("--shift", type=float, help=f"of the times towards noise {_default('shift', defaults)}")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the model (default: fp32)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png", help="where the picture goes")
-    labels = parser.add_argument_group("of class labels (sit)")
+    labels = parser.add_argument_group("of class labels")
     labels.add_argument("--classes", help="class labels, separated by commas: 207,360")
     labels.add_argument("--per-class", type=int, help="pictures per class (default: 4)")
     labels.add_argument("--separate", type=Path, metavar="DIR", help="also write every picture: DIR/INDEX-LABEL.png")
-    texts = parser.add_argument_group("of texts (sd3, sdxl)")
+    texts = parser.add_argument_group("of texts")
     texts.add_argument("texts", nargs="*", metavar="PROMPT", help="what to draw")
     texts.add_argument("--prompts", metavar="FILE", help="take prompts from here, one per line")
     texts.add_argument("--adapter", metavar="FOLDER", help="a student's LoRA, in PEFT's layout")
     texts.add_argument("--size", type=int, help="side of the picture in pixels (default: the model's own)")
-    texts.add_argument("--max-tokens", type=int, help="length of T5's sequence, for sd3 (default: 128)")
+    texts.add_argument(
+        "--max-tokens", type=int, help=f"length of the longest sequence of a text {_default('max_tokens', defaults)}"
+    )
     texts.add_argument("--times", help="trained, or stock: those of a plain diffusers call (default: trained)")
     texts.add_argument("--grid", action="store_true", default=None, help="all pictures on one contact sheet")
     return parser
 
 
+def _default(name: str, defaults: Mapping[str, Mapping[str, Any]]) -> str:
+    """The default of an option in each family that has it, for its help."""
+    known = {family: each[name] for family, each in defaults.items() if name in each}
+    shown = [f"{family} {'its own' if value is None else value}" for family, value in known.items()]
+    return f"(default: {', '.join(shown)})"
+
+
 def _run(args: argparse.Namespace) -> None:
-    folder = student_folder(Path(args.adapter or args.weights or args.model))
+    parts = {layout.network_part for layout in registry.layouts()}
+    folder = student_folder(Path(args.adapter or args.weights or args.model), parts)
     source, student = read_student(folder)
-    name = _family(args, source, student)
-    kind = KINDS[name]
-    _check_options(args, name, kind)
+    layout = _layout(args, source, student)
+    drawing: Drawing = layout.drawing()
+    _check_options(args, layout, drawing)
     if not student:
-        source, student = kind.said_by_scheduler(folder)
-    settings = Settings(kind.defaults, student, source, args)
+        source, student = drawing.said_by_scheduler(folder)
+    settings = Settings(drawing.defaults, student, source, args)
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} is not in [0, 2^63): give a smaller whole number")
     _check_outputs(args.output, args.separate)
-    _write(kind.run(args, settings), args.output)
+    _write(drawing.run(args, settings), args.output)
 
 
-def _family(args: argparse.Namespace, source: Path, student: dict[str, Any]) -> str:
+def _layout(args: argparse.Namespace, source: Path, student: dict[str, Any]) -> Layout:
+    """The layout of the family that the command line, the student or the model's folder names."""
     if args.family and student.get("family", args.family) != args.family:
         raise UsageError(f"--family {args.family} contradicts {source}, which says {student['family']}: leave it out")
-    name = args.family or student.get("family") or _found_in(Path(args.model))
+    name = args.family or student.get("family")
+    found = registry.recognise(Path(args.model)) if name is None else None
+    if found is not None:
+        return found
     if name is None:
         raise UsageError(
-            f"--model {args.model} holds no transformer of a known family, nor a unet: give the folder of a model, or "
-            f"for one on the hub also --family {' or '.join(KINDS)}"
+            f"--model {args.model} holds no network of a known family: give the folder of a model, or for one on the "
+            f"hub also --family {' or '.join(registry.names())}"
         )
-    if name not in KINDS:
-        raise UsageError(f"unknown model family {name!r}; valid are {', '.join(KINDS)}")
-    return name
+    try:
+        return registry.find(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
-def _found_in(folder: Path) -> str | None:
-    """The family of a local model folder."""
-    for name, parts in PARTS.items():
-        part = network_part(name)
-        try:
-            kind = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if kind in parts[part]:
-            return name
-    return None
-
-
-def _check_options(args: argparse.Namespace, name: str, kind: Any) -> None:
-    """An option that has no effect is a mistake."""
-    for other in KINDS.values():
-        for option in (*other.options, *other.defaults):
-            if option not in (*kind.options, *kind.defaults) and getattr(args, option) not in (None, []):
-                shown = "a PROMPT" if option == "texts" else f"--{option.replace('_', '-')}"
-                raise UsageError(f"{shown} is not for {name}, the family of {args.model}: leave it out")
+def _check_options(args: argparse.Namespace, layout: Layout, drawing: Drawing) -> None:
+    """Refuse an option that has no effect."""
+    for option in DRAWING_OPTIONS:
+        if option not in (*drawing.options, *drawing.defaults) and getattr(args, option) not in (None, []):
+            shown = "a PROMPT" if option == "texts" else f"--{option.replace('_', '-')}"
+            raise UsageError(f"{shown} is not for {layout.name}, the family of {args.model}: leave it out")
 
 
 def _check_outputs(output: Path, separate: Path | None) -> None:
-    """Before the model is loaded, so that nobody waits for pictures that cannot be written."""
+    """Refuse places that cannot be written to, before the model is loaded."""
     if output.suffix.lower() != ".png":
         raise UsageError(f"-o {output} ends in {output.suffix or 'nothing'}: give a name that ends in .png")
     if output.is_dir():
@@ -149,7 +154,7 @@ def _check_outputs(output: Path, separate: Path | None) -> None:
 
 
 def _write(files: dict[Path, Any], output: Path) -> None:
-    from dmdr_models.images import save_png
+    from dmdr_models.drawing.images import save_png
 
     try:
         for path, picture in files.items():

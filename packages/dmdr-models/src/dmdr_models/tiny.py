@@ -1,9 +1,9 @@
 """Small random-weight models of every family, for tests, demos and trying a recipe: no download, no GPU.
 
 path = dmdr_models.tiny.sit("somewhere")     # a folder that dmdr_models.load("sit", path) opens
-path = dmdr_models.tiny.sd3("elsewhere")     # and one that a stock StableDiffusion3Pipeline opens, too
-path = dmdr_models.tiny.sdxl("third")        # or a stock StableDiffusionXLPipeline
-path = dmdr_models.tiny.taesd("decoder")     # an AutoencoderTiny for the last, as `vae=`
+path = dmdr_models.tiny.sd3("elsewhere")     # a stock StableDiffusion3Pipeline opens this one, too
+path = dmdr_models.tiny.sdxl("third")        # a stock StableDiffusionXLPipeline opens this one
+path = dmdr_models.tiny.taesd("decoder")     # an AutoencoderTiny, for SDXL's `vae=`
 path = dmdr_models.tiny.classifier("judge")  # a transformers classifier, for the reward class-label and for evaluation
 """
 
@@ -21,7 +21,7 @@ CLIP_WIDTH = 16
 
 
 def randomise(network: nn.Module, seed: int = 0, std: float = 0.05) -> nn.Module:
-    """Fill every parameter with noise, so that no layer is silent (adaLN-zero starts with a zero output)."""
+    """Fill every parameter with noise, so that every layer has an effect (adaLN-zero starts with a zero output)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -192,7 +192,7 @@ def sdxl(
 
 
 def taesd(path: str | Path, *, latent_channels: int = 4, seed: int = 0) -> Path:
-    """Write an AutoencoderTiny in TAESD's layout to `path`, and return `path`; it stands in for another VAE."""
+    """Write an AutoencoderTiny in TAESD's layout to `path`, and return `path`; it replaces a model's VAE."""
     from diffusers import AutoencoderTiny
 
     with torch.random.fork_rng(devices=[]):
@@ -211,7 +211,7 @@ def taesd(path: str | Path, *, latent_channels: int = 4, seed: int = 0) -> Path:
 def classifier(path: str | Path, *, labels: int = 10, seed: int = 5) -> Path:
     """Write a transformers image classifier with its preprocessor to `path`, and return `path`.
 
-    It looks at 16 x 16 pixels. Its weights are so large that its opinion differs from picture to picture.
+    It takes 16 x 16 pixels. Its weights are so large that its scores differ from picture to picture.
     """
     from transformers import ViTConfig, ViTForImageClassification
 

@@ -1,7 +1,7 @@
 """Secrets stay in the environment: a recipe, a table or a log may hold the name of a variable, never its value.
 
 Looked for are values of options that are called like a secret, names and passwords in URLs, and the values of
-environment variables that are called like a secret. The redaction is also in `dmdr_models.secrets`, word for word:
+environment variables that are called like a secret. The redaction is also in `dmdr_models.base.secrets`, word for word:
 neither package needs the other. Imports no torch.
 """
 

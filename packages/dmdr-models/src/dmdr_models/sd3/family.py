@@ -1,31 +1,32 @@
 """Stable Diffusion 3 and 3.5 as a family: texts in, latents of a 16-channel VAE out.
 
 A model is a folder in diffusers' layout (or its name on the hub), as StableDiffusion3Pipeline saves it. SD3-Medium,
-SD3.5-Medium and SD3.5-Large differ in their transformer's config alone.
+SD3.5-Medium and SD3.5-Large differ only in their transformer's config.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from dmdr_core import FlowMatching, StepGrid
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from dmdr_core import FlowMatching
 from torch import Tensor
 
-from dmdr_models.describe import MAX_TOKENS, check_resolution
-from dmdr_models.family import Condition
-from dmdr_models.parts import part_config
-from dmdr_models.sd3 import T_END, export
-from dmdr_models.sd3.text import TextEncoders
-from dmdr_models.text import TextFamily, in_own_dtype
+from dmdr_models.families.network_family import in_own_dtype
+from dmdr_models.families.protocols import Condition, Students
+from dmdr_models.families.text_family import TextFamily
+from dmdr_models.folder.read_parts import part_config
+from dmdr_models.sd3.layout import LAYOUT, MAX_TOKENS
+from dmdr_models.sd3.students import SD3Students
+from dmdr_models.sd3.text_encoders import SD3TextEncoders
+from dmdr_models.sd3.times import T_END
 
 
 class SD3(TextFamily):
-    """The SD3 family; see `dmdr_models.family.Family`.
+    """The SD3 family; see `dmdr_models.families.protocols.Family`.
 
     Args:
-        path: folder or hub name of the whole model. The text encoders may be missing where `text` is replaced.
+        path: folder or hub name of the whole model. The text encoders may be missing if `text` is replaced.
         vae: folder or hub name of another VAE.
         resolution: side of the picture in pixels (default: what the transformer was trained for).
         max_tokens: length of the T5 sequence, at most 512 (default: 128).
@@ -33,13 +34,13 @@ class SD3(TextFamily):
 
     Raises:
         FileNotFoundError: no such folder or hub name, or a part is missing.
-        ValueError: a part is of another class, or the resolution or the length cannot be.
+        ValueError: a part is of another class, or the resolution or the length is impossible.
     """
 
-    name = "sd3"
+    layout = LAYOUT
     network_class = SD3Transformer2DModel
-    pipeline_class = StableDiffusion3Pipeline
     fixed = ("in_channels", "out_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim")
+    process = FlowMatching(t_end=T_END)
     lora_targets = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
 
     def __init__(
@@ -47,30 +48,22 @@ class SD3(TextFamily):
         path: str | Path,
         vae: str | Path | None = None,
         resolution: int | None = None,
-        max_tokens: int | None = None,
+        max_tokens: int = MAX_TOKENS,
         dtype: torch.dtype = torch.float32,
     ):
-        self.max_tokens = MAX_TOKENS[self.name] if max_tokens is None else max_tokens
-        super().__init__(path, vae, TextEncoders(str(path), self.max_tokens, dtype), dtype)
-        side = check_resolution(self.config, self.vae_factor, resolution) // self.vae_factor
-        self.latent_shape = (self.config["in_channels"], side, side)
-        if not 1 <= self.max_tokens <= 512:
+        self.max_tokens = max_tokens
+        super().__init__(path, SD3TextEncoders(str(path), max_tokens, dtype), vae, resolution, dtype)
+        if not 1 <= max_tokens <= 512:
             raise ValueError(f"max_tokens {max_tokens} is not in 1 to 512, the length of T5's sequence")
-        self.process = FlowMatching(t_end=T_END)
         config = part_config(FlowMatchEulerDiscreteScheduler, self.path, "scheduler")
         self.scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
-        self.shift: float = self.scheduler.shift
+        self.shift = self.scheduler.shift
 
-    def grid(self, steps: int, shift: float = 1.0) -> StepGrid:
-        return StepGrid(steps, shift, self.process.t_end)
+    @property
+    def students(self) -> Students:
+        return SD3Students(self)
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
         x_t, texts = in_own_dtype(network, x_t, condition)
         timestep = (t.float() * 1000).round().long()  # as integers, which no engine rounds to its own precision
         return network(x_t, timestep=timestep, return_dict=False, **texts, **named)[0].float()
-
-    def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
-        export.save_scheduler(self.scheduler, folder, shift, stochastic)
-
-    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
-        return export.snippet(names, opening, sampling)

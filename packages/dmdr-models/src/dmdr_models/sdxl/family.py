@@ -5,7 +5,7 @@ predicts noise at whole timesteps of the process that its scheduler's config des
 is and that nothing is cropped away.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionM
 from dmdr_core import TimestepGrid, VariancePreserving
 from torch import Tensor
 
-from dmdr_models.describe import check_noise, check_resolution
-from dmdr_models.family import Condition
-from dmdr_models.parts import part_config
-from dmdr_models.sdxl import export
-from dmdr_models.sdxl.stock import student_scheduler
-from dmdr_models.sdxl.text import TextEncoders
-from dmdr_models.text import TextFamily, in_own_dtype
+from dmdr_models.families.network_family import in_own_dtype
+from dmdr_models.families.protocols import Condition, Students
+from dmdr_models.families.text_family import TextFamily
+from dmdr_models.folder.checks import check_noise
+from dmdr_models.folder.read_parts import part_config
+from dmdr_models.sdxl.layout import LAYOUT
+from dmdr_models.sdxl.students import SDXLStudents
+from dmdr_models.sdxl.text_encoders import SDXLTextEncoders
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 FEED_FORWARD = ("net.0.proj", "net.2")
@@ -29,58 +30,53 @@ EMBEDDINGS = ("time_emb_proj", "linear_1", "linear_2")
 
 
 class SDXL(TextFamily):
-    """The SDXL family; see `dmdr_models.family.Family`.
+    """The SDXL family; see `dmdr_models.families.protocols.Family`.
 
     Args:
-        path: folder or hub name of the whole model. The text encoders may be missing where `text` is replaced.
+        path: folder or hub name of the whole model. The text encoders may be missing if `text` is replaced.
         vae: folder or hub name of another VAE, such as "madebyollin/taesdxl".
         resolution: side of the picture in pixels (default: what the UNet was trained for).
-        max_tokens: of other families.
         dtype: of networks, text encoders and VAE.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or a part is missing.
-        ValueError: a part is of another class, the resolution cannot be, or an option is not for SDXL.
+        ValueError: a part is of another class, or the resolution is impossible.
     """
 
-    name = "sdxl"
+    layout = LAYOUT
     network_class = UNet2DConditionModel
-    pipeline_class = StableDiffusionXLPipeline
-    card_dtype = "float16"
     fixed = ("in_channels", "out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
+    process: VariancePreserving
     lora_targets = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS, *EMBEDDINGS)
-    shift = 1.0
-    max_tokens = None
 
     def __init__(
         self,
         path: str | Path,
         vae: str | Path | None = None,
         resolution: int | None = None,
-        max_tokens: int | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__(path, vae, TextEncoders(str(path), dtype), dtype)
-        side = check_resolution(self.config, self.vae_factor, resolution) // self.vae_factor
-        self.latent_shape = (self.config["in_channels"], side, side)
-        if max_tokens is not None:
-            raise ValueError(f"max_tokens {max_tokens}: SDXL's texts have the length of CLIP's; leave it out")
+        super().__init__(path, SDXLTextEncoders(str(path), dtype), vae, resolution, dtype)
         self.scheduler_config = part_config(DDPMScheduler, self.path, "scheduler", classes=())
         check_noise(self.scheduler_config)
         ddpm: Any = DDPMScheduler.from_config(self.scheduler_config)
         self.process = VariancePreserving(ddpm.alphas_cumprod)
         try:
             config = StableDiffusionXLPipeline.load_config(self.path)
-        except OSError:  # the parts alone
+        except OSError:  # a folder of parts, without a pipeline's config
             config = {}
         self.zero_null: bool = config.get("force_zeros_for_empty_prompt", True)
+
+    @property
+    def students(self) -> Students:
+        return SDXLStudents(self)
 
     def grid(self, steps: int, shift: float = 1.0) -> TimestepGrid:
         if shift != 1:
             raise ValueError(f"shift {shift:g}: SDXL's times know no shift; use 1")
         return TimestepGrid(steps, len(self.process.alphas_cumprod))
 
-    def to(self, device: torch.device | str) -> "SDXL":
+    def to(self, device: torch.device | str) -> Any:
         self.process = VariancePreserving(self.process.alphas_cumprod.to(device))
         return super().to(device)
 
@@ -92,7 +88,7 @@ class SDXL(TextFamily):
         ].float()
 
     def condition(self, prompts: Sequence[Any]) -> Condition:
-        size = time_ids(self.image_size, self.image_size).to(self.device)
+        size = time_ids(*self.size).to(self.device)
         return {**super().condition(prompts), "time_ids": size.repeat(len(prompts), 1)}
 
     def null_condition(self, batch: int) -> Condition:
@@ -100,13 +96,6 @@ class SDXL(TextFamily):
         if not self.zero_null:
             return null
         return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in null.items()}
-
-    def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
-        student_scheduler(self.scheduler_config, stochastic).save_pretrained(folder / "scheduler")
-
-    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
-        times = self.grid(sampling["steps"]).times[:-1].tolist()
-        return export.snippet(names, opening, times, sampling)
 
 
 def time_ids(height: int, width: int) -> Tensor:

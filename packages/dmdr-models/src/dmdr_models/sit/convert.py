@@ -3,13 +3,13 @@
 Two layouts are read; both name their layers alike.
 
 - "repa" (github.com/sihyun-yu/REPA): t = 1 is noise and the network predicts noise - data, as ours does. The
-  `projectors.*` serve training alone and are dropped.
+  `projectors.*` serve only the training and are dropped.
 - "sit" (github.com/willisma/SiT): t = 0 is noise and the network predicts data - noise. It may put out 2·C channels,
   of which the last C (a variance that flow matching does not train) are dropped. Time and sign are folded into the
   weights, exactly: v_ours(x, t, y) = -v_theirs(x, 1 - t, y).
 
-Everything is read off the tensors' shapes, except the number of heads, which follows from the published sizes (or the
-query norm), and the number of classes, which is one less than the rows of the label table.
+The tensors' shapes tell everything except the number of heads, which follows from the published sizes (or the query
+norm), and the number of classes, which is one less than the rows of the label table.
 
     weights, options = read_checkpoint("SiT-XL-2-256.pt")
     config, weights = convert(weights, options=options)
@@ -17,7 +17,6 @@ query norm), and the number of classes, which is one less than the rows of the l
 """
 
 import argparse
-import json
 import math
 import pickle
 import re
@@ -32,6 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dmdr_models.base.errors import ConversionError
+from dmdr_models.base.json_files import read_json
 from dmdr_models.sit.transformer import SIZES, SiTTransformer, sincos_positions, time_frequencies
 
 SOURCES = ("repa", "sit")
@@ -60,15 +61,11 @@ _QKV = ("to_q", "to_k", "to_v")
 _ANCHORS = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight", "pos_embed")
 
 
-class ConversionError(ValueError):
-    """The file is not a checkpoint that can be converted; the message is one line and names the fix."""
-
-
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The averaged weights in a checkpoint ("ema", else "model", else the file itself), and its training options.
 
-    Nothing in the file is executed: pickles are read by torch's restricted reader, with `argparse.Namespace` as the
-    one class allowed beyond tensors (both trainers store their options in one). Tensors are mapped, not read.
+    Nothing in the file is executed: torch's restricted reader reads pickles, and accepts tensors and
+    `argparse.Namespace`, in which both trainers store their options. Tensors are mapped, not read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -86,7 +83,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     except pickle.UnpicklingError as error:
         raise ConversionError(
             f"{path} is refused: it holds objects other than weights, which could run code when loaded, or is no "
-            "checkpoint; save its state dict alone, best as .safetensors"
+            "checkpoint; save only its state dict, best as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ConversionError(f"{path} is damaged or no checkpoint: {_one_line(error)}") from error
@@ -138,7 +135,7 @@ def convert(
 def detect_source(state: Mapping[str, Tensor]) -> str:
     """ "repa" or "sit", where the keys and shapes allow one of them only.
 
-    REPA alone has projectors and query norms; the original alone puts out twice the channels it takes.
+    Only REPA has projectors and query norms; only the original may have twice as many output as input channels.
 
     Raises:
         ConversionError: both are possible.
@@ -356,9 +353,11 @@ def _vae_files(folder: Path, channels: int) -> list[Path]:
     if not config.is_file():
         raise ConversionError(f"--vae {folder} holds no config.json; give the folder of an AutoencoderKL")
     try:
-        content = json.loads(config.read_text())
+        content = read_json(config)
     except ValueError as error:
         raise ConversionError(f"--vae: {config} is not JSON: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"--vae: {config} is not a model's config; give the folder of an AutoencoderKL")
     if content.get("_class_name") != "AutoencoderKL" or content.get("latent_channels", 4) != channels:
         raise ConversionError(
             f"--vae {folder} holds a {content.get('_class_name')} with {content.get('latent_channels', 4)} latent "

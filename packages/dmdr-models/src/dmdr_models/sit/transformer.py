@@ -125,7 +125,7 @@ class SiTTransformer(ModelMixin, ConfigMixin):
     is fixed and is not stored.
 
     Raises:
-        ValueError: `sample_size` is not a multiple of `patch_size`, or `width` none of 4 and `num_heads`.
+        ValueError: `sample_size` is not a multiple of `patch_size`, or `width` not one of 4 and of `num_heads`.
     """
 
     _supports_gradient_checkpointing = True

@@ -3,7 +3,8 @@
 import hashlib
 import os
 
-from dmdr_models.describe import content_fingerprint, network_fingerprint, text_fingerprint
+from dmdr_models import registry
+from dmdr_models.folder.fingerprints import content_fingerprint, network_fingerprint, text_fingerprint
 
 from dmdr_train.base.errors import naming
 from dmdr_train.data.embedding_cache import cache_folder
@@ -36,12 +37,13 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
             with naming(key):
                 found[key] = content_fingerprint(path)
     with naming("model.path"):
-        parts, noise = [network_fingerprint(model.family, model.path)], os.path.join(model.path, "scheduler")
+        layout = registry.find(model.family)
+        parts, noise = [network_fingerprint(layout, model.path)], os.path.join(model.path, "scheduler")
         if os.path.isdir(noise):
             parts.append(content_fingerprint(noise))
         found["model.path"] = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         if data.prompts is not None and data.embeddings is None:
-            found["data.embeddings"] = text_fingerprint(model.family, model.path, model.max_tokens)
+            found["data.embeddings"] = text_fingerprint(layout, model.path, model.max_tokens)
     if data.embeddings is not None:
         found["data.embeddings"] = str(cache_folder("data.embeddings", data.embeddings).manifest().get("text_encoders"))
     return found

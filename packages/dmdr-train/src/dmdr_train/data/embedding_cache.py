@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dmdr_models.describe import MAX_TOKENS, text_fingerprint
+from dmdr_models import registry
+from dmdr_models.folder.fingerprints import text_fingerprint
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.data.shard_folder import ShardFolder
@@ -20,7 +21,7 @@ from dmdr_train.recipe.schema import Model, Recipe
 
 if TYPE_CHECKING:
     import torch
-    from dmdr_models.family import Condition
+    from dmdr_models.families.protocols import Condition
     from torch import Tensor
 
 FORMAT = 1
@@ -34,7 +35,8 @@ def prompt_hash(prompt: str) -> int:
 
 def made_with(model: Model) -> dict[str, Any]:
     """The entries of a manifest that decide the embeddings of a prompt, except for the text encoders."""
-    return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or MAX_TOKENS.get(model.family)}
+    usual = registry.find(model.family).max_tokens
+    return {"format": FORMAT, "family": model.family, "max_tokens": model.max_tokens or usual}
 
 
 def check_embeddings(settings: Recipe) -> None:
@@ -50,7 +52,7 @@ def check_embeddings(settings: Recipe) -> None:
     model = settings.model
     wanted = made_with(model)
     with suppress(FileNotFoundError):
-        wanted["text_encoders"] = text_fingerprint(model.family, model.path, wanted["max_tokens"])
+        wanted["text_encoders"] = text_fingerprint(registry.find(model.family), model.path, wanted["max_tokens"])
     cache_folder("data.embeddings", settings.data.embeddings).check(wanted)
 
 
@@ -64,7 +66,8 @@ def prepare(settings: Recipe, folder: Path, dtype: str) -> None:
         raise UserError("data.prompts", "is null, so there is nothing to encode; give a file of prompts")
     wanted = made_with(settings.model) | {"dtype": dtype}
     with naming("model.path"):
-        wanted["text_encoders"] = text_fingerprint(settings.model.family, settings.model.path, wanted["max_tokens"])
+        layout = registry.find(settings.model.family)
+        wanted["text_encoders"] = text_fingerprint(layout, settings.model.path, wanted["max_tokens"])
     cache_folder("--output", folder).prepare(wanted)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import dmdr_models
 import numpy as np
 import torch
-from dmdr_models.family import Condition
+from dmdr_models.families.protocols import Condition
 from torch import Tensor
 
 from dmdr_train.base.errors import naming

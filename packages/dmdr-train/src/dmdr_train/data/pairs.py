@@ -7,7 +7,8 @@ They are a folder of shards, see `dmdr_train.data.shard_folder`. A shard has n p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.describe import network_fingerprint
+from dmdr_models import registry
+from dmdr_models.folder.fingerprints import network_fingerprint
 from dmdr_rewards.untrusted import from_json
 
 from dmdr_train.base.errors import UserError, naming
@@ -31,7 +32,8 @@ def pairs_folder(key: str, folder: str | Path) -> ShardFolder:
 
 def made_with(model: Model) -> dict[str, Any]:
     """The entries of a manifest that identify the teacher of pairs."""
-    return {"format": FORMAT, "family": model.family, "network": network_fingerprint(model.family, model.path)}
+    layout = registry.find(model.family)
+    return {"format": FORMAT, "family": model.family, "network": network_fingerprint(layout, model.path)}
 
 
 def check_pairs(settings: Recipe) -> None:

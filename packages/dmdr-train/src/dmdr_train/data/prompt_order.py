@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws, named_generator

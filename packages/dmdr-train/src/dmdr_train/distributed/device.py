@@ -11,6 +11,11 @@ from dmdr_train.recipe.schema import Run
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def kind_of_device(run: Run) -> str:
+    """The kind of device that a recipe asks for, such as cpu or cuda; what is there stands for auto."""
+    return get_accelerator().device_name() if run.device == "auto" else run.device
+
+
 def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.device:
     """Return the device of this process.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import named_generator

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_models.family import Family
-from dmdr_models.images import grid, save_png
+from dmdr_models.drawing.images import grid, save_png
+from dmdr_models.families.protocols import Family
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 

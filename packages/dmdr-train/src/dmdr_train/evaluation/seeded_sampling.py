@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from dmdr_core import randn
-from dmdr_models.family import Family
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import named_generator
@@ -16,7 +16,7 @@ from dmdr_train.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How a network is sampled; see `dmdr_models.sampling.sample`.
+    """How a network is sampled; see `dmdr_models.drawing.sampling.sample`.
 
     Args:
         steps: of the time grid.
@@ -66,7 +66,7 @@ def draw_latents(
         family,
         network,
         family.condition(list(prompts)),
-        randn((len(indices), *family.latent_shape), first, device=device),
+        randn((len(indices), *family.latent_shape(*family.size)), first, device=device),
         plan.steps,
         plan.method,
         plan.guidance,

@@ -118,7 +118,7 @@ class Watch:
             StoppedError: a reward does not answer.
         """
         prompts = list(dict.fromkeys(self.prompts))
-        grey = torch.full((len(prompts), 3, self.family.image_size, self.family.image_size), 0.5, device=self.device)
+        grey = torch.full((len(prompts), 3, *self.family.size), 0.5, device=self.device)
         for i, reward in enumerate(self.held_out.values()):
             try:
                 reward.score(grey, prompts)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.distributed.device import DTYPES

@@ -7,7 +7,8 @@ sizes are global: over all processes and all accumulated micro-batches.
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from dmdr_models import registry
+from pydantic import Field, field_validator
 
 from dmdr_train.recipe.alarm_rules import AnyRule
 from dmdr_train.recipe.fields import Fraction, Natural, Positive, Section
@@ -28,16 +29,25 @@ class Lora(Section):
 class Model(Section):
     """What is distilled, and how its roles are built."""
 
-    family: Literal["sit", "sd3", "sdxl"]
+    family: str = Field(description="sit, sd3, sdxl, or a family that an installed package adds")
     path: str = Field(description="folder or hub name of the teacher")
     vae: str | None = Field(default=None, description="folder or hub name of another VAE")
     resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
-    max_tokens: Positive | None = Field(default=None, description="of the T5 text encoder of SD3; null: 128")
+    max_tokens: Positive | None = Field(
+        default=None,
+        description="length of the longest sequence of a text, such as SD3's T5; null: the family's (128 for SD3)",
+    )
     generator: str | None = Field(
         None, description="folder, or file of the state dict, that the generator starts from; null: the teacher"
     )
     generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
     fake_score_lora: Lora = Lora()
+
+    @field_validator("family")
+    @classmethod
+    def _family_is_known(cls, family: str) -> str:
+        registry.find(family)
+        return family
 
 
 class Data(Section):

@@ -5,23 +5,20 @@ says how to sample the student, in dmdr.json and for diffusers in scheduler/, an
 """
 
 import json
-import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_models.family import Family
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.families.protocols import Family
+from dmdr_models.folder.state_dicts import save_state_dict
+from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.base.atomic_files import write_folder
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT
 from dmdr_train.evaluation.scores import Scores
-from dmdr_train.evaluation.seeded_sampling import student_plan
 from dmdr_train.recipe import schema
-from dmdr_train.recipe.load import dump_recipe
-from dmdr_train.reporting.tables import markdown_table
+from dmdr_train.reporting.model_card import model_card, sampling_settings
 from dmdr_train.training.networks import load_family, make_generator
 
 
@@ -41,10 +38,10 @@ def export_student(
 
     def write(new: Path) -> None:
         if isinstance(network, LoRANetwork):
-            family.save_lora(network, new)
+            family.students.save_lora(network, new)
         else:
-            family.save(network, new)
-        family.save_scheduler(new, sampling["shift"], stochastic=sampling["method"] == "sde")
+            family.students.save(network, new)
+        family.students.save_scheduler(new, sampling["shift"], stochastic=sampling["method"] == "sde")
         (new / "dmdr.json").write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
         (new / "README.md").write_text(model_card(settings, family, folder, scores or {}), encoding="utf-8")
 
@@ -57,9 +54,9 @@ def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None
     Raises:
         UserError: the checkpoint is of another model.
     """
-    family, network = load_student(settings, source, whole=True)
+    _, network = load_student(settings, source, whole=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    family.save_state_dict(network, file)
+    save_state_dict(network, file)
 
 
 def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> tuple[Family, Any]:
@@ -69,43 +66,9 @@ def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> 
         whole: merge a LoRA. Otherwise the result is a LoRANetwork if the family exports LoRA.
     """
     family = load_family(settings)
-    keeps_lora = settings.model.generator_lora is not None and family.keeps_lora and not whole
+    keeps_lora = settings.model.generator_lora is not None and family.students.keeps_lora and not whole
     if not keeps_lora:
         family = load_family(settings, torch.float32)  # whatever the precision of the training was
     network: Any = make_generator(settings, family)
     load_weights("run", source / STUDENT, network)
     return family, network.merged() if isinstance(network, LoRANetwork) and not keeps_lora else network
-
-
-def sampling_settings(settings: schema.Recipe, family: Family) -> dict[str, Any]:
-    """The contents of dmdr.json: how the student is to be sampled."""
-    return {
-        "family": settings.model.family,
-        **asdict(student_plan(settings)),
-        **({"size": family.image_size, "max_tokens": family.max_tokens} if family.num_classes is None else {}),
-    }
-
-
-def model_card(settings: schema.Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
-    """The README.md of an exported student: how to sample it, its scores, and its recipe."""
-    sampling, base = sampling_settings(settings, family), settings.model.path
-    lora = settings.model.generator_lora is not None
-    steps = sampling["steps"]
-    text = f"""# A {settings.model.family} student for {steps} step{"s" if steps > 1 else ""}
-
-Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
-
-{family.usage(folder, sampling, lora)}
-"""
-    if scores:
-        text += f"\n## Evaluation\n\n{markdown_table(scores)}\n"
-    return f"{text}\n## Recipe\n\n```yaml\n{dump_recipe(settings)}```\n"
-
-
-def licence(base: Path) -> str:
-    """The licence that the model card of the teacher names; empty if there is no card."""
-    card = base / "README.md"
-    if not card.is_file():
-        return ""
-    found = dict(re.findall(r"^(license|license_name|license_link): *(.+)$", card.read_text(encoding="utf-8"), re.M))
-    return f": {', '.join(found.values())}" if found else ""

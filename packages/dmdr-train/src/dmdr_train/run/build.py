@@ -14,7 +14,7 @@ from dmdr_train.distributed.deepspeed_engine import make_engine
 from dmdr_train.objectives.from_recipe import make_objectives
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.guide import Guide
-from dmdr_train.training.networks import Networks, load_family, make_networks
+from dmdr_train.training.networks import Networks, load_family, make_networks, open_decoder
 from dmdr_train.training.reward_view import View
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.trainer import Trainer
@@ -26,13 +26,15 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     Args:
         resumed: a checkpoint will be loaded, whose networks take the place of those of `run.init_from`.
     """
-    family = load_family(settings).to(device)
+    family = load_family(settings)
+    open_decoder(settings, family)
+    family.to(device)
     with naming("rollout.shift"):
         family.grid(settings.rollout.steps, settings.rollout.shift)
     optim, steps = settings.optim, settings.run.steps
     pairs = None
     if settings.data.pairs is not None:
-        pairs = Pairs(settings.data.pairs, family.latent_shape, optim.batch_size, device)
+        pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
     if not resumed:
         start_from(settings, networks)

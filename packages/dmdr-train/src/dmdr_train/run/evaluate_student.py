@@ -11,7 +11,7 @@ from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.evaluation.seeded_sampling import student_plan
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.training.networks import load_family, make_generator
+from dmdr_train.training.networks import load_family, make_generator, open_decoder
 
 
 def evaluate_student(settings: Recipe, checkpoint: Path) -> Scores:
@@ -19,6 +19,7 @@ def evaluate_student(settings: Recipe, checkpoint: Path) -> Scores:
     assert settings.tracking.evaluation is not None
     with processes(torch.device("cpu")):
         family = load_family(settings)
+        open_decoder(settings, family)
         network = make_generator(settings, family)
         load_weights("run", checkpoint / STUDENT, network)
         evaluator = Evaluator(settings.tracking.evaluation, family, torch.device("cpu"))

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmdr_models.images import save_png
+from dmdr_models.drawing.images import save_png
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -25,7 +25,8 @@ from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, te
 from dmdr_train.recipe.explain import is_number
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.curves import draw_curves
-from dmdr_train.reporting.student_export import export_student, sampling_settings
+from dmdr_train.reporting.model_card import usage
+from dmdr_train.reporting.student_export import export_student
 from dmdr_train.reporting.summary import write_summary
 from dmdr_train.reporting.tables import print_table
 from dmdr_train.tracking.run_tracker import RunTracker
@@ -236,11 +237,10 @@ class Results:
         scores = {key: self.scores[key] for key in order if key in self.scores}
         save_png(labelled_rows(self.rows()), self.folder / "before_after.png")
         draw_curves(self.folder, self.settings)
-        family, student = self.trainer.family, self.folder / "student"
+        student = self.folder / "student"
         export_student(student, self.settings, newest, scores)
         shutil.rmtree(self.folder / RESCUED, ignore_errors=True)
-        lora = self.settings.model.generator_lora is not None
-        command = family.usage(student, sampling_settings(self.settings, family), lora)
+        command = usage(self.settings, self.trainer.family, student)
         write_summary(self.folder, self.settings, scores, command)
         if scores:
             print_table(scores)

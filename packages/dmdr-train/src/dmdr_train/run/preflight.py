@@ -1,12 +1,14 @@
 """Checks of a recipe against files, packages and processes, before torch is imported or a weight is read."""
 
-import difflib
 import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.describe import STATE_DICTS, Description, describe
+from dmdr_models import registry
+from dmdr_models.folder.checks import STATE_DICTS
+from dmdr_models.folder.contents import Description, describe
+from dmdr_models.folder.lora_targets import check_targets
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
@@ -80,6 +82,7 @@ def check_model(settings: Recipe) -> Description | None:
     """Check the section `model` and return what its folder is; None for a hub name, which only loading can check."""
     model = settings.model
     found = read_description(settings)
+    check_options(settings)
     if model.vae is not None and Path(model.vae).is_absolute():
         folder("model.vae", model.vae)
     if model.generator is not None:
@@ -88,8 +91,27 @@ def check_model(settings: Recipe) -> Description | None:
         return None
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
         if lora is not None:
-            check_targets(f"model.{key}.targets", lora.targets or [], found)
+            with naming(f"model.{key}.targets"):
+                check_targets(lora.targets or [], found.layers)
     return found
+
+
+def check_options(settings: Recipe) -> None:
+    """Check that the family has what the recipe sets: a VAE, and a choice of the length of texts."""
+    model, memory = settings.model, settings.memory
+    layout = registry.find(model.family)
+    if model.max_tokens is not None and layout.max_tokens is None:
+        raise UserError("model.max_tokens", f"the family {model.family} leaves no choice; set it to null")
+    if "vae" in layout.parts:
+        return
+    for key, on in (
+        ("model.vae", model.vae is not None),
+        ("memory.vae_tiling", memory.vae_tiling),
+        ("memory.vae_slicing", memory.vae_slicing),
+        ("memory.gradient_checkpointing", "vae" in memory.gradient_checkpointing),
+    ):
+        if on:
+            raise UserError(key, f"the family {model.family} has no VAE; leave it out")
 
 
 def check_generator(path: str) -> None:
@@ -110,11 +132,11 @@ def check_data(settings: Recipe, found: Description | None) -> None:
         return
     if found.num_classes is None:
         if data.prompts is None:
-            raise UserError("data.prompts", f"is null and a {settings.model.family} model takes texts; give a file")
+            raise UserError("data.prompts", f"is null and family {settings.model.family} takes texts; give a file")
         return
     for key, value in (("data.prompts", data.prompts), ("tracking.samples.prompts", settings.tracking.samples.prompts)):
         if value is not None:
-            raise UserError(key, f"a {settings.model.family} model takes class labels; remove it, and use data.classes")
+            raise UserError(key, f"family {settings.model.family} takes class labels; remove it, and use data.classes")
     if data.classes != "all":
         if not data.classes:
             raise UserError("data.classes", "is empty; give class labels, or all")
@@ -132,25 +154,13 @@ def read_description(settings: Recipe) -> Description | None:
         UserError: the folder has another model, or the model does not support the recipe's resolution.
     """
     model = settings.model
-    parts = model.family, model.path, model.vae is not None, settings.data.embeddings is not None
+    elsewhere = model.vae is not None, settings.data.embeddings is not None
     try:
-        found = describe(*parts)
+        return describe(registry.find(model.family), model.path, *elsewhere, model.resolution)
     except (OSError, ValueError) as error:
+        if str(error).startswith("resolution"):
+            raise UserError("model.resolution", str(error)) from None
         raise UserError("model.path", f"{error}; give a folder that holds a {model.family} model") from None
-    try:
-        return found if model.resolution is None else describe(*parts, model.resolution)
-    except ValueError as error:
-        raise UserError("model.resolution", str(error)) from None
-
-
-def check_targets(key: str, targets: list[str], found: Description) -> None:
-    """Check that every LoRA target matches a layer of the network."""
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in found.layers):
-            valid = sorted({name.rpartition(".")[2] for name in found.layers})
-            near = difflib.get_close_matches(target, valid, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"valid are {', '.join(valid)}"
-            raise UserError(key, f"{target!r} matches no layer of the network; {hint}")
 
 
 def check_objective(key: str, objective: ObjectiveSection, found: Description | None) -> None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmdr_models.describe import STATE_DICTS
+from dmdr_models.folder.checks import STATE_DICTS
 
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.folders import check_writable

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, denoising_loss, randn
-from dmdr_models.family import Condition, Family
-from dmdr_models.sampling import guided_prediction
+from dmdr_models.drawing.sampling import guided_prediction
+from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from dmdr_core import randn
-from dmdr_models.sampling import sample
+from dmdr_models.drawing.sampling import sample
 
 from dmdr_train.base.errors import naming
 from dmdr_train.base.random_draws import Draws
@@ -50,16 +50,17 @@ def make_pairs(
     scale = settings.guidance.cfg if guidance is None else guidance
     sampling = {"steps": steps, "guidance": scale, "shift": settings.rollout.shift}
     shards = pairs_folder("--output", folder)
-    made = {"resolution": family.image_size, **sampling, "seed": settings.run.seed, "dtype": dtype}
+    made = {"resolution": family.size[0], **sampling, "seed": settings.run.seed, "dtype": dtype}
     shards.prepare(made_with(settings.model) | made)
     network = load_network(settings.model, family).to(device)
     family.to(device)
     source = make_prompts(settings, family)
+    shape = family.latent_shape(*family.size)
 
     def make(rows: Sequence[int], done: Callable[[int], Any]) -> Made:
         draws = Draws(settings.run.seed, ("pairs", 0), rows)
         prompts, parts = source.draw(draws), []
-        noise = randn((len(rows), *family.latent_shape), draws.each("noise"))
+        noise = randn((len(rows), *shape), draws.each("noise"))
         for batch in (slice(first, first + batch_size) for first in range(0, len(rows), batch_size)):
             condition = family.condition(prompts[batch])
             x0 = sample(
@@ -71,7 +72,7 @@ def make_pairs(
 
     with naming("--output"):
         shards.remove_damaged()
-        shards.write(plan(shards, count, shard_size), make, lambda: 8 * prod(family.latent_shape), *processes())
+        shards.write(plan(shards, count, shard_size), make, lambda: 8 * prod(shape), *processes())
 
 
 def plan(shards: ShardFolder, count: int, shard_size: int) -> dict[str, range]:

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import dmdr_models
 import torch
-from dmdr_models.family import Family
-from dmdr_models.lora import LoRANetwork
+from dmdr_models.families.protocols import Family
+from dmdr_models.networks.lora import LoRANetwork
 from torch import nn
 
 from dmdr_train.base.errors import naming
@@ -19,29 +19,39 @@ FAMILY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 def load_family(settings: schema.Recipe, dtype: torch.dtype | None = None) -> Family:
-    """The family of a recipe, in the precision that it trains in or in `dtype`."""
-    model, memory = settings.model, settings.memory
-    options = {"vae": model.vae, "resolution": model.resolution, "max_tokens": model.max_tokens}
+    """The family of a recipe, in the precision that it trains in or in `dtype`; only its configs are read."""
+    model = settings.model
     with naming("model.path"):
         family = dmdr_models.load(
             model.family,
             model.path,
+            vae=model.vae,
+            resolution=model.resolution,
+            max_tokens=model.max_tokens,
             dtype=dtype or FAMILY_DTYPES[settings.optim.precision],
-            **{name: value for name, value in options.items() if value is not None},
         )
-    with naming("model.path" if model.vae is None else "model.vae"):
-        assert family.vae  # opens the decoder, which would else be missed after hours
-    switches = {
-        "vae_checkpointing": "vae" in memory.gradient_checkpointing,
-        "vae_tiling": memory.vae_tiling,
-        "vae_slicing": memory.vae_slicing,
-        "offload_text": memory.offload_text_encoders,
-    }
-    family.save_memory(**{name: True for name, on in switches.items() if on})
     if settings.data.embeddings is not None:
         with naming("data.embeddings"):
             family.text = EmbeddingCache(settings.data.embeddings)
     return family
+
+
+def open_decoder(settings: schema.Recipe, family: Family) -> None:
+    """Read the decoder, whose absence would otherwise be noticed late, and switch on what the recipe saves of memory.
+
+    Raises:
+        UserError: the decoder is missing or damaged.
+    """
+    model, memory = settings.model, settings.memory
+    with naming("model.path" if model.vae is None else "model.vae"):
+        family.open_decoder()
+    with naming("memory"):
+        family.save_memory(
+            vae_checkpointing="vae" in memory.gradient_checkpointing,
+            vae_tiling=memory.vae_tiling,
+            vae_slicing=memory.vae_slicing,
+            offload_text=memory.offload_text_encoders,
+        )
 
 
 def load_network(model: schema.Model, family: Family, generator: bool = False) -> nn.Module:

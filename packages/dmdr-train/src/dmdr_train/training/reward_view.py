@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws
@@ -22,12 +22,11 @@ class View:
         self.scale = memory.reward_scale
         self.side: int | None = None
         if memory.reward_crop is not None:
-            factor = family.image_size // family.latent_shape[-1]
+            most = min(family.size)
+            factor = family.size[0] // family.latent_shape(*family.size)[-2]
             self.side, rest = divmod(memory.reward_crop, factor)
-            if rest or memory.reward_crop > family.image_size:
-                raise ValueError(
-                    f"{memory.reward_crop} must be a multiple of {factor}, at most the resolution {family.image_size}"
-                )
+            if rest or memory.reward_crop > most:
+                raise ValueError(f"{memory.reward_crop} must be a multiple of {factor}, at most the resolution {most}")
 
     def __call__(self, sample: Sample) -> Tensor:
         latents = sample.x0

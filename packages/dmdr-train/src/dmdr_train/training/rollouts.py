@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from dmdr_core import authors_states, randn, visited_states
 from dmdr_core.rollouts import MODES
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws
@@ -95,7 +95,8 @@ class Rollouts:
             leaders = [index // size for index in draws.samples[::size]]
             drawn = self.prompts.draw(replace(draws, samples=leaders))
             prompts = [prompt for prompt in drawn for _ in range(size)]
-        return Start(prompts, randn((len(prompts), *self.family.latent_shape), draws.each("noise"), device=self.device))
+        shape = self.family.latent_shape(*self.family.size)
+        return Start(prompts, randn((len(prompts), *shape), draws.each("noise"), device=self.device))
 
     def choose_steps(self, draws: Draws, needs: Collection[str] = ()) -> Tensor:
         """The position in the grid that each sample is trained at, `[B]`: uniform, or the last for a final sample."""

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmdr_models.family import Condition
+    from dmdr_models.families.protocols import Condition
     from torch import Tensor
 
     from dmdr_train.base.random_draws import Draws

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from dmdr_models.family import Family
+from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws, seed_others

@@ -1,15 +1,16 @@
-"""Pictures to files: a grid of them, and a PNG that is either complete or not there."""
+"""Pictures as files: a grid of several, written as a PNG."""
 
-import os
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dmdr_models.base.atomic_files import write_whole
+
 
 def grid(images: Tensor, columns: int, padding: int = 2, scale: int = 1) -> Image.Image:
-    """Lay pictures out row by row on white; places left over in the last row stay white.
+    """Lay pictures out row by row on white; the last row may have empty places.
 
     Args:
         images: `[B, 3, H, W]` in [0, 1], any floating-point dtype, any device.
@@ -39,15 +40,9 @@ def grid(images: Tensor, columns: int, padding: int = 2, scale: int = 1) -> Imag
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG beside `path` first and move it there when it is complete.
+    """Write a PNG, which is either complete or not there.
 
     Raises:
         OSError: the folder does not exist or cannot be written to.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        image.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(Path(path), lambda partial: image.save(partial, format="PNG"))

@@ -1,19 +1,17 @@
-"""Reading the parts of a model folder, or of a name on the hub, with errors that say what is wrong with it."""
+"""Reading the parts of a model folder, or of a name on the hub. Each error says what is wrong with the part."""
 
 import logging
-import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dmdr_models.describe import STATE_DICTS, VAES, check_class, check_names, check_part
+from dmdr_models.folder.checks import check_class, check_names, check_part
+from dmdr_models.folder.layout import VAES
+from dmdr_models.folder.state_dicts import load_state_dict
 
 # An AutoencoderTiny saves block_out_channels in its config, and warns of it when it is loaded.
 logging.getLogger("diffusers.configuration_utils").addFilter(
@@ -28,7 +26,7 @@ def part_config(model: Any, path: str, part: str, classes: Sequence[str] | None 
         model: the part's class in diffusers, such as `AutoencoderKL`.
         path: folder or hub name.
         part: its sub-folder; "" for `path` itself.
-        classes: names of those that will do (default: `model` alone; none stands for any).
+        classes: names of the classes that the part may have (default: `model` alone); an empty sequence accepts any.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or it lacks the part.
@@ -70,14 +68,14 @@ def load_network(
     dtype: torch.dtype,
     same: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A new network in eval mode: from `path`/`part`, or from the folder or the file `weights`.
+    """Read a network, in eval mode: from `path`/`part`, or from the folder or the file `weights`.
 
     Args:
         model: its class in diffusers' style.
         part: the network's sub-folder, such as "transformer".
         weights: a local folder that holds the network, itself or as `part`; or a file with a state dict for the config
             in `path`, see `load_state_dict`.
-        same: what its config must say, to stand in for the family's own.
+        same: entries that the config of `weights` must have in common with the model's.
 
     Raises:
         FileNotFoundError: a folder or file is missing.
@@ -109,11 +107,11 @@ def load_network(
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], dtype: torch.dtype, where: str) -> None:
-    """Make copies of `state` in `dtype` the weights of a network, all of them; `state` is used up.
+    """Replace all weights of a network by copies of `state` in `dtype`; `state` is emptied.
 
     Args:
-        network: its own weights may be without memory.
-        where: the state comes from, for errors.
+        network: its own weights may be on the meta device.
+        where: the place that `state` was read from, for errors.
 
     Raises:
         ValueError: names the first weight that is missing, unknown or of another shape.
@@ -125,53 +123,3 @@ def fill(network: nn.Module, state: dict[str, Tensor], dtype: torch.dtype, where
             raise ValueError(f"{where} holds {name} {tuple(state[name].shape)}, the network {tuple(tensor.shape)}")
     # Always copies: kernels round otherwise where memory is not aligned, which that of a file's tensors may not be.
     network.load_state_dict({name: state.pop(name).to(dtype, copy=True) for name in expected}, assign=True)
-
-
-def load_state_dict(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of what `torch.save` wrote; no code in it is ever run.
-
-    Raises:
-        ValueError: it ends otherwise, is damaged, or holds something else than tensors by their names.
-    """
-    file = Path(file)
-    if file.suffix not in STATE_DICTS:
-        raise ValueError(f"{file} is no state dict: give a file that ends in {', '.join(STATE_DICTS)}")
-    try:
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{file} is damaged, or holds more than tensors and could run code: it is not read") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} cannot be read, it may be damaged: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{file} holds something else than tensors by their names")
-    return state
-
-
-def save_state_dict(network: nn.Module, file: str | Path) -> None:
-    """Write the weights of a network into one file, which `load_state_dict` reads; it is either complete or not there.
-
-    Args:
-        file: ends in `.safetensors`, or else in `.bin`, `.pt` or `.pth` for one that `torch.load` reads.
-
-    Raises:
-        ValueError: it ends otherwise.
-        OSError: it cannot be written.
-    """
-    file = Path(file)
-    if file.suffix not in STATE_DICTS:
-        raise ValueError(f"{file} is no name for a state dict: let it end in {', '.join(STATE_DICTS)}")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        if file.suffix == ".safetensors":
-            save_file(state, partial, metadata={"format": "pt"})
-        else:
-            torch.save(state, partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,18 +13,19 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from dmdr_models import text
-from dmdr_models.family import Condition
+from dmdr_models.families.protocols import Condition
+from dmdr_models.families.text_encoders import TextEncoders
+from dmdr_models.sd3.layout import LAYOUT
 
 
-class TextEncoders(text.TextEncoders):
-    """See `dmdr_models.text.TextEncoders`.
+class SD3TextEncoders(TextEncoders):
+    """See `dmdr_models.families.text_encoders.TextEncoders`.
 
     Args:
         max_tokens: length of the T5 sequence.
     """
 
-    family = "sd3"
+    layout = LAYOUT
 
     def __init__(self, path: str, max_tokens: int, dtype: torch.dtype):
         super().__init__(path, dtype)

@@ -1,20 +1,23 @@
-"""`dmdr-generate` for models that take texts: one picture per prompt, by the model's stock diffusers pipeline.
+"""`dmdr-generate` with a model's stock diffusers pipeline: one picture per text. Imports no torch until it draws.
 
 A picture is the same as one that the pipeline makes by itself from the same settings and a CPU generator of the same
-seed. Between the steps of "sde", noise is drawn from that generator too; a StableDiffusion3Pipeline alone would draw it
-from torch's global one. What a family's pipeline wants otherwise is in its module `stock`.
+seed. Between the steps of "sde", noise is drawn from that generator too; some pipelines would draw it from torch's
+global one.
 """
 
 import argparse
-import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.describe import PARTS, check_adapter, check_part, check_weights, describe, network_part
-from dmdr_models.generate_options import DTYPES, Settings, UsageError, check_device, read_json
+from dmdr_models.base.errors import UsageError
+from dmdr_models.drawing.prompts import read_texts
+from dmdr_models.drawing.settings import DTYPES, Settings, check_device, read_object
+from dmdr_models.folder.checks import check_adapter, check_part, check_weights
+from dmdr_models.folder.contents import describe
+from dmdr_models.folder.layout import VAES, Layout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,47 +26,61 @@ if TYPE_CHECKING:
 METHODS = ("euler", "sde")
 
 
-@dataclass(frozen=True)
-class Texts:
-    """One family in `dmdr-generate`.
+class StockPipeline(ABC):
+    """One family's pipeline; see `dmdr_models.drawing.interface.Drawing`.
 
     Attributes:
-        stock: how its pipeline is used: `PIPELINE`, `DEFAULTS`, `check`, `said` and `prepare`.
+        pipeline: the name of its class in diffusers.
     """
 
-    name: str
-    stock: Any
+    pipeline: str
+    defaults: Mapping[str, Any]
     options = ("texts", "prompts", "adapter", "grid")
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.stock.DEFAULTS
+    def __init__(self, layout: Layout):
+        self.layout = layout
+
+    @abstractmethod
+    def check(self, settings: Settings) -> None:
+        """Check the settings that only this family restricts.
+
+        Raises:
+            UsageError: for the first that is wrong.
+        """
+
+    @abstractmethod
+    def said(self, scheduler: dict[str, Any]) -> dict[str, Any]:
+        """The settings that a student's scheduler config tells."""
+
+    @abstractmethod
+    def prepare(self, pipeline: Any, generator: Any, **sampling: Any) -> dict[str, Any]:
+        """Give the pipeline its scheduler, and return the arguments to call it with.
+
+        Args:
+            generator: of the noise between the steps of "sde".
+            sampling: the settings other than guidance and size.
+        """
 
     def said_by_scheduler(self, student: Path) -> tuple[Path, dict[str, Any]]:
-        """What `scheduler/` in a student's folder says about how to draw from it; nothing if there is none."""
+        """See `dmdr_models.drawing.interface.Drawing.said_by_scheduler`."""
         path = student / "scheduler/scheduler_config.json"
-        return path, self.stock.said(read_json(path, "export the student again")) if path.is_file() else {}
+        return path, self.said(read_object(path, "export the student again")) if path.is_file() else {}
 
     def run(self, args: argparse.Namespace, settings: Settings) -> "dict[Path, Image]":
-        """The pictures by the files they belong into."""
-        prompts = _prompts(args)
+        """See `dmdr_models.drawing.interface.Drawing.run`."""
+        prompts = read_texts(args)
         self._check(settings)
         self._check_files(args, settings)
 
         check_device(args.device)
-        from dmdr_models.images import grid
+        from dmdr_models.drawing.picture_files import by_text
 
         pipeline = self._load(args)
         try:
             pictures = self.draw(pipeline, prompts, seed=args.seed, **settings)
         except ValueError as error:
             raise UsageError(f"{settings.origin('size')}: {error}") from error
-        if args.grid:
-            return {args.output: grid(pictures, columns=math.ceil(math.sqrt(len(pictures))))}
-        names = [args.output]
-        if len(prompts) > 1:
-            names = [args.output.with_stem(f"{args.output.stem}-{index:05d}") for index in range(len(prompts))]
-        return {path: grid(picture[None], columns=1, padding=0) for path, picture in zip(names, pictures, strict=True)}
+        return by_text(args, pictures)
 
     def draw(
         self,
@@ -78,10 +95,10 @@ class Texts:
         """One picture per prompt, `[B, 3, H, W]` in [0, 1] on the CPU; picture i from a generator with seed `seed + i`.
 
         Args:
-            pipeline: the family's; it may get another scheduler.
-            guidance: up to 1 is none.
+            pipeline: an instance of the family's pipeline; it may get another scheduler.
+            guidance: classifier-free guidance scale; up to 1 is none.
             size: side in pixels (default: the pipeline's own).
-            sampling: for the family's `stock.prepare`.
+            sampling: for `prepare`.
 
         Raises:
             ValueError: the model cannot draw at this size.
@@ -98,7 +115,7 @@ class Texts:
                 width=size,
                 generator=generator,
                 output_type="pt",
-                **self.stock.prepare(pipeline, generator, **sampling),
+                **self.prepare(pipeline, generator, **sampling),
             )
             pictures.append(result.images.cpu().float())
         return torch.cat(pictures)
@@ -110,22 +127,23 @@ class Texts:
         if settings["size"] is not None:
             settings.check_count("size")
         settings.check_one_of("times", ("trained", "stock"))
-        self.stock.check(settings)
+        self.check(settings)
 
     def _check_files(self, args: argparse.Namespace, settings: Settings) -> None:
-        """All that can be known before weights are read."""
+        """Check what can be known before weights are read."""
         option = f"--model {args.model}"
         try:
-            found = describe(self.name, args.model, own_vae=args.vae is not None, resolution=settings["size"])
+            found = describe(self.layout, args.model, own_vae=args.vae is not None, resolution=settings["size"])
+            layers = None if found is None else found.layers
             if args.vae is not None:
                 option = f"--vae {args.vae}"
-                check_part(args.vae, "", PARTS[self.name]["vae"])
+                check_part(args.vae, "", VAES)
             if args.weights is not None:
                 option = f"--weights {args.weights}"
-                check_weights(self.name, args.weights, found)
+                check_weights(self.layout, args.weights, layers)
             if args.adapter is not None:
                 option = f"--adapter {args.adapter}"
-                check_adapter(args.adapter, found)
+                check_adapter(args.adapter, layers)
         except (OSError, ValueError) as error:
             if str(error).startswith("resolution"):
                 option = settings.origin("size")
@@ -136,23 +154,23 @@ class Texts:
         import torch
         from peft import PeftModel
 
-        from dmdr_models.parts import load_network, load_vae
+        from dmdr_models.folder.read_parts import load_network, load_vae
 
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older releases know no other name
         dtype = getattr(torch, DTYPES[args.dtype])
-        part = network_part(self.name)
+        part = self.layout.network_part
         parts: dict[str, Any] = {}
         option = f"--model {args.model}"
         try:
             if args.weights is not None:
                 option = f"--weights {args.weights}"
-                network = getattr(diffusers, PARTS[self.name][part][0])
+                network = getattr(diffusers, self.layout.network_classes[0])
                 parts[part] = load_network(network, args.model, part, args.weights, dtype)
             if args.vae is not None:
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)
             option = f"--model {args.model}"
-            pipeline = getattr(diffusers, self.stock.PIPELINE).from_pretrained(
+            pipeline = getattr(diffusers, self.pipeline).from_pretrained(
                 args.model, torch_dtype=dtype, use_safetensors=True, **parts
             )
             if args.adapter is not None:
@@ -162,20 +180,3 @@ class Texts:
             raise UsageError(f"{option}: {error}") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(args.device)
-
-
-def _prompts(args: argparse.Namespace) -> list[str]:
-    if (args.prompts is None) == (not args.texts):
-        raise UsageError("prompts are not given, or given twice: give texts, or else --prompts FILE with one per line")
-    if args.prompts is None:
-        return args.texts
-    try:
-        lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"--prompts {args.prompts} cannot be read: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {args.prompts} is not UTF-8: save it as UTF-8 text") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError(f"--prompts {args.prompts} holds no prompt: write one per line")
-    return prompts

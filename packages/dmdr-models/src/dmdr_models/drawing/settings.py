@@ -1,26 +1,30 @@
-"""What `dmdr-generate` is asked for: options over what a student says about itself over defaults."""
+"""The settings of `dmdr-generate`: options come before what a student says about itself, and that before defaults."""
 
 import argparse
-import json
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dmdr_models.describe import PARTS, network_part
+from dmdr_models.base.errors import UsageError
+from dmdr_models.base.json_files import read_json
 
 STUDENT_FILE = "dmdr.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Torch's names of what `--dtype` takes."""
-
-
-class UsageError(ValueError):
-    """The user's; the message is one line with the option, its value and the fix."""
+"""Torch's names of the values of `--dtype`."""
 
 
 class Settings(dict[str, Any]):
-    """The settings in force, each with where it comes from."""
+    """The settings in force, by name; `origin` tells where one comes from.
 
-    def __init__(self, defaults: dict[str, Any], student: dict[str, Any], source: Path, args: argparse.Namespace):
+    Args:
+        defaults: the names, and the values that hold unless something else says them.
+        student: what a student says about itself.
+        source: the file that says it.
+        args: the command line.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any], student: Mapping[str, Any], source: Path, args: argparse.Namespace):
         given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
         said = {name: student[name] for name in defaults if name in student}
         super().__init__({**defaults, **said, **given})
@@ -48,20 +52,29 @@ class Settings(dict[str, Any]):
             raise UsageError(f"{self.origin(name)} is not a positive number: give {none}")
 
 
-def student_folder(place: Path) -> Path:
-    """The folder of a student that was given as this folder, its network's folder, or a file with its network."""
-    return place.parent if place.is_file() or place.name in {network_part(name) for name in PARTS} else place
+def student_folder(place: Path, network_parts: Collection[str]) -> Path:
+    """The folder of a student, given as this folder, the folder of its network, or the file with its network.
+
+    Args:
+        network_parts: the names that the folder of a network may have.
+    """
+    return place.parent if place.is_file() or place.name in network_parts else place
 
 
 def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that an export leaves in a student's folder, and what it holds; nothing if there is none."""
+    """The file that an export leaves in a student's folder, and its content; nothing if there is no such file."""
     path = folder / STUDENT_FILE
-    return path, read_json(path, "export the student again") if path.is_file() else {}
+    return path, read_object(path, "export the student again") if path.is_file() else {}
 
 
-def read_json(path: Path, fix: str) -> dict[str, Any]:
+def read_object(path: Path, fix: str) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}; {fix}") from error
     if not isinstance(content, dict):

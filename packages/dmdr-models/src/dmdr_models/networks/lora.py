@@ -1,11 +1,10 @@
 """LoRA through peft, with a strength that is chosen at every call.
 
-The guidance network is one frozen network that plays two roles: at scale s_f it is the fake score, at scale s_r the
-teacher. Scale 0 leaves the adapter out, and so is the bare frozen network bit for bit; scale 2 is the same as doubling
-B. Where the generator is a LoRA too, its adapter can live on the very same frozen network.
+One frozen network with one adapter plays two roles: at scale s_f it is the fake score, at scale s_r the teacher. Scale
+0 leaves the adapter out, which gives the frozen network bit for bit; scale 2 is the same as doubling B. If the
+generator is a LoRA too, its adapter can live on the same frozen network.
 """
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,25 +14,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-
-def lora_target_names(network: nn.Module) -> list[str]:
-    """The last parts of the names of all linear and convolution layers: what `targets` may hold."""
-    return sorted({name.rsplit(".", 1)[-1] for name in _layer_names(network)})
+from dmdr_models.folder.lora_targets import check_targets
 
 
-def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
-    """Raise a ValueError that names the first target matching no layer, with the nearest that does."""
-    names = _layer_names(network)
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            valid = lora_target_names(network)
-            near = difflib.get_close_matches(target, valid, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(valid)}"
-            raise ValueError(f"LoRA target {target!r} matches no layer of the network; {hint}")
-
-
-def _layer_names(network: nn.Module) -> list[str]:
-    """Of all linear and convolution layers; one that carries adapters counts once."""
+def layer_names(network: nn.Module) -> list[str]:
+    """The names of all linear and convolution layers of a network; a layer that carries adapters counts once."""
     adapted = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, LoraLayer))
     kinds = (nn.Linear, nn.Conv2d, LoraLayer)
     found = [name for name, module in network.named_modules() if isinstance(module, kinds)]
@@ -44,20 +29,20 @@ class LoRANetwork(nn.Module):
     """A frozen network with a trainable LoRA of a given strength.
 
     Calling it as `network(*inputs, lora_scale=s, **inputs)` runs the network with the adapter's contribution
-    (alpha / rank) · B·A multiplied by `s`, and without the adapters of others. At scale 0 the adapter is not computed:
-    the call does what the frozen network alone does, at its cost, and gives the adapter no gradient. A backward pass
-    that recomputes activations (gradient checkpointing) finds the adapter and the scale of its own forward pass, also
-    when the network was called with others in between.
+    (alpha / rank) · B·A multiplied by `s`, and without other adapters on the same network. At scale 0 the adapter is
+    not computed: the call costs what the frozen network costs, and gives the adapter no gradient. A backward pass that
+    recomputes activations (gradient checkpointing) uses the adapter and the scale of its own forward pass, also if the
+    network was called with others in between.
 
     Args:
-        network: any module; all of its parameters but those of earlier adapters are frozen, and its layers are changed
-            in place.
+        network: any module; all of its parameters except those of earlier adapters are frozen, and its layers are
+            changed in place.
         rank, alpha: of the adapter; B starts at zero, so that the adapter starts without effect.
         targets: names, or last parts of names, of the linear and convolution layers to adapt.
-        generator: draws the start values of A; a generator of the CPU, wherever the network lies.
+        generator: draws the start values of A; a generator of the CPU, whatever device the network is on.
         name: of the adapter.
-        shared: others put adapters on `network` as well. This module then registers the parameters of its own adapter
-            alone, under the same names, so that an engine made of it moves, casts and trains nothing else.
+        shared: `network` carries other adapters as well. This module then registers only the parameters of its own
+            adapter, under the same names, so that an engine made of it moves, casts and trains nothing else.
 
     Raises:
         ValueError: a target matches no layer.
@@ -74,7 +59,7 @@ class LoRANetwork(nn.Module):
         shared: bool = False,
     ):
         super().__init__()
-        check_targets(network, targets)
+        check_targets(targets, layer_names(network))
         self.name, self.rank, self.alpha, self.targets = name, rank, alpha, tuple(targets)
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)  # type: ignore[arg-type]
         trained = [p for n, p in network.named_parameters() if ".lora_" in n]

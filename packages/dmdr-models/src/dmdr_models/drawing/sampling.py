@@ -1,4 +1,4 @@
-"""Drawing latents from a network: many steps with guidance (a teacher), few steps without (a student)."""
+"""Sampling latents from a network: many steps with guidance (a teacher), few steps without (a student)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from dmdr_core import FlowMatching, Grid, guided, rollout
 from torch import Tensor
 
-from dmdr_models.family import Condition, Family
+from dmdr_models.families.protocols import Condition, Family
 
 METHODS = ("euler", "heun", "sde")
 
@@ -14,9 +14,10 @@ METHODS = ("euler", "heun", "sde")
 def guided_prediction(
     family: Family, network: Any, x_t: Tensor, t: Tensor, condition: Condition, scale: float, **named: Any
 ) -> Tensor:
-    """uncond + scale · (cond − uncond), both in one call of the network; scale 1 asks for the conditional alone.
+    """uncond + scale · (cond − uncond), both in one call of the network.
 
-    Scale 1 is no guidance. Source: "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
+    Scale 1 is no guidance: only the conditional prediction is computed. Source: "Classifier-Free Diffusion Guidance",
+    arXiv 2207.12598.
     """
     if scale == 1.0:
         return family.predict(network, x_t, t, condition, **named)
@@ -42,8 +43,8 @@ def sample(
 
     Args:
         num_steps: steps on `family.grid(num_steps, shift)`; "heun" calls the network twice in each but the last.
-        method: "euler" takes the process's deterministic step, which is DDIM's of a variance-preserving one; "heun" is
-            of flow matching alone; "sde" renoises between steps, as few-step students are trained to.
+        method: "euler" takes the deterministic step of the process, which for a variance-preserving process is DDIM's;
+            "heun" needs flow matching; "sde" renoises between steps, as few-step students are trained to.
         guidance: classifier-free guidance scale, 1 for none.
         generator: of the noise of "sde".
 

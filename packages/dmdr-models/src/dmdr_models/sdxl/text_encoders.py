@@ -1,4 +1,4 @@
-"""SDXL's two text encoders: prompts to what the UNet reads of them.
+"""SDXL's two text encoders: prompts to the condition of the UNet.
 
     encoder_hidden_states = [CLIP-L | CLIP-G]       [B, 77, D], the states before the last layer
     text_embeds           = CLIP-G, pooled          [B, P]
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 
 import torch
 
-from dmdr_models import text
-from dmdr_models.family import Condition
+from dmdr_models.families.protocols import Condition
+from dmdr_models.families.text_encoders import TextEncoders
+from dmdr_models.sdxl.layout import LAYOUT
 
 
-class TextEncoders(text.TextEncoders):
-    """See `dmdr_models.text.TextEncoders`."""
+class SDXLTextEncoders(TextEncoders):
+    """See `dmdr_models.families.text_encoders.TextEncoders`."""
 
-    family = "sdxl"
+    layout = LAYOUT
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Condition:

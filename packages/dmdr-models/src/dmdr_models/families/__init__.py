@@ -1,0 +1,1 @@
+"""What a family is, and the base classes that families share."""

@@ -1,0 +1,58 @@
+"""How a student is saved whose network no pipeline of diffusers knows: as a model folder of its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dmdr_models.networks.lora import LoRANetwork
+
+FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""What `dmdr-generate --dtype` calls torch's dtypes."""
+
+
+class NetworkStudents:
+    """The network, in a folder that `dmdr-generate --model` opens; see `dmdr_models.families.protocols.Students`.
+
+    Args:
+        family: a `dmdr_models.families.network_family.NetworkFamily`.
+    """
+
+    keeps_lora = False
+
+    def __init__(self, family: Any):
+        self.family = family
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {} if self.family.layout.takes == "labels" else {"size": self.family.size[0]}
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        network.save_pretrained(folder / self.family.layout.network_part)  # type: ignore[operator]
+
+    def save_lora(self, network: LoRANetwork, folder: Path) -> None:
+        raise NotImplementedError(f"{self.family.layout.name} keeps no LoRA: merge it, and save the network")
+
+    def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
+        """Nothing: there is no pipeline to be told."""
+
+    def usage(
+        self,
+        folder: Path,
+        sampling: Mapping[str, Any],
+        lora: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> str:
+        asked = "--classes 0,1" if self.family.layout.takes == "labels" else '"a photo of a fox in the snow"'
+        options = flags(device, dtype)
+        return (
+            f"    dmdr-generate --family {self.family.layout.name} --model {folder} {asked}{options} -o pictures.png\n"
+        )
+
+
+def flags(device: str, dtype: str) -> str:
+    """The options of `dmdr-generate` for a device and a dtype, with a space before each; "" for its defaults."""
+    found = f" --device {device}" if device != "cpu" else ""
+    return found + (f" --dtype {FLAGS[dtype]}" if dtype != "float32" else "")

@@ -1,0 +1,93 @@
+"""How a student is saved for a stock pipeline of diffusers: as a LoRA, or as a network without its model."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from dmdr_models.base.atomic_files import write_whole
+from dmdr_models.families.network_students import NetworkStudents, flags
+from dmdr_models.networks.lora import LoRANetwork
+
+
+class StockStudents(NetworkStudents):
+    """Students that diffusers and PEFT open; see `dmdr_models.families.protocols.Students`."""
+
+    keeps_lora = True
+    pipeline_class: Any
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"size": self.family.size[0], "max_tokens": getattr(self.family, "max_tokens", None)}
+
+    def save_lora(self, network: LoRANetwork, folder: Path) -> None:
+        """Write an adapter twice into `folder`, each with its rank and alpha.
+
+        - `adapter_model.safetensors` and `adapter_config.json`, for `PeftModel.from_pretrained(network, folder)`;
+        - `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder)`.
+        """
+        path, part = self.family.path, self.family.layout.network_part
+        config: dict[str, Any] = LoraConfig(
+            r=network.rank,
+            lora_alpha=network.alpha,  # type: ignore[arg-type]
+            base_model_name_or_path=Path(path).name if Path(path).is_dir() else path,
+            inference_mode=True,
+        ).to_dict()
+        config["target_modules"] = sorted(network.targets)  # peft keeps a set, whose order is another each time
+        state = {name: tensor.cpu().contiguous() for name, tensor in network.adapter_state().items()}
+        layers = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": config}
+        self.pipeline_class.save_lora_weights(folder, **layers)
+        named = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+        write_whole(
+            folder / "adapter_model.safetensors", lambda partial: save_file(named, partial, metadata={"format": "pt"})
+        )
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        write_whole(folder / "adapter_config.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+    def usage(
+        self,
+        folder: Path,
+        sampling: Mapping[str, Any],
+        lora: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> str:
+        option, own = "--adapter" if lora else "--weights", flags(device, dtype)
+        model = self.family.path
+        return f"""    dmdr-generate --model {model} {option} {folder} "a photo of a fox in the snow"{own} -o fox.png
+
+Or with diffusers alone, at the times of the training (a plain call with as many steps visits others):
+
+```python
+{self.snippet(*self.opening(str(folder), lora, device, dtype), sampling)}```
+"""
+
+    def opening(self, folder: str, lora: bool, device: str, dtype: str) -> tuple[str, str]:
+        """The names of diffusers that a snippet imports, and its code that opens the model as `pipe`, with the student.
+
+        Args:
+            folder: of the student: that of the LoRA, or the one above the sub-folder of its whole network.
+        """
+        whole, own = self.pipeline_class.__name__, self.family.network_class.__name__
+        part = self.family.layout.network_part
+        base, folder, dtype = json.dumps(self.family.path), json.dumps(folder), f"torch_dtype=torch.{dtype}"
+        there = f".to({json.dumps(device)})"
+        if lora:
+            code = f"pipe = {whole}.from_pretrained({base}, {dtype}){there}\npipe.load_lora_weights({folder})\n"
+            return whole, code
+        code = f'{part} = {own}.from_pretrained({folder}, subfolder="{part}", {dtype})\n'
+        code += f"pipe = {whole}.from_pretrained({base}, {part}={part}, {dtype}){there}\n"
+        return ", ".join(sorted((own, whole))), code
+
+    @abstractmethod
+    def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
+        """Python code that draws a picture from a student with diffusers only, at the times where it was trained.
+
+        Args:
+            names, opening: what `opening` gives.
+            sampling: the student's dmdr.json.
+        """

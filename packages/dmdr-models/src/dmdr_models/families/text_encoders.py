@@ -1,0 +1,83 @@
+"""The text encoders of a model: prompts to a network's condition."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmdr_models.families.protocols import Condition
+from dmdr_models.folder.checks import check_part
+from dmdr_models.folder.layout import Layout
+
+TOKENIZERS = {
+    "CLIPTextModel": "CLIPTokenizer",
+    "CLIPTextModelWithProjection": "CLIPTokenizer",
+    "T5EncoderModel": "T5TokenizerFast",
+}
+
+
+class TextEncoders(ABC):
+    """The text encoders of a model; an instance is called with prompts and returns their condition.
+
+    The encoders are opened at the first call, which raises FileNotFoundError if one is missing and ValueError if one is
+    of another class. A family's own class adds `__call__`.
+
+    Args:
+        path: folder or hub name of the model.
+        dtype: of the encoders and of the condition.
+    """
+
+    layout: Layout
+
+    def __init__(self, path: str, dtype: torch.dtype):
+        self.path, self.dtype = path, dtype
+        self.device = torch.device("cpu")
+        self.offload = False
+
+    @cached_property
+    def parts(self) -> list[tuple[Any, Any]]:
+        """Each encoder with its tokenizer."""
+        import transformers
+
+        found = []
+        for part, kinds in self.layout.text_encoders.items():
+            check_part(self.path, part, kinds)
+            encoder = getattr(transformers, kinds[0]).from_pretrained(
+                self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
+            )
+            folder = part.replace("text_encoder", "tokenizer")
+            tokenizer = getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder)
+            where = "cpu" if self.offload else self.device
+            found.append((encoder.eval().requires_grad_(False).to(where), tokenizer))
+        return found
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        """B prompts to their condition, tensors `[B, …]`, without gradient."""
+
+    def run(self, encoder: Any, tokenizer: Any, prompts: Sequence[str], length: int, **options: Any) -> Any:
+        """An encoder's output for prompts, each padded or cut to `length` tokens; nothing is masked."""
+        tokens = tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        if self.offload:
+            encoder.to(self.device)
+        output = encoder(tokens.to(self.device), **options)
+        if self.offload:
+            encoder.to("cpu")
+        return output
+
+    def clip(self, encoder: Any, tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """A CLIP's first output, which is pooled if the CLIP has a projection, and its states before the last layer."""
+        output = self.run(encoder, tokenizer, prompts, length, output_hidden_states=True)
+        return output[0], output.hidden_states[-2]
+
+    def to(self, device: torch.device | str) -> "TextEncoders":
+        self.device = torch.device(device)
+        if "parts" in self.__dict__ and not self.offload:
+            for encoder, _ in self.parts:
+                encoder.to(self.device)
+        return self

@@ -1,0 +1,194 @@
+"""What a folder or a file must be before it is read: the right class, no pickle, no other code. Imports no torch."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmdr_models.base.json_files import read_json
+from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.safetensors_header import layers_in, read_header
+
+STATE_DICTS = (".safetensors", ".bin", ".pt", ".pth")
+"""The endings of a file that holds a network's state dict and nothing else."""
+
+
+def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
+    """Check one part of a local model folder; a hub name (`owner/name`, and no such folder here) passes.
+
+    Args:
+        part: the sub-folder; "" for `path` itself.
+        expected: names of the classes that it may hold; an empty sequence accepts any class.
+
+    Raises:
+        FileNotFoundError: the folder or its part is missing.
+        ValueError: the part is of another class, or its weights are no safetensors.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
+            raise FileNotFoundError(f"no model folder {path}")
+        return
+    config = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    if not config.is_file():
+        raise FileNotFoundError(f"{path} holds no {config.relative_to(folder)}")
+    try:
+        read = read_json(config)
+        found = read.get("_class_name") or (read.get("architectures") or [None])[0]  # diffusers' and transformers'
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"{config} is not a model's config: {error}") from error
+    check_class(folder / part, found, expected)
+    _refuse_pickles(folder / part)
+
+
+def check_class(where: str | Path, found: str | None, expected: Sequence[str]) -> None:
+    """Check the name of a class; an empty sequence accepts any.
+
+    Raises:
+        ValueError: `found` is none of those expected.
+    """
+    if expected and found not in expected:
+        raise ValueError(f"{where} holds a {found}, not a {' or '.join(expected)}")
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise a ValueError if all weights of a folder are pickles, or if an index names a file of another kind."""
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in (*STATE_DICTS[1:], ".ckpt"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle; only safetensors are read: open it with the library that wrote it "
+            "and save it with save_pretrained(…, safe_serialization=True)"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(read_json(index)["weight_map"].values())
+            strange = [name for name in shards if Path(name).name != name or Path(name).suffix != ".safetensors"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is not an index of weights: {error!r}") from error
+        if strange:
+            raise ValueError(f"{index} names {strange[0]!r}, which is no .safetensors file beside it")
+
+
+def check_index(folder: Path) -> None:
+    """Check that a folder's model_index.json names no classes of other libraries: their code would be run.
+
+    Raises:
+        ValueError: names the first such part.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return
+    try:
+        named = {name: entry[0] for name, entry in read_json(path).items() if isinstance(entry, list)}
+    except (ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a pipeline's config: {error}") from error
+    for name, library in named.items():
+        if library not in (None, "diffusers", "transformers"):
+            raise ValueError(f"{path} asks for other code: {name} is of {library!r}, not diffusers or transformers")
+
+
+def check_noise(scheduler: dict[str, Any]) -> None:
+    """Check that a scheduler's config is that of a network which predicts noise.
+
+    Raises:
+        ValueError: it predicts something else.
+    """
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind != "epsilon":
+        raise ValueError(f"scheduler/scheduler_config.json has the prediction_type {kind}, only epsilon is known")
+
+
+def check_side(network: dict[str, Any], factor: int, side: int) -> None:
+    """Check that a network can draw a picture with this height or width.
+
+    Args:
+        network: its config.
+        factor: pixels per latent, along a side.
+        side: in pixels.
+
+    Raises:
+        ValueError: the side is not a multiple of decoder and patches, or larger than the network's position table.
+    """
+    step = factor * network.get("patch_size", 1)
+    most = step * network.get("pos_embed_max_size", side)
+    if not step <= side <= most and "pos_embed_max_size" in network:
+        raise ValueError(f"resolution {side} is not in {step} to {most}, which the model's position table holds")
+    if side < step or side % step:
+        nearest = max(step, side // step * step)
+        raise ValueError(f"resolution {side} is not a multiple of {step} (VAE times patch): give {nearest}")
+
+
+def check_weights(layout: Layout, path: str | Path, layers: Collection[str] | None = None) -> None:
+    """Check that a path is a folder with a network of this family, or the file of a state dict.
+
+    Args:
+        layers: names of the layers of the network that takes these weights, if they are known; a .safetensors file
+            must hold exactly these.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or the folder holds no network.
+        ValueError: it is something else.
+    """
+    path, part = Path(path), layout.network_part
+    if path.is_dir():
+        check_part(path, part if (path / part).is_dir() else "", layout.network_classes)
+        return
+    if not path.exists():
+        raise FileNotFoundError(f"no model folder {path}, nor such a file")
+    if path.suffix not in STATE_DICTS:
+        raise ValueError(f"{path} is no state dict: give a file that ends in {', '.join(STATE_DICTS)}")
+    if path.suffix == ".safetensors":
+        try:
+            found = set(layers_in(path))
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is no safetensors file") from error
+        if layers:
+            check_names(path, found, layers)
+
+
+def check_names(where: str | Path, found: Collection[str], expected: Collection[str]) -> None:
+    """Check that the names found are those expected.
+
+    Raises:
+        ValueError: names the first that is missing or unknown.
+    """
+    for fault, names in (
+        ("lacks", [name for name in expected if name not in found]),
+        ("holds the unknown", [name for name in found if name not in expected]),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{where} {fault} {names[0]}{more}")
+
+
+def check_adapter(path: str | Path, layers: Collection[str] | None = None) -> None:
+    """Check that a folder is a LoRA in PEFT's layout.
+
+    Args:
+        layers: names of the network's layers, if they are known; the LoRA may adapt only these.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: it holds another kind of adapter, or adapts a layer that the network does not have.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {path}")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{path} holds no {name}")
+    try:
+        config = read_json(folder / "adapter_config.json")
+        kind = config.get("peft_type")
+        names = list(read_header(folder / "adapter_model.safetensors"))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not an adapter: {error}") from error
+    if kind != "LORA":
+        raise ValueError(f"{path} holds a {kind} adapter, not a LORA")
+    if config.get("megatron_config"):  # peft would import the module that the file names
+        raise ValueError(f"{path} is an adapter for Megatron, which is not supported")
+    adapted = [name.removeprefix("base_model.model.").split(".lora_A.")[0] for name in names if ".lora_A." in name]
+    if not adapted:
+        raise ValueError(f"{path} adapts no layer")
+    for layer in adapted:
+        if layers is not None and layer not in layers:
+            raise ValueError(f"{path} adapts {layer}, which the network does not have")

@@ -1,0 +1,70 @@
+"""What a model folder holds, read from its configs and the headers of its weights. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmdr_models.base.json_files import read_json
+from dmdr_models.folder.checks import check_index, check_noise, check_part, check_side
+from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.safetensors_header import layers_in
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model folder at a glance.
+
+    Attributes:
+        num_classes: number of class labels, as the network's config says; None for a family that takes texts.
+        layers: names of the network's linear and convolution layers.
+    """
+
+    num_classes: int | None
+    layers: tuple[str, ...]
+
+
+def describe(
+    layout: Layout, path: str | Path, own_vae: bool = False, own_text: bool = False, resolution: int | None = None
+) -> Description | None:
+    """Describe a local model folder; None for a hub name (`owner/name`, and no such folder here).
+
+    Args:
+        own_vae: the VAE comes from elsewhere, so that the folder need not hold one.
+        own_text: the embeddings of the texts come from elsewhere, so that the folder need not hold text encoders.
+        resolution: side of the pictures that a model is to draw of texts. It is not checked if the VAE comes from
+            elsewhere.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: it holds another model, or one that cannot draw at that resolution; the message of the latter starts
+            with "resolution".
+    """
+    folder = Path(path)
+    for part, expected in layout.parts.items():
+        elsewhere = own_text if part in layout.text_encoders else own_vae and part == "vae"
+        if not elsewhere:
+            check_part(path, part, expected)
+    if not folder.is_dir():
+        return None
+    check_index(folder)
+    try:
+        network = _config(folder, layout.network_part)
+        if "scheduler" in layout.parts:
+            check_noise(read_json(folder / "scheduler/scheduler_config.json"))
+        if not own_vae and layout.takes == "texts":
+            factor = pixels_per_latent(_config(folder, "vae")) if "vae" in layout.parts else 1
+            check_side(network, factor, network["sample_size"] * factor if resolution is None else resolution)
+        files = sorted((folder / layout.network_part).glob("*.safetensors"))
+        layers = [name for file in files for name in layers_in(file)]
+        return Description(network["num_classes"] if layout.takes == "labels" else None, tuple(layers))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a config or a file of weights in {folder} is damaged: {error!r}") from error
+
+
+def pixels_per_latent(vae: dict[str, Any]) -> int:
+    """How many pixels the VAE with this config makes of one latent, along a side."""
+    return 2 ** (len(vae.get("block_out_channels") or vae["decoder_block_out_channels"]) - 1)
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    return read_json(folder / part / "config.json")

@@ -1,0 +1,68 @@
+"""How the folder of a model is recognised as one of a family, and where the family's code is. Imports no torch."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+VAES = ("AutoencoderKL", "AutoencoderTiny")
+"""The classes that a family's part `vae` may have."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model family before anything is loaded. An entry point of the group `dmdr_families` names one.
+
+    The module that defines a Layout must import neither torch nor diffusers: `dmdr-generate --help` and the checks of a
+    recipe import it. The code behind `opens` and `draws` is imported when it is used.
+
+    Attributes:
+        name: of the family, as in recipes; the entry point has the same name.
+        parts: the sub-folders of a model, the network first, each with the names of the classes that its config.json
+            may name; an empty tuple accepts any class. Text encoders are called `text_encoder…`, and their tokenizers
+            lie in `tokenizer…`.
+        opens: "module:Class" of the latent model, see `dmdr_models.families.protocols.Family`. It is called with the
+            folder and with the options that the caller gives: `dtype`, and if it takes them `vae`, `resolution` and
+            `max_tokens`.
+        takes: what a picture is drawn of, class labels or texts.
+        max_tokens: length of the longest sequence of a text unless a recipe says otherwise; None where the family
+            leaves no choice.
+        draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
+            `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
+    """
+
+    name: str
+    parts: Mapping[str, tuple[str, ...]]
+    opens: str
+    takes: Literal["labels", "texts"] = "labels"
+    max_tokens: int | None = None
+    draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
+
+    @property
+    def network_part(self) -> str:
+        """The sub-folder of the network, such as "transformer"."""
+        return next(iter(self.parts))
+
+    @property
+    def network_classes(self) -> tuple[str, ...]:
+        return self.parts[self.network_part]
+
+    @property
+    def text_encoders(self) -> dict[str, tuple[str, ...]]:
+        """The parts that are text encoders, in their order."""
+        return {part: classes for part, classes in self.parts.items() if part.startswith("text_encoder")}
+
+    def open(self, path: str | Path, **options: Any) -> Any:
+        """Import the family's code and open a folder with it; see `dmdr_models.load`."""
+        factory = resolve_name(self.opens)
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if name not in inspect.signature(factory).parameters:
+                raise ValueError(f"{name}: the family {self.name} has no such option; leave it out")
+        return factory(path, **given)
+
+    def drawing(self) -> Any:
+        """How `dmdr-generate` draws with this family."""
+        return resolve_name(self.draws)(self)

@@ -1,0 +1,34 @@
+"""What the header of a .safetensors file says, without torch and without reading a weight."""
+
+from pathlib import Path
+from typing import Any
+
+from dmdr_models.base.json_files import parse_json
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The tensors of a file by name, each with its dtype and shape.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= size <= file.stat().st_size:
+            raise ValueError(f"{file} is no safetensors file")
+        header = parse_json(stream.read(size), file)
+    header.pop("__metadata__", None)
+    return header
+
+
+def layers_in(file: Path) -> list[str]:
+    """The names of the linear and convolution layers whose weights a file holds.
+
+    Raises:
+        ValueError, AttributeError, TypeError, KeyError: it is no safetensors file.
+    """
+    return [
+        name.removesuffix(".weight")
+        for name, entry in read_header(file).items()
+        if name.endswith(".weight") and len(entry["shape"]) > 1 and "embed.weight" not in name
+    ]

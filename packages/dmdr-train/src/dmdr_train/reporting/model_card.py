@@ -1,0 +1,51 @@
+"""The README.md and the dmdr.json of an exported student: what it is, how to sample it, and how good it is."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dmdr_models.families.protocols import Family
+
+from dmdr_train.distributed.device import DTYPES, kind_of_device
+from dmdr_train.evaluation.scores import Scores
+from dmdr_train.evaluation.seeded_sampling import student_plan
+from dmdr_train.recipe.load import dump_recipe
+from dmdr_train.recipe.schema import Recipe
+from dmdr_train.reporting.tables import markdown_table
+
+
+def sampling_settings(settings: Recipe, family: Family) -> dict[str, Any]:
+    """The contents of dmdr.json: how the student is to be sampled."""
+    return {"family": settings.model.family, **asdict(student_plan(settings)), **family.students.sampling}
+
+
+def usage(settings: Recipe, family: Family, folder: Path) -> str:
+    """How to draw from the student in `folder`, on the run's device and in its precision, as Markdown."""
+    lora = settings.model.generator_lora is not None and family.students.keeps_lora
+    dtype = str(DTYPES[settings.optim.precision]).removeprefix("torch.")
+    device = kind_of_device(settings.run)
+    return family.students.usage(folder, sampling_settings(settings, family), lora, device, dtype)
+
+
+def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
+    """The README.md of an exported student: how to sample it, its scores, and its recipe."""
+    steps, base = settings.rollout.steps, settings.model.path
+    text = f"""# Student ({settings.model.family}, {steps} step{"s" if steps > 1 else ""})
+
+Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
+
+{usage(settings, family, folder)}
+"""
+    if scores:
+        text += f"\n## Evaluation\n\n{markdown_table(scores)}\n"
+    return f"{text}\n## Recipe\n\n```yaml\n{dump_recipe(settings)}```\n"
+
+
+def licence(base: Path) -> str:
+    """The licence that the model card of the teacher names; empty if there is no card."""
+    card = base / "README.md"
+    if not card.is_file():
+        return ""
+    found = dict(re.findall(r"^(license|license_name|license_link): *(.+)$", card.read_text(encoding="utf-8"), re.M))
+    return f": {', '.join(found.values())}" if found else ""
