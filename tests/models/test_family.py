@@ -149,7 +149,7 @@ def test_another_vae(model, tmp_path):
 
 def test_wrong_folders(model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"unknown model family 'sd9'; did you mean sd3\? valid are sd3, sdxl, sit"):
+    with pytest.raises(ValueError, match=r"unknown model family 'sd9'; did you mean sd3\? Valid are sd3, sdxl, sit"):
         dmdr_models.load("sd9", model)
     with pytest.raises(FileNotFoundError, match="no model folder"):
         dmdr_models.load("sit", tmp_path / "none")

@@ -90,7 +90,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("data.column=text", "data.column: has no effect without data.prompts; give both, or leave it out"),
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
-        ("model.family=sd2", "model.family: 'sd2' is unknown; did you mean sd3?"),
+        ("model.family=sd2", "model.family: unknown model family 'sd2'; did you mean sd3?"),
         # combinations
         ("objectives.1.kind=grpo", "objectives.1.kind: unknown kind of objective 'grpo'; did you mean srpo?"),
         (

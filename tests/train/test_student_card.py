@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.reporting.student_export import sampling_settings, usage
+from dmdr_train.reporting.model_card import sampling_settings, usage
 
 
 class Told:
