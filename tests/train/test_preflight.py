@@ -10,6 +10,7 @@ import pytest
 from dmdr_models import registry
 from dmdr_train.base.errors import UserError
 from dmdr_train.data.embedding_cache import prepare
+from dmdr_train.objectives.refl import ReFL
 from dmdr_train.recipe.load import apply_override, parse_recipe
 from dmdr_train.run import preflight
 
@@ -82,6 +83,16 @@ def test_a_mistake_is_named(recipe: dict[str, Any], changes: list[str], line: st
     with pytest.raises(UserError) as caught:
         preflight.check(parse_recipe(recipe), 1)
     assert str(caught.value).startswith(line)
+
+
+def test_a_reward_without_gradient_goes_with_an_objective_that_needs_none(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_override(recipe, "objectives.1.reward={name: ocr, checkpoint: a model}")
+    with pytest.raises(UserError, match="ocr has no gradient, which refl needs"):
+        preflight.check(parse_recipe(recipe), 1)
+    monkeypatch.setattr(ReFL, "needs", frozenset({"reward"}))
+    preflight.check(parse_recipe(recipe), 1)
 
 
 BARE = """
