@@ -110,17 +110,7 @@ def sd3(
         for suffix, tokenizer in zip(("", "_2"), tokenizers, strict=True):
             parts[f"tokenizer{suffix}"] = tokenizer
             parts[f"text_encoder{suffix}"] = transformers.CLIPTextModelWithProjection(_clip_config(tokenizer))
-        parts["text_encoder_3"] = transformers.T5EncoderModel(
-            transformers.T5Config(
-                vocab_size=len(parts["tokenizer_3"]),
-                d_model=t5_width,
-                d_kv=8,
-                d_ff=t5_width,
-                num_layers=1,
-                num_heads=2,
-                feed_forward_proj="gated-gelu",
-            )
-        )
+        parts["text_encoder_3"] = transformers.T5EncoderModel(_t5_config(parts["tokenizer_3"], t5_width))
         parts["vae"] = _vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, quant=False)
         parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=shift)
         pipeline: Any = StableDiffusion3Pipeline(**parts)
@@ -170,6 +160,8 @@ def sdxl(
             projection_class_embeddings_input_dim=CLIP_WIDTH + 6 * time_width,
         )
         first, second = map(_clip_config, tokenizers)
+        schedule: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        schedule |= {"timestep_spacing": "leading", "steps_offset": 1}
         pipeline: Any = StableDiffusionXLPipeline(
             vae=_vae(latent_channels=4, scaling_factor=0.13025),
             text_encoder=transformers.CLIPTextModel(first),
@@ -177,13 +169,7 @@ def sdxl(
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
             unet=unet,
-            scheduler=EulerDiscreteScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                timestep_spacing="leading",
-                steps_offset=1,
-            ),
+            scheduler=EulerDiscreteScheduler(**schedule),
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=False,
         )
@@ -271,6 +257,13 @@ def _clip_config(tokenizer: Any) -> Any:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def _t5_config(tokenizer: Any, width: int) -> Any:
+    from transformers import T5Config
+
+    sizes: dict[str, Any] = {"d_model": width, "d_kv": 8, "d_ff": width, "num_layers": 1, "num_heads": 2}
+    return T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes)
 
 
 def _t5_tokenizer(folder: Path) -> Any:
