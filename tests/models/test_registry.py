@@ -12,6 +12,7 @@ import pytest
 import torch
 from dmdr_models import registry
 from dmdr_models.drawing.own_sampler import OwnSampler
+from dmdr_models.families.network_students import NetworkStudents
 from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.fingerprints import network_fingerprint
@@ -285,6 +286,15 @@ def test_the_shift_is_the_familys_own_unless_given(site: Path, sd3_model: Path, 
     own, three, one = (pixels(tmp_path / f"{name}.png") for name in ("own", "three", "one"))
     assert (own == three).all()
     assert (own != one).any()
+
+
+def test_a_student_of_texts_without_a_pipeline(sd3, tmp_path: Path) -> None:
+    """It lacks the text encoders, so that its card names the model, too."""
+    students = NetworkStudents(sd3)
+    assert students.sampling == {"size": 32, "max_tokens": 128}
+    told = students.usage(tmp_path, {}, device="cuda", dtype="bfloat16")
+    asked = f'--model {sd3.path} --weights {tmp_path} "a photo of a fox in the snow" --device cuda --dtype bf16'
+    assert told == f"    dmdr-generate --family sd3 {asked} -o fox.png\n"
 
 
 def test_a_layout_is_read_in_order() -> None:

@@ -1,4 +1,4 @@
-"""How a student is saved whose network no pipeline of diffusers knows: as a model folder of its own."""
+"""How a student is saved if no pipeline of diffusers knows its network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,10 @@ FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class NetworkStudents:
-    """The network, in a folder that `dmdr-generate --model` opens; see `dmdr_models.families.protocols.Students`.
+    """Writes the network; see `dmdr_models.families.protocols.Students`.
+
+    `dmdr-generate --model` opens the folder of a student for class labels. A student for texts takes the text encoders
+    of the model that it was made from, and is opened with `--weights`.
 
     Args:
         family: a `dmdr_models.families.network_family.NetworkFamily`.
@@ -26,7 +29,9 @@ class NetworkStudents:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return {} if self.family.layout.takes == "labels" else {"size": self.family.size[0]}
+        if self.family.layout.takes == "labels":
+            return {}
+        return {"size": self.family.size[0], "max_tokens": getattr(self.family, "max_tokens", None)}
 
     def save(self, network: nn.Module, folder: Path) -> None:
         network.save_pretrained(folder / self.family.layout.network_part)  # type: ignore[operator]
@@ -45,11 +50,11 @@ class NetworkStudents:
         device: str = "cpu",
         dtype: str = "float32",
     ) -> str:
-        asked = "--classes 0,1" if self.family.layout.takes == "labels" else '"a photo of a fox in the snow"'
-        options = flags(device, dtype)
-        return (
-            f"    dmdr-generate --family {self.family.layout.name} --model {folder} {asked}{options} -o pictures.png\n"
-        )
+        layout, options = self.family.layout, flags(device, dtype)
+        if layout.takes == "labels":
+            return f"    dmdr-generate --family {layout.name} --model {folder} --classes 0,1{options} -o pictures.png\n"
+        own = f'--model {self.family.path} --weights {folder} "a photo of a fox in the snow"'
+        return f"    dmdr-generate --family {layout.name} {own}{options} -o fox.png\n"
 
 
 def flags(device: str, dtype: str) -> str:

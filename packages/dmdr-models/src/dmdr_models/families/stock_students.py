@@ -20,10 +20,6 @@ class StockStudents(NetworkStudents):
     keeps_lora = True
     pipeline_class: Any
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        return {"size": self.family.size[0], "max_tokens": getattr(self.family, "max_tokens", None)}
-
     def save_lora(self, network: LoRANetwork, folder: Path) -> None:
         """Write an adapter twice into `folder`, each with its rank and alpha.
 
