@@ -261,7 +261,7 @@ def run() -> Target:
 
 def checkpoint() -> Target:
     """The manifest and the recipe of a checkpoint that a run is to go on from."""
-    from dmdr_rewards.untrusted import from_json
+    from dmdr_rewards.base.safe_reading import from_json
     from dmdr_train.base.atomic_files import fingerprint
     from dmdr_train.checkpoint.find import find_checkpoint
     from dmdr_train.checkpoint.manifest import ALWAYS, read_manifest, signed
@@ -358,10 +358,10 @@ ROW = {
 
 def scores() -> Target:
     """An output of dmdr-score that a run goes on with, and its journal."""
-    from dmdr_rewards.score_command import _print_summary, parse_rewards
-    from dmdr_rewards.score_data import Item
-    from dmdr_rewards.score_page import write_page
-    from dmdr_rewards.score_table import Columns, ScoreTable
+    from dmdr_rewards.score.command import _print_summary, parse_rewards
+    from dmdr_rewards.score.output import Columns, ScoreTable
+    from dmdr_rewards.score.page import write_page
+    from dmdr_rewards.score.sources import Item
 
     columns = Columns(("clip",), ("dtype", "clip.sha256"))
     asked = parse_rewards(["clip"], [])
@@ -391,7 +391,7 @@ def scores() -> Target:
 
 def tables() -> Target:
     """A table of pictures, and one of prompts, that dmdr-score reads."""
-    from dmdr_rewards.score_data import find, open_picture, require, with_prompts
+    from dmdr_rewards.score.sources import find, open_picture, require, with_prompts
 
     rows = [{"file_name": "a.png", "prompt": "a cat", "label": 1}, {"image": "b/c.png", "prompt": "ä", "label": "2"}]
     lines = changed(rows).map(lambda tree: b"\n".join(map(as_json, as_list(tree))))
@@ -454,7 +454,7 @@ def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
 
     number: the seed; without one the same examples come each time.
     """
-    from dmdr_rewards import errors as score_errors
+    from dmdr_rewards.base import errors as score_errors
     from dmdr_train.base import errors as train_errors
 
     refusals = (train_errors.UserError, score_errors.UserError)

@@ -5,7 +5,7 @@ import dmdr_rewards
 import pytest
 import torch
 from dmdr_rewards import Hinge, Relative, RewardInfo, WeightedSum
-from dmdr_rewards.images import as_images
+from dmdr_rewards.pictures.images import as_images
 from torch import Tensor
 
 from .conftest import PROMPTS, eight_bit, open_clip_model

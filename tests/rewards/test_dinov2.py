@@ -8,7 +8,7 @@ import dmdr_rewards
 import pytest
 import torch
 import torch.nn.functional as F
-from dmdr_rewards import dinov2
+from dmdr_rewards.models import dinov2
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards import imagereward
+from dmdr_rewards.models import imagereward
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor

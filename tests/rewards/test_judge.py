@@ -19,8 +19,8 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards import judge
 from dmdr_rewards.cli import main
+from dmdr_rewards.judges import judge
 from PIL import Image
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -215,7 +215,7 @@ def test_the_waits_double_and_the_endpoint_may_ask_for_another(monkeypatch: pyte
     replies = [busy, busy, (429, {"Retry-After": "7"}, b""), (429, {"Retry-After": "9999"}, b""), says("4")]
     with serving(in_turn(*replies)) as server:
         reward = create("vlm-judge", server.url, backoff=0.5)
-        monkeypatch.setattr("dmdr_rewards.chat.time.sleep", waits.append)
+        monkeypatch.setattr("dmdr_rewards.judges.endpoint.time.sleep", waits.append)
         assert reward.score(grey(0), ["a"]).tolist() == [4.0]
     assert waits == [0.5, 1.0, 7.0, 60.0]
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dmdr_rewards.cli import main
-from dmdr_rewards.score_command import Asked, parse_rewards
+from dmdr_rewards.score.command import Asked, parse_rewards
 from PIL import Image
 
 PLUGIN = '''
@@ -28,7 +28,7 @@ import time
 import numpy as np
 import torch
 from dmdr_rewards import RewardInfo
-from dmdr_rewards.images import as_images
+from dmdr_rewards.pictures.images import as_images
 
 
 class Redness:
@@ -122,7 +122,7 @@ def test_rows_hold_what_the_rewards_say(home: Path, capsys: pytest.CaptureFixtur
         assert row["class-label"] == pytest.approx(classifier.score([file], [number % 7]).item(), abs=1e-5)
         assert row["redness"] == pytest.approx(redness.score([file], [row["prompt"]]).item(), abs=1e-6)
         assert row["total"] == row["class-label"] - 0.5 * row["redness"]
-        assert row["class-label.sha256"] == dmdr_rewards.weights.sha256("classifier")
+        assert row["class-label.sha256"] == dmdr_rewards.networks.checkpoint_files.sha256("classifier")
         assert row["class-label.preprocess"] == classifier.info.preprocess
         assert row["redness.sha256"] is None
         assert (row["redness.preprocess"], row["dtype"]) == ("none", "float32")
@@ -199,7 +199,7 @@ def test_strict_also_minds_the_errors_of_an_interrupted_run(
 
     Path("pictures/06.png").write_bytes(b"no picture")
     with monkeypatch.context() as patch:
-        patch.setattr("dmdr_rewards.score_table.ScoreTable.finish", interrupt)
+        patch.setattr("dmdr_rewards.score.output.ScoreTable.finish", interrupt)
         with pytest.raises(SystemExit) as stop:
             run(*CLASSES)
     assert stop.value.code == 130

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dmdr_rewards import RewardInfo, TowerReward
-from dmdr_rewards.text_cache import TextCache
+from dmdr_rewards.prompts.text_cache import TextCache
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.objectives.loss_weight import Weight
 from dmdr_train.objectives.registry import make_reward

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import dmdr_rewards
 import torch
-from dmdr_rewards.mlp import mlp
-from dmdr_rewards.towers import open_clip_config
+from dmdr_rewards.networks.clip_towers import open_clip_config
+from dmdr_rewards.networks.score_head import mlp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

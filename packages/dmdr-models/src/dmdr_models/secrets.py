@@ -1,6 +1,6 @@
 """Secrets stay in the environment: error lines and tracebacks of `dmdr-generate` do not show them.
 
-All of this is also in `dmdr_rewards.secrets`, word for word: neither package needs the other. Imports no torch.
+All of this is also in `dmdr_rewards.base.secrets`, word for word: neither package needs the other. Imports no torch.
 """
 
 import os

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dmdr_rewards.errors import USER_ERROR, naming, plain_warnings, user_errors
-from dmdr_rewards.secrets import redact_tracebacks, redacted
+from dmdr_rewards.base.errors import USER_ERROR, naming, plain_warnings, user_errors
+from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
 _COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
   list                     the rewards: what they score, their prompts, their licence
@@ -85,14 +85,14 @@ def _score(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
 
-    from dmdr_rewards.score_command import score
+    from dmdr_rewards.score.command import score
 
     score(options)
 
 
 def _list(arguments: Sequence[str]) -> None:
     _Parser(prog="dmdr-score list", description="The rewards that are built in or installed.").parse_args(arguments)
-    from dmdr_rewards.registry import available, describe
+    from dmdr_rewards.interface.registry import available, describe
 
     rows = [("name", "prompt", "licence", "score")]
     for name in available():
@@ -111,7 +111,7 @@ def _info(arguments: Sequence[str]) -> None:
     parser = _Parser(prog="dmdr-score info", description="All that is known about a reward, without loading it.")
     parser.add_argument("name", metavar="NAME")
     name = parser.parse_args(arguments).name
-    from dmdr_rewards.registry import describe
+    from dmdr_rewards.interface.registry import describe
 
     with naming("NAME"):
         info = describe(name)
@@ -128,7 +128,7 @@ def _verify(arguments: Sequence[str]) -> None:
     parser.add_argument("--tensors", action="store_true", help="also print the name, type and shape of each tensor")
     options = parser.parse_args(arguments)
 
-    from dmdr_rewards.verify import verify
+    from dmdr_rewards.score.verify import verify
 
     verify(options.name, options.checkpoint, options.option, options.tensors)
 

@@ -5,7 +5,7 @@
     srpo = Relative(hps, ["Realistic", "Detailed"], ["Painting", "Oil"], generator=generator)
 
 Each of them is a `Reward` and can be part of another. What their parts have in common is computed once: resized pixels,
-and the features of equal towers (`dmdr_rewards.sharing`). Gradients pass through all of them.
+and the features of equal towers (`dmdr_rewards.pictures.batch`). Gradients pass through all of them.
 """
 
 import math
@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmdr_rewards.images import Images
-from dmdr_rewards.info import RewardInfo
-from dmdr_rewards.prompts import as_texts
-from dmdr_rewards.registry import create
-from dmdr_rewards.reward import Reward, TowerReward
-from dmdr_rewards.sharing import Shared
+from dmdr_rewards.interface.info import RewardInfo
+from dmdr_rewards.interface.registry import create
+from dmdr_rewards.interface.reward import Reward, TowerReward
+from dmdr_rewards.pictures.batch import Shared
+from dmdr_rewards.pictures.images import Images
+from dmdr_rewards.prompts.texts import as_texts
 
 
 class Weighted(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dmdr_rewards.secrets import redact_tracebacks, redacted
+from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
 from dmdr_train.base.errors import EXIT_CODE, user_errors
 from dmdr_train.distributed.slurm import join_step

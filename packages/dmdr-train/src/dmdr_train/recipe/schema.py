@@ -8,7 +8,7 @@ import difflib
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from dmdr_rewards.secrets import ADVICE, secret_in
+from dmdr_rewards.base.secrets import ADVICE, secret_in
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")

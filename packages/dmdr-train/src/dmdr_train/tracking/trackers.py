@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dmdr_rewards.secrets import redacted
-from dmdr_rewards.untrusted import from_json
+from dmdr_rewards.base.safe_reading import from_json
+from dmdr_rewards.base.secrets import redacted
 from PIL import Image
 from tqdm import tqdm
 

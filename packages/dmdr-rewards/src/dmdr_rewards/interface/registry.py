@@ -1,0 +1,117 @@
+"""Rewards by name. A reward is an entry point `name = "module:factory"`, built in or of an installed package.
+
+A package adds one by declaring it in the group `dmdr_rewards` of its pyproject.toml:
+
+    [project.entry-points.dmdr_rewards]
+    sharpness = "my_package:Sharpness"
+
+The factory is called as `factory(checkpoint=…, device=…, dtype=…, **options)`, without `checkpoint` where the caller
+gave none, and returns a `Reward`. An attribute `info` of the factory, where it has one, is what `describe` returns; of
+the built-in rewards that is `dmdr_rewards.interface.info.BUILT_IN`.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from dmdr_rewards.interface.reward import Reward
+
+GROUP = "dmdr_rewards"
+
+_BUILT_IN = (
+    EntryPoint("aesthetic", "dmdr_rewards.models.aesthetic:reward", GROUP),
+    EntryPoint("class-label", "dmdr_rewards.models.class_label:from_folder", GROUP),
+    EntryPoint("clip", "dmdr_rewards.models.clip:clip", GROUP),
+    EntryPoint("dfn-clip", "dmdr_rewards.models.clip:dfn_clip", GROUP),
+    EntryPoint("dinov2", "dmdr_rewards.models.dinov2:reward", GROUP),
+    EntryPoint("hpsv2.1", "dmdr_rewards.models.hpsv2:reward", GROUP),
+    EntryPoint("imagereward", "dmdr_rewards.models.imagereward:reward", GROUP),
+    EntryPoint("ocr", "dmdr_rewards.judges.judge:OCR", GROUP),
+    EntryPoint("pickscore", "dmdr_rewards.models.pickscore:reward", GROUP),
+    EntryPoint("vlm-judge", "dmdr_rewards.judges.judge:Rating", GROUP),
+    EntryPoint("vqascore", "dmdr_rewards.judges.judge:VQAScore", GROUP),
+)
+
+
+def available() -> list[str]:
+    """Names that `create` knows, sorted: the built-in rewards and those of installed packages."""
+    return sorted({entry.name for entry in _entries()})
+
+
+def create(
+    name: str,
+    checkpoint: str | PathLike[str] | None = None,
+    device: "str | torch.device" = "cpu",
+    dtype: "torch.dtype | None" = None,
+    preprocess: Literal["reference", "dmdr"] | None = None,
+    **options: Any,
+) -> "Reward":
+    """Load the reward called `name`.
+
+    checkpoint  local file or folder, in the format the reward's own docstring describes
+    device      where the weights live and the scores are computed
+    dtype       precision of the networks, float32 if not given: bfloat16 and float16 run them under autocast, float64
+                throughout
+    preprocess  "reference", what a built-in reward does by default: as the official implementation; or "dmdr", as
+                DMDR's authors do: pictures are squashed, for every reward
+    options     the reward's own, see its docstring
+
+    Raises ValueError for an unknown name, for a name that two packages claim, for a missing checkpoint, and for an
+    option that the reward does not have; the reward raises ValueError for a checkpoint it cannot use.
+    """
+    import torch
+
+    factory = _find(name).load()
+    arguments: dict[str, Any] = {"device": device, "dtype": torch.float32 if dtype is None else dtype, **options}
+    arguments |= {"checkpoint": checkpoint} if checkpoint is not None else {}
+    arguments |= {"preprocess": preprocess} if preprocess is not None else {}
+    _check_arguments(name, factory, arguments)
+    return factory(**arguments)
+
+
+def describe(name: str) -> RewardInfo:
+    """What is known of the reward called `name` before a checkpoint is loaded.
+
+    Raises ValueError for an unknown name, and for a third party's factory without that attribute.
+    """
+    entry = _find(name)
+    if entry in _BUILT_IN:
+        return BUILT_IN[name]
+    factory = entry.load()
+    info = getattr(factory, "info", None)
+    if not isinstance(info, RewardInfo):
+        raise ValueError(
+            f"reward {name!r} has no description of its own: its factory {factory} needs an attribute info"
+        )
+    return info
+
+
+def _entries() -> list[EntryPoint]:
+    return [*_BUILT_IN, *entry_points(group=GROUP)]
+
+
+def _find(name: str) -> EntryPoint:
+    found = {entry.value: entry for entry in _entries() if entry.name == name}
+    if not found:
+        names = available()
+        nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown reward {name!r}: did you mean {nearest!r}? Available: {', '.join(names)}")
+    if len(found) > 1:
+        raise ValueError(f"reward {name!r} is claimed by {' and '.join(sorted(found))}: uninstall one of them")
+    return next(iter(found.values()))
+
+
+def _check_arguments(name: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"reward {name!r}: {error}; it takes {', '.join(signature.parameters)}") from None
