@@ -1,6 +1,11 @@
-"""A mistake in what was typed: one line that names the option, the value and the fix, and exit code 2.
+"""The errors of this package, and how `dmdr-score` reports them: one line on stderr, and an exit code.
 
-Warnings are a line each as well.
+    RewardError              base class, a ValueError
+    ├── UserError            a mistake in what was typed; exit code 2
+    │   └── StoppedError     the run began and cannot continue; exit code 1
+    └── UnansweredError      an endpoint gave no score for one picture
+
+Functions that are called from Python raise plain ValueErrors for arguments that they refuse.
 """
 
 import sys
@@ -11,13 +16,17 @@ from contextlib import contextmanager
 from dmdr_rewards.base.secrets import redacted
 
 USER_ERROR = 2
-"""Exit code: the command cannot run as it was typed. Nothing was loaded or changed."""
+"""Exit code: the command cannot run as typed. Nothing was loaded or changed."""
 STOPPED = 1
-"""Exit code: the run began and could not go on. What was scored is kept, and the same command goes on from there."""
+"""Exit code: the run began and cannot continue. Finished scores are kept, and the same command continues from them."""
 
 
-class UserError(ValueError):
-    """`UserError("--prompts", "prompts.csv has no column prompt")`."""
+class RewardError(ValueError):
+    """Base class of the errors of this package."""
+
+
+class UserError(RewardError):
+    """`UserError("--prompts", "prompts.csv has no column prompt")`: the option or argument, then value and fix."""
 
     exit_code = USER_ERROR
 
@@ -26,14 +35,18 @@ class UserError(ValueError):
 
 
 class StoppedError(UserError):
-    """The run ends here, after it has begun."""
+    """The run has begun and cannot continue."""
 
     exit_code = STOPPED
 
 
+class UnansweredError(RewardError):
+    """An endpoint answers, but gave no score for this picture. Other pictures may get one."""
+
+
 @contextmanager
 def naming(key: str, kind: type[UserError] = UserError) -> Iterator[None]:
-    """Give what a ValueError or an OSError refuses the option that it came from, as a UserError of this kind."""
+    """Turn a ValueError or an OSError into a UserError of this kind that names the option it came from."""
     try:
         yield
     except UserError:
@@ -44,7 +57,7 @@ def naming(key: str, kind: type[UserError] = UserError) -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a UserError into its one line on stderr and its exit code; any other exception is ours."""
+    """Report a UserError as one line on stderr and exit with its code. Other exceptions are bugs and pass through."""
     try:
         yield
     except UserError as error:
@@ -54,7 +67,7 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print a warning as its one line, without the place in our code."""
+    """Print each warning as one line, without the source line it comes from."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"warning: {redacted(str(message))}\n"
     try:

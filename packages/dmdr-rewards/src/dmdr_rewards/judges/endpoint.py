@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dmdr_rewards.base.errors import UnansweredError
 from dmdr_rewards.base.secrets import redacted, secret_in
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -27,10 +28,6 @@ class Answer(NamedTuple):
 
     text: str
     logprobs: list[dict[str, Any]]
-
-
-class UnansweredError(ValueError):
-    """This picture got no score from an endpoint that is there; another may."""
 
 
 class Endpoint:

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dmdr_rewards.base.errors import UnansweredError
 from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
-from dmdr_rewards.judges.endpoint import Endpoint, UnansweredError
+from dmdr_rewards.judges.endpoint import Endpoint
 from dmdr_rewards.pictures.images import Images, as_pictures
 from dmdr_rewards.prompts.texts import as_texts
 
