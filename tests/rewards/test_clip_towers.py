@@ -8,7 +8,7 @@ import dmdr_rewards
 import pytest
 import torch
 from dmdr_rewards.networks import checkpoint_files, clip_towers
-from dmdr_rewards.networks.frozen_network import Frozen
+from dmdr_rewards.networks.frozen_network import FrozenNetwork
 
 from .conftest import TINY_CLIP, eight_bit, open_clip_model
 from .test_checkpoint_files import Trojan
@@ -139,7 +139,7 @@ def test_features_made_under_inference_mode_do_not_stay_in_training(clip_file: P
 
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dtype torch\.int8: choose one of torch\.float32"):
-        Frozen(torch.nn.Identity(), "cpu", torch.int8)
+        FrozenNetwork(torch.nn.Identity(), "cpu", torch.int8)
 
 
 def test_nothing_is_downloaded(clip_file: Path, clip_json: Path, monkeypatch: pytest.MonkeyPatch) -> None:

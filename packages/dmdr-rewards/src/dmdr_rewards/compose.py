@@ -20,7 +20,7 @@ from torch import Tensor
 from dmdr_rewards.interface.info import RewardInfo
 from dmdr_rewards.interface.registry import create
 from dmdr_rewards.interface.reward import Reward, TowerReward
-from dmdr_rewards.pictures.batch import Shared
+from dmdr_rewards.pictures.batch import PictureBatch
 from dmdr_rewards.pictures.images import Images
 from dmdr_rewards.prompts.texts import as_texts
 
@@ -58,18 +58,18 @@ class WeightedSum:
             self.rewards[name], self.weights[name] = reward, weight
         self.info = _info_of_sum(self.rewards, self.weights)
 
-    def __call__(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Weighted:
+    def __call__(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Weighted:
         """B pictures under B prompts -> the sum and its parts, each float32 Tensor[B].
 
         Raises what the rewards raise.
         """
-        shared = Shared.of(images)
+        shared = PictureBatch.of(images)
         parts = {name: _score(reward, shared, prompts) for name, reward in self.rewards.items()}
         total = sum(weight * parts[name] for name, weight in self.weights.items())
         assert isinstance(total, Tensor)
         return Weighted(total, parts)
 
-    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+    def score(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Tensor:
         """The sum alone, float32 Tensor[B]."""
         return self(images, prompts).total
 
@@ -90,9 +90,9 @@ class Hinge:
             range=(max(margin - high, 0.0), max(margin - low, 0.0)),
         )
 
-    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+    def score(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Tensor:
         """B pictures under B prompts -> relu(margin − score), float32 Tensor[B]."""
-        return F.relu(self.margin - _score(self.reward, Shared.of(images), prompts))
+        return F.relu(self.margin - _score(self.reward, PictureBatch.of(images), prompts))
 
 
 class Relative:
@@ -142,10 +142,10 @@ class Relative:
             range=bounds,
         )
 
-    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+    def score(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Tensor:
         """B pictures under B texts -> float32 Tensor[B]. Draws one adjective of each kind."""
         texts = as_texts(prompts)
-        shared = Shared.of(images)
+        shared = PictureBatch.of(images)
         k = self.k(self.step) if callable(self.k) else self.k
         positive, negative = (
             _score(self.reward, shared, [self.template.format(adjective=adjective, prompt=text) for text in texts])
@@ -159,7 +159,7 @@ class Relative:
         return adjectives[int(torch.randint(len(adjectives), (), generator=self.generator))]
 
 
-def _score(reward: Reward, shared: Shared, prompts: Tensor | Sequence[Any]) -> Tensor:
+def _score(reward: Reward, shared: PictureBatch, prompts: Tensor | Sequence[Any]) -> Tensor:
     """Rewards of third parties know pictures only."""
     if isinstance(reward, (TowerReward, WeightedSum, Hinge, Relative)):
         return reward.score(shared, prompts)

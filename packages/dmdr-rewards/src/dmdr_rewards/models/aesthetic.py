@@ -25,8 +25,8 @@ from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.models.clip import shorter_side
 from dmdr_rewards.networks import checkpoint_files
 from dmdr_rewards.networks.clip_towers import Towers, open_clip_config, open_clip_towers, transformers_towers
-from dmdr_rewards.networks.frozen_network import Frozen, precision
-from dmdr_rewards.networks.score_head import mlp
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, precision
+from dmdr_rewards.networks.score_head import score_head
 from dmdr_rewards.pictures.preprocess import Preprocess, chosen
 
 _HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -70,7 +70,7 @@ class Aesthetic(TowerReward):
 
     def __init__(self, towers: Towers, head: nn.Module, preprocess: Preprocess) -> None:
         self.towers, self.tower, self.preprocess = towers, towers.image, preprocess
-        self._head = Frozen(head, self.tower.device, precision(self.tower.dtype))
+        self._head = FrozenNetwork(head, self.tower.device, precision(self.tower.dtype))
         self.info = replace(BUILT_IN["aesthetic"], image_size=preprocess.image_size, preprocess=str(preprocess))
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
@@ -85,6 +85,6 @@ def _head(path: Path) -> nn.Module:
     first = tensors.get("layers.0.weight")
     inputs = first.shape[-1] if first is not None and first.ndim else 0
     with torch.device("meta"):
-        head = nn.ModuleDict({"layers": mlp(inputs)})
+        head = nn.ModuleDict({"layers": score_head(inputs)})
     checkpoint_files.assign(head, tensors, path)
     return head["layers"]

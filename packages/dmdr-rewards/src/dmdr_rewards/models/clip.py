@@ -22,7 +22,7 @@ from torch import Tensor
 from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.networks.clip_towers import Towers, open_clip_config, open_clip_towers
-from dmdr_rewards.pictures.batch import Shared
+from dmdr_rewards.pictures.batch import PictureBatch
 from dmdr_rewards.pictures.images import Images
 from dmdr_rewards.pictures.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, chosen
 from dmdr_rewards.prompts.texts import as_texts
@@ -39,9 +39,9 @@ class ClipReward(TowerReward):
         self.scale = scale
         self.info = replace(info, range=(-scale, scale), image_size=preprocess.image_size, preprocess=str(preprocess))
 
-    def encode_image(self, images: "Images | Shared") -> Tensor:
+    def encode_image(self, images: "Images | PictureBatch") -> Tensor:
         """B pictures -> their embeddings of unit length, Tensor[B, D] with gradient."""
-        return F.normalize(Shared.of(images).features(self), dim=-1)
+        return F.normalize(self.features_of(images), dim=-1)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """B texts -> their embeddings of unit length, Tensor[B, D] without gradient."""

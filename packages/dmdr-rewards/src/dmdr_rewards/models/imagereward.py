@@ -30,8 +30,8 @@ from dmdr_rewards.interface.info import BUILT_IN
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.models.clip import shorter_side
 from dmdr_rewards.networks import checkpoint_files
-from dmdr_rewards.networks.frozen_network import Frozen, precision, recompute
-from dmdr_rewards.networks.score_head import mlp
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, precision, recompute
+from dmdr_rewards.networks.score_head import score_head
 from dmdr_rewards.pictures.preprocess import Preprocess, chosen
 from dmdr_rewards.prompts.wordpiece import WordPiece
 
@@ -117,10 +117,10 @@ class _Networks:
             recompute(image.blocks)
         text = network["blip"]["text_encoder"]
         self.image_size, self.words = image.patch_embed.img_size, text.config.vocab_size
-        self.image = Frozen(image, device, dtype)
+        self.image = FrozenNetwork(image, device, dtype)
         # A tenth of the work, and most of what bfloat16 would change in the score.
-        self.text = Frozen(_ClassToken(text), device, precision(dtype))
-        self.mlp = Frozen(network["mlp"]["layers"], device, precision(dtype))
+        self.text = FrozenNetwork(_ClassToken(text), device, precision(dtype))
+        self.mlp = FrozenNetwork(network["mlp"]["layers"], device, precision(dtype))
 
 
 class _ClassToken(nn.Module):
@@ -140,7 +140,7 @@ def _network(tensors: Mapping[str, Tensor], path: Path) -> Any:
     try:
         with torch.device("meta"):
             blip = {"visual_encoder": _vision(tensors), "text_encoder": _text(tensors)}
-            layers = mlp(blip["text_encoder"].config.hidden_size)
+            layers = score_head(blip["text_encoder"].config.hidden_size)
             network = nn.ModuleDict({"blip": nn.ModuleDict(blip), "mlp": nn.ModuleDict({"layers": layers})})
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"checkpoint {path} is no ImageReward.pt: cannot read its dimensions off {error}") from error

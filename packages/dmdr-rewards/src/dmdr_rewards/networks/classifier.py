@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dmdr_rewards.networks import checkpoint_files
-from dmdr_rewards.networks.frozen_network import Frozen, precision
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, precision
 from dmdr_rewards.pictures.images import Images
 from dmdr_rewards.pictures.preprocess import Preprocess, chosen
 from dmdr_rewards.pictures.preprocess import from_folder as preprocess_of
@@ -24,7 +24,7 @@ class Classified(NamedTuple):
 
 
 class ImageClassifier:
-    """Frozen network and linear head. Gradients reach the pixels, never the weights.
+    """FrozenNetwork network and linear head. Gradients reach the pixels, never the weights.
 
     `tower` maps preprocessed pixels to features Tensor[B, F] and runs under autocast in `dtype`; `head` and everything
     after it stay in float32, where sums of exponentials are safe. With `dtype` float64 all of it is float64, for
@@ -43,8 +43,8 @@ class ImageClassifier:
     ) -> None:
         self.preprocess = preprocess
         self.num_features, self.num_classes = head.in_features, head.out_features
-        self.tower = Frozen(body, device, dtype)
-        self.head = Frozen(head, device, precision(dtype))
+        self.tower = FrozenNetwork(body, device, dtype)
+        self.head = FrozenNetwork(head, device, precision(dtype))
 
     @classmethod
     def from_folder(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmdr_rewards.networks import checkpoint_files
-from dmdr_rewards.networks.frozen_network import Frozen, recompute
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, recompute
 from dmdr_rewards.prompts.text_cache import TextCache
 from dmdr_rewards.prompts.texts import Truncation
 
@@ -50,7 +50,7 @@ class Towers:
         device: str | torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.image = Frozen(image, device, dtype)
+        self.image = FrozenNetwork(image, device, dtype)
         self.image_size = image_size
         self.logit_scale = float(logit_scale.detach().double().exp())
         self.texts = TextCache(self._embed)
@@ -58,9 +58,9 @@ class Towers:
         self._tokenize = tokenize
 
     @functools.cached_property
-    def _text(self) -> Frozen:
+    def _text(self) -> FrozenNetwork:
         # Moved to the device when first needed: some rewards never read the prompt.
-        return Frozen(self._text_module, self.image.device, self.image.dtype)
+        return FrozenNetwork(self._text_module, self.image.device, self.image.dtype)
 
     def _embed(self, prompts: list[str]) -> Tensor:
         tokens = [part.to(self.image.device) for part in self._tokenize(prompts)]

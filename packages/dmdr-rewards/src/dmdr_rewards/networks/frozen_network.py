@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Frozen:
+class FrozenNetwork:
     """A network with frozen weights, run under autocast in `dtype`.
 
     Weights and results have `precision`: float64 with `dtype` float64, for tests of gradients, and float32 otherwise,

@@ -5,7 +5,7 @@ from torch import nn
 _LINEARS = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # place in the released nn.Sequential -> width
 
 
-def mlp(inputs: int) -> nn.Sequential:
+def score_head(inputs: int) -> nn.Sequential:
     """Linear layers inputs-1024-128-64-16-1 without activations, under their released names "0", "2", "4", "6", "7".
 
     In between lay the dropouts of its training.

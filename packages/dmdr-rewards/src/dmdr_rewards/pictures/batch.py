@@ -1,48 +1,43 @@
-"""Work on a batch of pictures that several rewards have in common, done once."""
+"""A batch of pictures, on which work that several rewards need is done once."""
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmdr_rewards.pictures.images import Images, as_pictures, size
-
-if TYPE_CHECKING:
-    from dmdr_rewards.interface.reward import TowerReward
-    from dmdr_rewards.pictures.preprocess import Preprocess
+from dmdr_rewards.pictures.preprocess import Preprocess
 
 
-class Shared:
-    """A batch of pictures that remembers its resized pixels and its features, for as long as it lives.
+class PictureBatch:
+    """Pictures that remember the pixels and the features computed from them, for as long as the batch lives.
 
-    Built-in rewards take it in place of pictures. Resized pixels are shared by rewards that resize and crop these
-    pictures alike, even if they normalise them differently; features by rewards with the same tower and preprocessing.
+    Built-in rewards accept a batch in place of pictures. Rewards that resize and crop these pictures alike share the
+    resized pixels, even if they normalise them differently. Rewards with the same tower and the same preprocessing
+    share the features.
     """
 
     def __init__(self, images: Images) -> None:
         self.images = images
-        self._done: dict[Hashable, Any] = {}
+        self._results: dict[Hashable, Any] = {}
 
     @classmethod
-    def of(cls, images: "Images | Shared") -> "Shared":
-        """`images` itself, if it is one."""
-        return images if isinstance(images, Shared) else cls(images)
+    def of(cls, images: "Images | PictureBatch") -> "PictureBatch":
+        """The batch of these pictures; `images` itself if it is one."""
+        return images if isinstance(images, PictureBatch) else cls(images)
 
-    def pixels(self, preprocess: "Preprocess", device: torch.device, dtype: torch.dtype) -> Tensor:
+    def pixels(self, preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`preprocess.pixels` of these pictures."""
-        pictures = self._once("pictures", lambda: as_pictures(self.images))
+        pictures = self.once("pictures", lambda: as_pictures(self.images))
         sizes = [tuple(pictures.shape[-2:])] if isinstance(pictures, Tensor) else [size(each) for each in pictures]
         plans = tuple(preprocess.plan(*each) for each in sizes)
         key = (plans, preprocess.eight_bit and not isinstance(pictures, Tensor), device, dtype)
-        resized = self._once(key, lambda: preprocess.resized(pictures, device, dtype))
-        return self._once((key, preprocess.mean, preprocess.std), lambda: preprocess.normalised(resized))
+        resized = self.once(key, lambda: preprocess.resized(pictures, device, dtype))
+        return self.once((key, preprocess.mean, preprocess.std), lambda: preprocess.normalised(resized))
 
-    def features(self, reward: "TowerReward") -> Tensor:
-        """`reward.features` of these pictures."""
-        return self._once((reward.tower, reward.preprocess), lambda: reward.features(reward.pixels(self)))
-
-    def _once(self, key: Hashable, work: Callable[[], Any]) -> Any:
-        if key not in self._done:
-            self._done[key] = work()
-        return self._done[key]
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """The result of `compute`, which runs only the first time that this key is given."""
+        if key not in self._results:
+            self._results[key] = compute()
+        return self._results[key]
