@@ -358,10 +358,11 @@ ROW = {
 
 def scores() -> Target:
     """An output of dmdr-score that a run goes on with, and its journal."""
-    from dmdr_rewards.score.command import _print_summary, parse_rewards
     from dmdr_rewards.score.output import Columns, ScoreTable
     from dmdr_rewards.score.page import write_page
+    from dmdr_rewards.score.reward_arguments import parse_rewards
     from dmdr_rewards.score.sources import Item
+    from dmdr_rewards.score.summary import print_summary
 
     columns = Columns(("clip",), ("dtype", "clip.sha256"))
     asked = parse_rewards(["clip"], [])
@@ -382,7 +383,7 @@ def scores() -> Target:
         table.finish(rows)
         if rows:
             with redirect_stdout(io.StringIO()):
-                _print_summary(table.path, rows, asked, 0, None)
+                print_summary(table.path, rows, asked, 0, None)
             items = [Item("a.png", folder / "a.png")] * len(rows)
             write_page(folder / "page.html", "page", rows, items, ["clip"], 10)
 
@@ -391,7 +392,8 @@ def scores() -> Target:
 
 def tables() -> Target:
     """A table of pictures, and one of prompts, that dmdr-score reads."""
-    from dmdr_rewards.score.sources import find, open_picture, require, with_prompts
+    from dmdr_rewards.score.prompts import require, with_prompts
+    from dmdr_rewards.score.sources import find, open_picture
 
     rows = [{"file_name": "a.png", "prompt": "a cat", "label": 1}, {"image": "b/c.png", "prompt": "ä", "label": "2"}]
     lines = changed(rows).map(lambda tree: b"\n".join(map(as_json, as_list(tree))))

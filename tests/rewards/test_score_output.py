@@ -5,7 +5,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from dmdr_rewards.base.errors import UserError
-from dmdr_rewards.score.output import ENDINGS, Columns, Row, ScoreTable, by_key
+from dmdr_rewards.score.output import Columns, Row, ScoreTable, by_key
+from dmdr_rewards.score.tables import ENDINGS
 
 COLUMNS = Columns(("r",), ("r.sha256", "r.preprocess"))
 MADE_BY: dict[str, str | None] = {"r.sha256": "ab", "r.preprocess": "squash"}
@@ -52,6 +53,16 @@ def test_rows_survive_in_the_journal_and_a_torn_line_does_not(tmp_path: Path) ->
     table = ScoreTable(path, COLUMNS)
     assert [each["file_name"] for each in table.done.values()] == ["a", "b", "c", "d"]
     table.finish(list(table.done.values()))
+    assert [file.name for file in tmp_path.iterdir()] == ["s.csv"]
+
+
+def test_the_journal_stays_until_the_output_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ScoreTable(tmp_path / "s.csv", COLUMNS)
+    table.append(by_key([row("a")]))
+    found = []
+    monkeypatch.setattr("dmdr_rewards.score.output.settle_names", lambda folder: found.extend(folder.iterdir()))
+    table.finish([row("a")])
+    assert {file.name for file in found} == {"s.csv", "s.csv.partial.jsonl"}
     assert [file.name for file in tmp_path.iterdir()] == ["s.csv"]
 
 

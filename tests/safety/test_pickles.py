@@ -18,7 +18,8 @@ import torch
 from dmdr_models.describe import PARTS, STATE_DICTS, check_adapter, describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
-from dmdr_rewards.score.sources import find, open_picture, with_prompts
+from dmdr_rewards.score.prompts import with_prompts
+from dmdr_rewards.score.sources import find, open_picture
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint import load
 from dmdr_train.checkpoint.load import load_weights

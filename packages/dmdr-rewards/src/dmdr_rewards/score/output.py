@@ -1,7 +1,8 @@
-"""The output of dmdr-score: one row per picture, in .parquet, .jsonl or .csv, and how a run goes on after a kill.
+"""The output of dmdr-score, one row per picture in .parquet, .jsonl or .csv, and its journal.
 
-While a run lasts, its rows are appended to a journal beside the output, OUTPUT.partial.jsonl, one line per batch; a
-last line that a kill has torn is dropped. The output itself appears in one move at the end, and the journal goes.
+During a run, rows are appended to a journal beside the output, OUTPUT.partial.jsonl, one line per batch. A run that is
+killed continues from the journal; an incomplete last line is dropped. At the end the output is written atomically and
+the journal is removed.
 """
 
 import csv
@@ -14,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dmdr_rewards.base.atomic_files import settle_names, write_whole
 from dmdr_rewards.base.errors import UserError, naming
 from dmdr_rewards.base.safe_reading import from_json
+from dmdr_rewards.score.tables import ENDINGS
 
-ENDINGS = (".parquet", ".jsonl", ".csv")
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a row holds, in order: name -> type.
+    """The columns of the output, in order.
 
-    rewards     a float column each: the raw score, None where there is none
+    rewards     float columns with the raw scores; None for a picture without a score
     provenance  text columns that say how the scores were made, the same in every row
     """
 
@@ -35,7 +37,7 @@ class Columns:
 
     @property
     def types(self) -> dict[str, type]:
-        """file_name, prompt, label, the rewards, total, error, and where the scores come from."""
+        """Name -> type: file_name, prompt, label, the rewards, total, error, and the provenance."""
         return {
             "file_name": str,
             "prompt": str,
@@ -50,7 +52,9 @@ class Columns:
 class ScoreTable:
     """The output at `path`, and its journal.
 
-    Raises UserError for another ending, and for a folder that does not exist.
+    overwrite  ignore the rows of earlier runs
+
+    Raises UserError for another ending, a folder that does not exist, and a damaged file of an earlier run.
     """
 
     def __init__(self, path: Path, columns: Columns, overwrite: bool = False) -> None:
@@ -64,10 +68,10 @@ class ScoreTable:
         if overwrite:
             self.journal.unlink(missing_ok=True)
         self.done: dict[Key, Row] = {} if overwrite else {**by_key(self._finished()), **by_key(self._journalled())}
-        """What is scored already. A finished output's failures are not among it: they are tried again."""
+        """Rows of earlier runs. Pictures with an error in a finished output are left out, so they are tried again."""
 
     def refuse_unless_made_by(self, provenance: dict[str, str | None]) -> None:
-        """Raise UserError if a row of an earlier run has other columns, or other text in these."""
+        """Raise UserError if an earlier run's row has other columns, or other values in these columns."""
         for row in self.done.values():
             if row.keys() != self.columns.types.keys():
                 self._refuse(
@@ -78,7 +82,7 @@ class ScoreTable:
                     self._refuse(f"was made with {name} {row[name]}; this run has {value}")
 
     def refuse_unless_among(self, wanted: Container[Key]) -> None:
-        """Raise UserError if an earlier run scored a picture that is not wanted, or under another prompt."""
+        """Raise UserError if an earlier run scored a picture that is not wanted, or used another prompt."""
         for key in self.done:
             if key not in wanted:
                 name, prompt, label, _ = key
@@ -86,19 +90,16 @@ class ScoreTable:
                 self._refuse(f"scores {name} under {under}, which is not among this run's pictures and prompts")
 
     def append(self, rows: dict[Key, Row]) -> None:
-        """Put the rows of a whole batch into the journal: all of them survive a kill, or none."""
+        """Append the rows of a batch to the journal. After a kill either all or none of them are there."""
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(list(rows.values())) + "\n")
         self.done.update(rows)
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """Replace the output by these rows in one move, and remove the journal."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            _WRITERS[self.path.suffix.lower()](partial, rows, self.columns.types)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write these rows to the output atomically, and remove the journal."""
+        write = _WRITERS[self.path.suffix.lower()]
+        write_whole(self.path, lambda partial: write(partial, rows, self.columns.types))
+        settle_names(self.path.parent)  # the journal must outlive the output's rename
         self.journal.unlink(missing_ok=True)
 
     def _finished(self) -> list[Row]:
@@ -127,11 +128,15 @@ class ScoreTable:
 
 
 def by_key(rows: Iterable[Row]) -> dict[Key, Row]:
-    """Rows by what identifies them: name, prompt and label, and a count where all three come again."""
+    """Rows by their identity: name, prompt and label, and a count for rows that agree in all three."""
     seen: Counter[tuple[Any, ...]] = Counter()
     found = {}
     for row in rows:
-        key = (row.get("file_name"), row.get("prompt") or "", row.get("label"))  # csv has no text that is not there
+        key = (
+            row.get("file_name"),
+            row.get("prompt") or "",
+            row.get("label"),
+        )  # csv has no None
         found[(*key, seen[key])] = row
         seen[key] += 1
     return found
@@ -152,18 +157,18 @@ def _read(path: Path, types: dict[str, type]) -> list[Row]:
             ]
     except OSError:
         raise
-    except Exception as error:  # bytes of another format make readers fail in any way
-        raise ValueError(f"{path} is no output of dmdr-score: {error}; remove it, or give another -o") from error
+    except Exception as error:  # readers raise any exception for damaged bytes
+        raise ValueError(f"{path} is not an output of dmdr-score: {error}; remove it, or give another -o") from error
 
 
 def _checked(rows: Sequence[Any], types: dict[str, type]) -> list[Row]:
-    """Rows as they come out of a file -> the same. Raises ValueError for one that holds what no run would write."""
+    """Rows of a file, unchanged. Raises ValueError for a row with a value that dmdr-score does not write."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} is no row of scores: {str(row)[:80]}")
+            raise ValueError(f"row {number} is not a row of scores: {str(row)[:80]}")
         for name, value in row.items():
             if name in types and not _fits(value, types[name]):
-                raise ValueError(f"row {number} is no row of scores, {name} is {str(value)[:80]}")
+                raise ValueError(f"row {number} is not a row of scores, {name} is {str(value)[:80]}")
     return list(rows)
 
 

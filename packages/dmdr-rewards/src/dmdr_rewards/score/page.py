@@ -1,9 +1,8 @@
-"""The page of `dmdr-score --html`: one file that needs no other, with histograms and the pictures, best first."""
+"""The page of `dmdr-score --html`: one self-contained file with histograms and the pictures, best first."""
 
 import base64
 import io
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -12,6 +11,7 @@ from string import Template
 
 import numpy as np
 
+from dmdr_rewards.base.atomic_files import write_whole
 from dmdr_rewards.score.output import Row
 from dmdr_rewards.score.sources import Item, open_picture
 
@@ -21,11 +21,11 @@ _THUMBNAIL = 320  # pixels of the longer side: sharp on the page's 220 at a disp
 def write_page(
     path: Path, title: str, rows: Sequence[Row], items: Sequence[Item], names: list[str], limit: int
 ) -> None:
-    """Write the page, in one move.
+    """Write the page atomically.
 
-    rows, items  the same pictures, scored and to look at
-    names        of the rewards; with several, the page also has and is sorted by `total`
-    limit        most pictures to show; of more, the best and the worst half of `limit`
+    rows, items  the scores and the sources of the same pictures
+    names        the rewards; with several, the page also shows `total` and is sorted by it
+    limit        maximum number of pictures; of more, the page shows the best and the worst, half of `limit` each
     """
     columns = [*(["total"] if len(names) > 1 else []), *names]
     scored = [(row, item) for row, item in zip(rows, items, strict=True) if row[columns[0]] is not None]
@@ -46,12 +46,7 @@ def write_page(
         cards="".join(_card(rank, row, item, columns) for rank, (row, item) in shown),
         failed=_failures(failed),
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
 def _facts(pictures: int, scored: int, shown: int, failed: int, limit: int) -> str:
@@ -66,7 +61,7 @@ def _facts(pictures: int, scored: int, shown: int, failed: int, limit: int) -> s
 def _histogram(name: str, values: list[float]) -> str:
     if not values:
         return f"<figure><figcaption><b>{escape(name)}</b><span>no scores</span></figcaption></figure>"
-    bins = min(40, max(8, math.ceil(2 * len(values) ** (1 / 3))))  # the Rice rule, within what reads well
+    bins = min(40, max(8, math.ceil(2 * len(values) ** (1 / 3))))  # the Rice rule, within limits that stay legible
     counts, edges = np.histogram(values, bins)
     width, height, mean = 360, 90, float(np.mean(values))
     step, low, high = width / bins, edges[0], edges[-1]
@@ -105,7 +100,7 @@ def _card(rank: int, row: Row, item: Item, columns: Sequence[str]) -> str:
 def _thumbnail(item: Item) -> str:
     try:
         picture = open_picture(item.source)
-    except ValueError:  # it could be read when it was scored
+    except ValueError:  # it was removed or changed after it was scored
         return "<span>gone</span>"
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = io.BytesIO()

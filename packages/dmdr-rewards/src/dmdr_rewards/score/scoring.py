@@ -1,4 +1,4 @@
-"""From pictures to scores: workers decode and resize, the towers see batches, the journal takes the rows."""
+"""From pictures to scores: workers decode and resize pictures, rewards score batches, the journal stores the rows."""
 
 import math
 import time
@@ -18,28 +18,29 @@ from dmdr_rewards.base.errors import StoppedError, UserError, naming
 from dmdr_rewards.interface import registry
 from dmdr_rewards.interface.reward import Reward, TowerReward
 from dmdr_rewards.pictures.preprocess import Preprocess
-from dmdr_rewards.score.command import Asked
 from dmdr_rewards.score.output import Key, Row, ScoreTable
+from dmdr_rewards.score.reward_arguments import RewardArgument
 from dmdr_rewards.score.sources import Item, open_picture
 
 T = TypeVar("T")
 
 
 def score_missing(
-    asked: Sequence[Asked],
+    arguments: Sequence[RewardArgument],
     missing: dict[Key, Item],
     table: ScoreTable,
     provenance: dict[str, str | None],
     options: Namespace,
 ) -> float:
-    """Load the rewards, score the missing pictures into the table's journal -> pictures per second.
+    """Load the rewards and score the missing pictures into the table's journal -> pictures per second.
 
-    options  device, dtype, batch_size, workers, strict. Batches are cut from the missing pictures in order, so a run
-             that was killed between two of them goes on with the batches it would have had.
+    options  device, dtype, batch_size, workers, strict
 
-    Raises UserError before the first picture, StoppedError afterwards: out of memory, or a bad picture under `strict`.
+    Batches are taken from the missing pictures in order, so a run that is killed between two batches continues with
+    the batches that it would have had. Raises UserError before the first picture; afterwards StoppedError, for lack of
+    memory or, under `strict`, for a picture that cannot be scored.
     """
-    rewards = _load(asked, _device(options.device), getattr(torch, options.dtype))
+    rewards = _load(arguments, _device(options.device), getattr(torch, options.dtype))
     made_by = {**provenance, **{f"{name}.preprocess": reward.info.preprocess for name, reward in rewards.items()}}
     table.refuse_unless_made_by(made_by)
     _check_labels(rewards, missing.values())
@@ -65,9 +66,9 @@ def score_missing(
 class Loaded(NamedTuple):
     """A batch from a worker.
 
-    errors  per picture: why it cannot be scored, or None
-    pixels  per preprocessing: float32 Tensor[R, 3, h, w] of the R pictures without an error
-    arrays  the same R pictures as they are, uint8 [H, W, 3], where a reward needs them
+    errors  for each picture, why it cannot be scored, or None
+    pixels  for each preprocessing, float32 Tensor[R, 3, h, w] of the R pictures without an error
+    arrays  the same R pictures before preprocessing, uint8 [H, W, 3], if a reward needs them
     """
 
     errors: list[str | None]
@@ -76,7 +77,7 @@ class Loaded(NamedTuple):
 
 
 class Pictures(Dataset):
-    """Decodes and preprocesses single pictures, in a worker."""
+    """Decodes and preprocesses one picture at a time, in a worker."""
 
     def __init__(self, sources: Sequence[Any], preprocesses: Sequence[Preprocess], arrays: bool) -> None:
         self.sources, self.preprocesses, self.arrays = sources, preprocesses, arrays
@@ -104,9 +105,10 @@ def collate(pictures: Sequence[Loaded]) -> Loaded:
 
 
 class Scored(NamedTuple):
-    """A batch: per picture why it could not be read, or None; reward -> scores of the others, in order.
+    """A scored batch.
 
-    Where a reward refused a picture, its reason stands in place of the score.
+    errors  for each picture, why it cannot be read, or None
+    scores  reward -> scores of the other pictures, in order; a reward's reason in place of a score that it refuses
     """
 
     errors: list[str | None]
@@ -146,7 +148,7 @@ class _Scorer:
         return Scored(batch.errors, scores)
 
     def _score_pixels(self, pixels: dict[Preprocess, Tensor], prompts: dict[str, list[Any]]) -> dict[str, Tensor]:
-        features: dict[Any, Any] = {}  # rewards with tower and preprocessing in common share them
+        features: dict[Any, Any] = {}  # rewards with the same tower and preprocessing share them
         scores = {}
         for name, reward in self.staged.items():
             key = (id(reward.tower), reward.preprocess)
@@ -157,14 +159,14 @@ class _Scorer:
 
 
 def _has_stages(reward: Reward) -> bool:
-    """Whether workers can make its pixels: it has stages, and its pixels have one size."""
+    """Whether workers can compute the pixels: the reward has an image tower, and its pixels have one size."""
     return isinstance(reward, TowerReward) and reward.preprocess.image_size is not None
 
 
 def _score_arrays(reward: Reward, arrays: Sequence[np.ndarray], prompts: Sequence[Any]) -> list[float | str]:
-    """Scores by a reward that only promises `score`; where it refuses a picture, its reason.
+    """Scores from a reward that only defines `score`; the reason for a picture that it refuses.
 
-    Not every reward takes several sizes at once: what is refused together is tried by size, then one by one.
+    Some rewards refuse a batch of several sizes. A batch that is refused is tried again size by size, then one by one.
     """
     try:
         return reward.score(list(arrays), list(prompts)).tolist()
@@ -187,7 +189,7 @@ def _prompt(reward: Reward, item: Item) -> Any:
 
 
 def _rows(items: Sequence[Item], batch: Scored, made_by: dict[str, str | None]) -> list[Row]:
-    """Rows of the output, but for the total. A score that is not finite is an error as well."""
+    """Rows of the output, without the total. A score that is not finite counts as an error."""
     columns = {
         name: iter(scores.tolist() if isinstance(scores, Tensor) else scores) for name, scores in batch.scores.items()
     }
@@ -210,13 +212,13 @@ def _refuse_errors(rows: Iterable[Row]) -> None:
             raise StoppedError("--strict", f"picture {row['file_name']}: {row['error']}")
 
 
-def _load(asked: Sequence[Asked], device: torch.device, dtype: torch.dtype) -> dict[str, Reward]:
-    """The rewards, in order. A checkpoint that is not on disk comes first, so that a wrong path is told at once."""
+def _load(arguments: Sequence[RewardArgument], device: torch.device, dtype: torch.dtype) -> dict[str, Reward]:
+    """The rewards, in order. Those without a checkpoint on disk load first: a wrong path is reported at once."""
     rewards = {}
-    for one in sorted(asked, key=lambda one: one.checkpoint is not None and Path(one.checkpoint).exists()):
-        with naming(f"--reward {one.name}"):
-            rewards[one.name] = registry.create(one.name, one.checkpoint, device, dtype, **one.options)
-    return {one.name: rewards[one.name] for one in asked}
+    for each in sorted(arguments, key=lambda each: each.checkpoint is not None and Path(each.checkpoint).exists()):
+        with naming(f"--reward {each.name}"):
+            rewards[each.name] = registry.create(each.name, each.checkpoint, device, dtype, **each.options)
+    return {each.name: rewards[each.name] for each in arguments}
 
 
 def _device(name: str) -> torch.device:
@@ -243,14 +245,14 @@ def _check_labels(rewards: dict[str, Reward], items: Iterable[Item]) -> None:
 
 
 def _one_late(batches: Iterable[T]) -> Iterator[T]:
-    """Hand over each batch when the next is under way: an accelerator has work while results are read from it."""
+    """Yield each batch after the next one has started: the accelerator works on it while results are copied back."""
     held = []
     try:
         for batch in batches:
             held.append(batch)
             if len(held) == 2:
                 yield held.pop(0)
-    except Exception:  # what is scored is kept, also where the next batch cannot be
+    except Exception:  # keep the scores of the batch before the one that failed
         yield from held
         raise
     yield from held
@@ -258,7 +260,7 @@ def _one_late(batches: Iterable[T]) -> Iterator[T]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with throughput on stderr, if that is a terminal -> a function that counts pictures."""
+    """Show a bar with throughput on stderr, if that is a terminal -> a function that counts pictures."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
     from rich.text import Text
