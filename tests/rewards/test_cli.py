@@ -32,6 +32,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in printed for word in ("IMAGES", "--reward NAME", "list", "info NAME", "verify NAME CHECKPOINT"))
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"dmdr-score {dmdr_rewards.__version__}\n"
+
+
 def test_list_has_a_line_per_reward(capsys: pytest.CaptureFixture[str]) -> None:
     main(["list"])
     head, *lines = capsys.readouterr().out.splitlines()
@@ -120,6 +127,7 @@ def test_commands_check_what_was_typed(capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "heavy"),
     [
         (["--help"], {"torch", "numpy", "PIL"}),
+        (["--version"], {"torch", "numpy", "PIL"}),
         (["list"], {"torch", "numpy", "PIL"}),
         (["info", "hpsv2.1"], {"torch", "numpy", "PIL"}),
         (["nowhere", "--reward", "class-label=x", "-o", "s.csv"], {"torch", "numpy", "transformers", "open_clip"}),

@@ -93,7 +93,7 @@ def test_bad_files_are_refused(clip_file: Path, tmp_path: Path) -> None:
     refused(cut, r"cut\.bin is damaged")
     target = tmp_path / "made-by-the-pickle"
     torch.save({"state_dict": {"a": Trojan(target)}}, tmp_path / "evil.bin")
-    refused(tmp_path / "evil.bin", "was refused, none of its code was run")
+    refused(tmp_path / "evil.bin", "was refused and none of its code was run")
     assert not target.exists()
     torch.save({"state_dict": {"a": 3}}, tmp_path / "numbers.bin")
     refused(tmp_path / "numbers.bin", "holds more than named tensors")
@@ -115,9 +115,9 @@ def test_weights_that_differ_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no open_clip configuration: JSONDecodeError"),
-        ("[]", "is no open_clip configuration"),
-        ('{"model_cfg": {}}', "is no open_clip configuration: KeyError"),
+        ("{", "is not an open_clip configuration: JSONDecodeError"),
+        ("[]", "is not an open_clip configuration"),
+        ('{"model_cfg": {}}', "is not an open_clip configuration: KeyError"),
         ('{"text_cfg": {"hf_model_name": "roberta-base"}}', "text towers of Hugging Face"),
         ('{"text_cfg": {}, "multimodal_cfg": {}}', "captioning models are not supported"),
     ],

@@ -218,7 +218,7 @@ def test_what_is_refused(dfn: Any, vit_folder: Path) -> None:
             make()
 
     labels = dmdr_rewards.create("class-label", vit_folder)
-    refused("of no reward", lambda: WeightedSum({}))
+    refused("without a reward", lambda: WeightedSum({}))
     refused("weight nan of reward 'dfn-clip'", lambda: WeightedSum({dfn: float("nan")}))
     refused("take different prompts: class_label, text", lambda: WeightedSum({dfn: 1.0, labels: 1.0}))
     refused("options device have no effect", lambda: WeightedSum({dfn: 1.0}, device="cpu"))

@@ -263,7 +263,7 @@ def test_the_key_is_sent_to_the_endpoint_and_shown_nowhere(monkeypatch: pytest.M
     with pytest.raises(ValueError, match="api_key_env JUDGE_KEY: that environment variable is not set"):
         create("vlm-judge", server.url, api_key_env="JUDGE_KEY")
     for mistaken in ("sk-proj-abcdef", "AIzaSyabcdef", ""):
-        with pytest.raises(ValueError, match=r"^api_key_env is no name of a variable") as caught:
+        with pytest.raises(ValueError, match=r"^api_key_env is not the name of a variable") as caught:
             create("vlm-judge", server.url, api_key_env=mistaken)
         assert not mistaken or mistaken not in str(caught.value)
     with pytest.raises(ValueError, match=r"^url has a query") as caught:
@@ -386,7 +386,7 @@ def test_a_probability_that_was_rounded_up_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [("sk-secret\nX-Other: 1", "no key"), ("sk-secreté", "no key"), (" \n", "is not set")]
+    ("key", "message"), [("sk-secret\nX-Other: 1", "not a key"), ("sk-secreté", "not a key"), (" \n", "is not set")]
 )
 def test_a_key_that_is_none_is_refused_unseen(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", key)

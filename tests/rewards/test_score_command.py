@@ -202,7 +202,7 @@ def test_strict_also_minds_the_errors_of_an_interrupted_run(
         with pytest.raises(SystemExit) as stop:
             run(*CLASSES)
     assert stop.value.code == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command continues from here" in capsys.readouterr().err
     assert "--strict: picture 06.png" in fails(capsys, *CLASSES, "--strict", code=1)
     run(*CLASSES)
     assert "11 pictures, 1 with an error; 0 scored now" in capsys.readouterr().out

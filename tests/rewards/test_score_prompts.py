@@ -48,7 +48,7 @@ def test_prompts_come_from_one_text_a_table_or_side_cars(folder: Path) -> None:
             [{"file_name": "b.png", "prompt": "x"}, {"file_name": "b.png", "prompt": "y"}],
             "lists b.png twice, with .*x.*y",
         ),
-        ([{"file_name": "b.png", "label": "cat"}], "label 'cat' of b.png is no integer"),
+        ([{"file_name": "b.png", "label": "cat"}], "label 'cat' of b.png is not an integer"),
     ],
 )
 def test_a_table_of_prompts_is_checked(rows: list[Any], message: str, folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_a_reward_needs_is_required(folder: Path) -> None:
         require(bare, {"clip": "text"})
     with pytest.raises(UserError, match=r"picture b\.png has no class label, which dinov2 needs"):
         require(bare, {"clip": "text", "dinov2": "class_label"})
-    with pytest.raises(UserError, match=r"label 'a cat' of picture b\.png, for dinov2, is no integer"):
+    with pytest.raises(UserError, match=r"label 'a cat' of picture b\.png, for dinov2, is not an integer"):
         require(with_prompts(bare, prompt="a cat"), {"dinov2": "class_label"})
 
 

@@ -3,8 +3,8 @@
     reward = dmdr_rewards.create("hpsv2.1", checkpoint="HPS_v2.1_compressed.pt", device="cuda")
     scores = reward.score(images, prompts)  # float32 Tensor[B]
 
-`available()` lists the names, `describe(name)` says what is behind one. `WeightedSum`, `Hinge` and `Relative` make
-rewards of rewards. Conventions of pictures are at the top of `dmdr_rewards.pictures.images`.
+`available()` lists the names, and `describe(name)` returns what is known about one. `WeightedSum`, `Hinge` and
+`Relative` combine rewards. The module `dmdr_rewards.pictures.images` documents the accepted forms of pictures.
 """
 
 from importlib import import_module

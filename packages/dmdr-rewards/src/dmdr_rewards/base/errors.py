@@ -1,6 +1,6 @@
 """The errors of this package, and how `dmdr-score` reports them: one line on stderr, and an exit code.
 
-    RewardError              base class, a ValueError
+    RewardsError             base class, a ValueError
     ├── UserError            a mistake in what was typed; exit code 2
     │   └── StoppedError     the run began and cannot continue; exit code 1
     └── UnansweredError      an endpoint gave no score for one picture
@@ -21,11 +21,11 @@ STOPPED = 1
 """Exit code: the run began and cannot continue. Finished scores are kept, and the same command continues from them."""
 
 
-class RewardError(ValueError):
+class RewardsError(ValueError):
     """Base class of the errors of this package."""
 
 
-class UserError(RewardError):
+class UserError(RewardsError):
     """`UserError("--prompts", "prompts.csv has no column prompt")`: the option or argument, then value and fix."""
 
     exit_code = USER_ERROR
@@ -40,7 +40,7 @@ class StoppedError(UserError):
     exit_code = STOPPED
 
 
-class UnansweredError(RewardError):
+class UnansweredError(RewardsError):
     """An endpoint answers, but gave no score for this picture. Other pictures may get one."""
 
 

@@ -1,4 +1,4 @@
-"""Files and names that come from others: pictures of known formats, JSON, and names that stay in their folder.
+"""Safe reading of files from others: pictures in known formats, JSON, and names that stay inside a folder.
 
 Imports no torch.
 """
@@ -11,19 +11,19 @@ from typing import Any
 from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-"""What Pillow may take a picture for, whatever its name ends in. Others hand it to further programs (EPS), or are rare
-enough for their decoders to be little tried."""
+"""The formats that Pillow may decode, whatever a file is called. Other formats run further programs (EPS), or have
+decoders that are rarely used and little tested."""
 
 
 def open_rgb(file: Any) -> Image.Image:
-    """The picture in a path or an open file, decoded, in RGB. Raises whatever the decoders raise."""
+    """Decode the picture in a path or an open file to RGB. Errors of the decoders are passed on, of any type."""
     Image.init()
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
         return opened.convert("RGB")
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for anything else, also for brackets nested too deeply to be read."""
+    """The value of a JSON text. Raises ValueError for text that is not JSON or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -31,7 +31,7 @@ def from_json(text: str | bytes) -> Any:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """`folder / name`, for a name that a file of others gives. Links on the way are the user's own and are followed.
+    """`folder / name`, for a name from a file of others. Symbolic links are followed: the user put them there.
 
     Raises ValueError for a name that leads out of the folder.
     """

@@ -1,8 +1,8 @@
-"""Secrets stay in the environment: a recipe, a table or a log may hold the name of a variable, never its value.
+"""Secrets stay in the environment: recipes, tables and logs may hold the name of a variable, never its value.
 
-Looked for are values of options that are called like a secret, names and passwords in URLs, and the values of
-environment variables that are called like a secret. The redaction is also in `dmdr_models.secrets`, word for word:
-neither package needs the other. Imports no torch.
+Three kinds of secrets are recognised: the value of an option with a secret's name, such as `api_key`; a user name,
+password or key in a URL; and the value of an environment variable with a secret's name. `dmdr_models.base.secrets`
+holds the redaction word for word: neither package needs the other. Imports no torch.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 
 ADVICE = (
     "holds what looks like a secret, which outputs, logs and model cards would show; keep it in an environment "
-    "variable, and give that variable's name where one is asked for, as in api_key_env"
+    "variable and give the name of that variable, as in api_key_env"
 )
 
 _SECRET = r"(?:(?:\w+[_-])?(?:api|access|private|secret)[_-]?key|(?:(?:api|access|auth|bearer|hf|hub)[_-]?)?token"
@@ -23,7 +23,7 @@ _SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|aut
 _IN_ADDRESS = rf"(?:{_SECRET}|(?:[\w-]+[_-])?(?:key|token|credential|sig(?:nature)?))"
 _IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_IN_ADDRESS}=[^&;#\s]+", re.IGNORECASE)
 _VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
-_SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
+_SHORTEST = 8  # of a variable's value: a shorter value may occur in a text by chance
 _OPTION = re.compile(_SECRET, re.IGNORECASE)
 
 
@@ -46,7 +46,7 @@ def secret_in(node: Any, key: str = "") -> str | None:
 
 
 def redacted(text: str) -> str:
-    """The text with *** in the place of secrets in URLs, and of the values of secret environment variables."""
+    """Replace secrets in URLs, and the values of secret environment variables, with ***."""
     text = _IN_URL.sub("***", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name):
@@ -55,7 +55,7 @@ def redacted(text: str) -> str:
 
 
 def redact_tracebacks() -> None:
-    """From now on, show an exception that nobody catches with its secrets redacted."""
+    """Redact secrets in the tracebacks of uncaught exceptions from now on."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What is known of a reward before it is loaded. Imported without torch, so that the command line answers at once."""
+"""Descriptions of the built-in rewards. Imports no torch, so that the command line can show them at once."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,17 +10,18 @@ class RewardInfo:
     """What a user should know about a reward before trusting its numbers.
 
     name          the name given to `dmdr_rewards.create`
-    description   what is scored, as a formula where there is one
+    description   what the score is, as a formula if there is one
     range         lowest and highest score
-    licence       of the weights
-    source        where model and definition were published
-    prompt        what `score` takes as prompts: "text" (strings), "class_label" (integers) or "none" (not read)
+    licence       licence of the weights
+    source        publication of the model and of the score's definition
+    prompt        the prompts that `score` takes: "text" (strings), "class_label" (integers) or "none" (not read)
     differentiable  whether gradients reach the pixels
-    image_size    (height, width) that the network sees; None if it takes pictures as they come
-    preprocess    how pictures get there, in words
+    image_size    (height, width) of the network's input; None if it is not fixed
+    preprocess    how pictures are resized and normalised, in words
     num_classes   number of class labels; None for text
-    checkpoint    what `create` takes as checkpoint, in words; "none" for a reward without weights
-    endpoint      whether it asks a model elsewhere, whose name the checkpoint is; nothing is read from disk
+    checkpoint    the checkpoint that `create` takes, in words; "none" for a reward without weights
+    endpoint      whether the reward asks a model over the network; its checkpoint is then that model's name, and
+                  nothing is read from disk
     """
 
     name: str
@@ -43,12 +44,12 @@ _CLIP = RewardInfo(
     name="clip",
     description="cos(picture, prompt)",
     range=(-1.0, 1.0),
-    licence="that of the checkpoint",
+    licence="the checkpoint's",
     source="https://github.com/mlfoundations/open_clip, arXiv 2103.00020",
     prompt="text",
     differentiable=True,
     image_size=None,
-    preprocess="the checkpoint's: as a rule the shorter side, bicubic, centre crop, CLIP's mean and std",
+    preprocess="the checkpoint's; usually shorter side, bicubic, centre crop, CLIP's mean and std",
     checkpoint=(
         "file of an open_clip model, with model=NAME (as open_clip.list_models()) or the path of its JSON; or a folder "
         "with open_clip_config.json and open_clip_model.safetensors or open_clip_pytorch_model.bin"
@@ -118,12 +119,12 @@ _CLASS_LABEL = RewardInfo(
     name="class-label",
     description="log-probability of the class label: -cross_entropy(logits, label)",
     range=(-math.inf, 0.0),
-    licence="that of the checkpoint",
+    licence="the checkpoint's",
     source="the checkpoint",
     prompt="class_label",
     differentiable=True,
     image_size=None,
-    preprocess="what the folder's preprocessor_config.json says",
+    preprocess="as in the folder's preprocessor_config.json",
     checkpoint="folder of a transformers image classifier: config.json, *.safetensors, preprocessor_config.json",
 )
 
@@ -143,9 +144,9 @@ _DINOV2 = replace(
 
 _VQASCORE = RewardInfo(
     name="vqascore",
-    description='P("yes" | picture, does this figure show the prompt?), asked of a vision-language model over HTTP',
+    description='P("yes" | picture, does this figure show the prompt?) by a vision-language model over HTTP',
     range=(0.0, 1.0),
-    licence="that of the model",
+    licence="the model's",
     source="arXiv 2404.01291",
     prompt="text",
     differentiable=False,
@@ -158,17 +159,15 @@ _VQASCORE = RewardInfo(
 _VLM_JUDGE = replace(
     _VQASCORE,
     name="vlm-judge",
-    description="number from 0 to 10: what it answers, asked of a vision-language model over HTTP",
+    description="number from 0 to 10 in the answer of a vision-language model over HTTP",
     range=(0.0, 10.0),
-    source="the template is this package's own",
+    source="this package, whose template it uses",
 )
 
 _OCR = replace(
     _VQASCORE,
     name="ocr",
-    description=(
-        "share of the prompt's quoted text that it reads in the picture, asked of a vision-language model over HTTP"
-    ),
+    description="share of the prompt's quoted text that a vision-language model over HTTP reads in the picture",
     source="arXiv 2505.05470",
 )
 

@@ -1,13 +1,13 @@
-"""Rewards by name. A reward is an entry point `name = "module:factory"`, built in or of an installed package.
+"""Rewards by name. A reward is an entry point `name = "module:factory"`, built-in or from an installed package.
 
 A package adds one by declaring it in the group `dmdr_rewards` of its pyproject.toml:
 
     [project.entry-points.dmdr_rewards]
     sharpness = "my_package:Sharpness"
 
-The factory is called as `factory(checkpoint=…, device=…, dtype=…, **options)`, without `checkpoint` where the caller
-gave none, and returns a `Reward`. An attribute `info` of the factory, where it has one, is what `describe` returns; of
-the built-in rewards that is `dmdr_rewards.interface.info.BUILT_IN`.
+The factory is called as `factory(checkpoint=…, device=…, dtype=…, **options)`, without `checkpoint` if the caller gave
+none, and returns a `Reward`. `describe` returns the factory's attribute `info`; for a built-in reward, its entry in
+`dmdr_rewards.interface.info.BUILT_IN`.
 """
 
 import difflib
@@ -42,7 +42,7 @@ _BUILT_IN = (
 
 
 def available() -> list[str]:
-    """Names that `create` knows, sorted: the built-in rewards and those of installed packages."""
+    """The names that `create` accepts, sorted: the built-in rewards and those of installed packages."""
     return sorted({entry.name for entry in _entries()})
 
 
@@ -56,16 +56,15 @@ def create(
 ) -> "Reward":
     """Load the reward called `name`.
 
-    checkpoint  local file or folder, in the format the reward's own docstring describes
-    device      where the weights live and the scores are computed
-    dtype       precision of the networks, float32 if not given: bfloat16 and float16 run them under autocast, float64
-                throughout
-    preprocess  "reference", what a built-in reward does by default: as the official implementation; or "dmdr", as
-                DMDR's authors do: pictures are squashed, for every reward
-    options     the reward's own, see its docstring
+    checkpoint  local file or folder, in the format that the reward's docstring describes
+    device      device of the weights and the scores
+    dtype       precision of the networks, default float32; bfloat16 and float16 use autocast, float64 does not
+    preprocess  "reference", the default of the built-in rewards, preprocesses as the official implementation does;
+                "dmdr" squashes pictures for every reward, as DMDR's authors do
+    options     further options of this reward, see its docstring
 
-    Raises ValueError for an unknown name, for a name that two packages claim, for a missing checkpoint, and for an
-    option that the reward does not have; the reward raises ValueError for a checkpoint it cannot use.
+    Raises ValueError for an unknown name, a name that two packages claim, a missing checkpoint, an option that the
+    reward does not have, and a checkpoint that the reward cannot use.
     """
     import torch
 
@@ -78,9 +77,9 @@ def create(
 
 
 def describe(name: str) -> RewardInfo:
-    """What is known of the reward called `name` before a checkpoint is loaded.
+    """Describe the reward called `name`, without loading a checkpoint.
 
-    Raises ValueError for an unknown name, and for a third party's factory without that attribute.
+    Raises ValueError for an unknown name, and for a third party's factory without an attribute `info`.
     """
     entry = _find(name)
     if entry in _BUILT_IN:
@@ -89,7 +88,7 @@ def describe(name: str) -> RewardInfo:
     info = getattr(factory, "info", None)
     if not isinstance(info, RewardInfo):
         raise ValueError(
-            f"reward {name!r} has no description of its own: its factory {factory} needs an attribute info"
+            f"reward {name!r} has no description: its factory {factory} needs an attribute info, a RewardInfo"
         )
     return info
 

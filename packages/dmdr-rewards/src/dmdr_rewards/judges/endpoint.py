@@ -1,4 +1,4 @@
-"""One picture and one question to an endpoint of OpenAI's chat completions, patiently."""
+"""Questions about a picture to an endpoint with OpenAI's chat completions API, with retries."""
 
 import base64
 import http.client
@@ -19,24 +19,28 @@ from dmdr_rewards.base.secrets import redacted, secret_in
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LONGEST_WAIT = 60.0
-_LONGEST_ANSWER = 1 << 22  # bytes; a judge's is some thousand
-_FOR_ALL = (301, 302, 303, 307, 308, 401, 403, 404, 405)  # refusals that no other picture would escape
+_LONGEST_ANSWER = 1 << 22  # bytes; a judge's answer has a few thousand
+_FOR_ALL = (301, 302, 303, 307, 308, 401, 403, 404, 405)  # refusals that apply to every picture
 
 
 class Answer(NamedTuple):
-    """text, and the first token's alternatives: dicts of token and logprob, none if the endpoint gives none."""
+    """An answer.
+
+    text      the answer's text
+    logprobs  the alternatives of its first token, dicts of token and logprob; empty if the endpoint gives none
+    """
 
     text: str
     logprobs: list[dict[str, Any]]
 
 
 class Endpoint:
-    """The model `model` at `url`. The key is read from the environment, sent to `url` alone, and shown nowhere.
+    """The model `model` at `url`. The key is read from the environment, sent only to `url`, and never shown.
 
-    timeout  seconds from sending a request to the last byte of its answer
+    timeout  seconds from the start of a request to the last byte of its answer
 
-    Raises ValueError for a url that is not http(s) or holds a password, a variable that is unset or no key, and numbers
-    that are out of range.
+    Raises ValueError for a url that is not http(s) or holds a secret, an environment variable that is unset or does not
+    hold a key, and numbers out of range.
     """
 
     def __init__(
@@ -51,14 +55,16 @@ class Endpoint:
         if "?" in url or "#" in url:
             raise ValueError("url has a query, which may hold a secret; give the part before it, as in http://host/v1")
         if api_key_env is not None and not _VARIABLE.fullmatch(api_key_env):
-            raise ValueError("api_key_env is no name of a variable, such as JUDGE_KEY; give the name, never the key")
+            raise ValueError(
+                "api_key_env is not the name of a variable, such as JUDGE_KEY; give the name, never the key"
+            )
         if timeout <= 0 or retries < 0 or backoff < 0:
             raise ValueError(f"timeout {timeout} must be above 0; retries {retries} and backoff {backoff}, 0 or more")
         key = None if api_key_env is None else os.environ.get(api_key_env, "").strip()
         if key == "":
             raise ValueError(f"api_key_env {api_key_env}: that environment variable is not set")
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ValueError(f"api_key_env {api_key_env}: its value is no key, it holds more than visible ASCII")
+            raise ValueError(f"api_key_env {api_key_env}: its value is not a key, it holds more than visible ASCII")
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.model = model
         self._key = key
@@ -67,14 +73,16 @@ class Endpoint:
         self._given_up = False
 
     def ask(self, picture: Image.Image, question: str, request: dict[str, Any]) -> Answer:
-        """Send a picture and a question. request: further fields of the body, such as max_tokens.
+        """Send a picture and a question, and return the answer.
 
-        After 408, 429, 5xx, a time-out, a broken connection and an answer that is not of this API, the request is sent
-        again: when the endpoint asks for it (Retry-After), else after waits that double. Once the retries were in vain,
-        further requests are sent once each, until one is answered.
+        request  further fields of the body, such as max_tokens
 
-        Raises UnansweredError for a request that the endpoint refuses, ValueError where it would refuse all of them,
-        and ConnectionError when the retries are used up.
+        The request is repeated after 408, 429, 5xx, a time-out, a broken connection, and an answer that does not follow
+        the API. The wait before it is the endpoint's Retry-After, otherwise it doubles each time. After all retries of
+        a request have failed, further requests are sent only once each until one is answered.
+
+        Raises UnansweredError if the endpoint refuses this request, ValueError if it would refuse any request, and
+        ConnectionError if all retries have failed.
         """
         content = [{"type": "image_url", "image_url": {"url": _data_url(picture)}}, {"type": "text", "text": question}]
         message = {"role": "user", "content": content}
@@ -125,14 +133,14 @@ class Endpoint:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key along to wherever it points."""
+    """Refuses redirects, which would send the key to another address."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """All that is sent before the deadline; a socket's own time-out starts anew with every byte."""
+    """Read the whole answer until the deadline. A socket's own time-out would start again with every byte."""
     parts, length = [], 0
     while part := response.read1(1 << 16):
         parts.append(part)

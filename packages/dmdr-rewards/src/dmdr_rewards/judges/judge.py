@@ -1,9 +1,9 @@
-"""Rewards that ask a vision-language model over HTTP: any endpoint that speaks OpenAI's chat completions.
+"""Rewards that ask a vision-language model, at any endpoint with OpenAI's chat completions API.
 
     reward = dmdr_rewards.create("vqascore", checkpoint="qwen2.5-vl-7b", url="http://localhost:8000/v1")
 
-`checkpoint` is the model's name at the endpoint. Pictures travel as PNG inside the JSON, several at a time; the scores
-keep the order of the pictures. There is no gradient: pictures that carry one are refused.
+`checkpoint` is the model's name at the endpoint. Pictures are sent as PNG inside the JSON, several requests at a time;
+scores are in the order of the pictures. There is no gradient: pictures that require one are refused.
 """
 
 import math
@@ -25,28 +25,30 @@ from dmdr_rewards.judges.endpoint import Endpoint
 from dmdr_rewards.pictures.images import Images, as_pictures
 from dmdr_rewards.prompts.texts import as_texts
 
-_ROUNDING = 1e-3  # of log-probabilities that are printed with few digits
+_ROUNDING = 1e-3  # some endpoints print log-probabilities with few digits
 
 
 class Judge(ABC):
-    """One question per picture, one number from the answer. Subclasses say which, with `template` and `read`.
+    """Ask one question per picture and read one number from the answer. Subclasses define `template` and `read`.
 
     checkpoint   the model's name at the endpoint
-    url          of the API, such as http://localhost:8000/v1
-    template     the question; {prompt} stands for the prompt
-    api_key_env  name of the environment variable that holds the API key; without it none is sent
-    timeout      seconds that a request may take, to the last byte of its answer
-    retries      how often a request is sent again after 429, 5xx, a time-out, a broken connection or garbage
-    backoff      seconds before the first of them; each further wait is twice as long
-    concurrency  requests on their way at the same time
-    fallback     score of a picture whose answer cannot be read; without it, such an answer is a failure
-    on_failure   "stop": a picture that gets no score is an error; "skip": its score is NaN, with a warning. What the
-                 endpoint would refuse for every picture (401, 403, 404) is an error in any case
-    device       where the scores go. dtype has no say: the endpoint computes as it does
+    url          address of the API, such as http://localhost:8000/v1
+    template     the question; {prompt} is replaced by the prompt
+    api_key_env  name of the environment variable that holds the API key; no key is sent if None
+    timeout      seconds from the start of a request to the last byte of its answer
+    retries      how often a request is repeated after 408, 429, 5xx, a time-out, a broken connection or a malformed
+                 answer
+    backoff      seconds before the first retry; each further wait is twice as long
+    concurrency  number of requests at the same time
+    fallback     score of a picture whose answer cannot be read; if None, such an answer is a failure
+    on_failure   "stop": a picture without a score is an error; "skip": its score is NaN, with a warning. A refusal that
+                 applies to every picture (401, 403, 404) is always an error
+    device       device of the scores
+    dtype        ignored: the endpoint chooses its own precision
 
-    `skipped` counts the pictures that were left without a score.
+    `skipped` counts the pictures without a score.
 
-    Raises ValueError for an option that cannot work.
+    Raises ValueError for invalid options.
     """
 
     info: ClassVar[RewardInfo]
@@ -83,30 +85,30 @@ class Judge(ABC):
         self.skipped = 0
 
     def question(self, prompt: str) -> str:
-        """What to ask under a prompt."""
+        """The question for a prompt."""
         return self.template.replace("{prompt}", prompt)
 
     @abstractmethod
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
-        """The score in an answer, None if there is none. logprobs: of the first token's alternatives, may be empty."""
+        """The score in an answer, or None. logprobs: the alternatives of the first token, may be empty."""
 
     def score(self, images: Images, prompts: Tensor | Sequence[Any]) -> Tensor:
-        """Score B pictures under B texts -> float32 Tensor[B], without gradient; NaN for a picture that was skipped.
+        """Score B pictures under B texts -> float32 Tensor[B], without gradient; NaN for a skipped picture.
 
-        Raises ValueError for pictures or prompts that cannot be scored, for pictures that require a gradient, for a
-        request that the endpoint refuses, and for an answer that cannot be read; ConnectionError for an endpoint that
-        still does not answer after the retries. With `on_failure="skip"` the last three are skipped.
+        Raises ValueError for pictures or prompts that cannot be scored, pictures that require a gradient, a request
+        that the endpoint refuses, and an answer that cannot be read; and ConnectionError for an endpoint that does not
+        answer after all retries. With `on_failure="skip"`, the last three skip the picture instead.
         """
         each = [images] if isinstance(images, Tensor) else images
         if any(isinstance(picture, Tensor) and picture.requires_grad for picture in each):
             raise ValueError(
-                f"reward {self.info.name!r} is not differentiable, and these pictures require a gradient: use it where "
-                "none is needed (GRPO, evaluation) with pictures.detach()"
+                f"reward {self.info.name!r} is not differentiable, and these pictures require a gradient: give "
+                "pictures.detach() where no gradient is needed (GRPO, evaluation)"
             )
         pictures = [_as_pil(picture) for picture in as_pictures(images)]
         texts = as_texts(prompts, len(pictures))
         questions = [self.question(text) for text in texts]
-        with ThreadPoolExecutor(self._concurrency) as pool:  # after an exception the requests still waiting are dropped
+        with ThreadPoolExecutor(self._concurrency) as pool:  # an exception drops the requests that still wait
             scores = list(pool.map(self._score_or_reason, pictures, questions, texts))
         reasons = [score for score in scores if isinstance(score, str)]
         if reasons:
@@ -137,11 +139,10 @@ class Judge(ABC):
 
 
 class VQAScore(Judge):
-    """The probability that the model answers "Yes" to whether the picture shows the prompt, in [0, 1].
+    """The probability that the model answers "Yes" when asked whether the picture shows the prompt, in [0, 1].
 
-    It is the sum over the spellings of "yes" among the first token's likeliest alternatives; one that is no probability
-    counts as no answer. An endpoint that gives no log-probabilities is warned about: its scores are 1 for yes and 0 for
-    no.
+    It is the sum over all spellings of "yes" among the likeliest alternatives of the first token. A sum above 1 counts
+    as no answer. If the endpoint gives no log-probabilities, the score is 1 for yes and 0 for no, with a warning.
     Source: "Evaluating Text-to-Visual Generation with Image-to-Text Generation", arXiv 2404.01291.
     """
 
@@ -158,7 +159,7 @@ class VQAScore(Judge):
 
 
 class Rating(Judge):
-    """The number, from 0 to 10, that the model answers with."""
+    """The number from 0 to 10 in the model's answer."""
 
     template = (
         "How well does this picture show what was asked for, and how good does it look? Asked for: {prompt}\n"
@@ -177,9 +178,9 @@ class OCR(Judge):
 
         1 − Σ d(wanted, transcript) / Σ len(wanted)
 
-    over the quoted parts of the prompt, with d the smallest edit distance to any part of the transcript, so that
-    further text does no harm. Case and white space do not count. Source: the reward of Flow-GRPO, arXiv 2505.05470,
-    which compares with the whole transcript.
+    The sums run over the quoted parts of the prompt; d is the smallest edit distance to any part of the transcript, so
+    further text does not lower the score. Case and white space are ignored. Source: the reward of Flow-GRPO,
+    arXiv 2505.05470, which compares with the whole transcript.
     """
 
     template = "Transcribe all text in this picture, as it is written. Answer with the text alone; if none, with NONE."
@@ -187,7 +188,7 @@ class OCR(Judge):
     info = BUILT_IN["ocr"]
 
     def question(self, prompt: str) -> str:
-        """The template. Raises ValueError for a prompt without text in double quotes."""
+        """The question. Raises ValueError for a prompt without text in double quotes."""
         if not _quoted(prompt):
             raise ValueError(f"prompt {prompt!r} quotes no text: put what the picture should say in double quotes")
         return super().question(prompt)
@@ -219,7 +220,7 @@ def _quoted(prompt: str) -> list[str]:
 
 def _distance(wanted: str, text: str) -> int:
     """The smallest edit distance between `wanted` and any part of `text`."""
-    above = [0] * (len(text) + 1)  # a part may begin anywhere
+    above = [0] * (len(text) + 1)  # a part may start anywhere
     for row, letter in enumerate(wanted, start=1):
         line = [row]
         for column, other in enumerate(text):

@@ -1,13 +1,13 @@
-"""LAION's aesthetic predictor: how much people like a picture, whatever the prompt.
+"""LAION's aesthetic predictor: how much people like a picture. The prompt is not read.
 
     score = mlp(f / |f|),   f: image embedding of OpenAI's CLIP ViT-L/14
     mlp: linear layers 768-1024-128-64-16-1, no activation in between
 
-Source: the public release christophschuhmann/improved-aesthetic-predictor, Apache-2.0, trained on ratings of 1 to 10;
-scores of real pictures lie between 4 and 7, and have no bounds.
+Source: the public release christophschuhmann/improved-aesthetic-predictor, Apache-2.0, trained on ratings of 1 to 10.
+Scores of real pictures lie between 4 and 7; the score is not bounded.
 
-What is matched: the release's preprocessing (shorter side to 224, bicubic, centre crop) and model, in float32 where the
-release runs CLIP in float16 on a GPU.
+Preprocessing (shorter side to 224, bicubic, centre crop) and model are the release's, in float32; on a GPU the release
+runs CLIP in float16.
 """
 
 from collections.abc import Sequence
@@ -43,13 +43,13 @@ def reward(
 ) -> "Aesthetic":
     """The reward `aesthetic`.
 
-    checkpoint  OpenAI's CLIP ViT-L/14: a file in open_clip's format, or a folder that holds open_clip_model.safetensors
-                or open_clip_pytorch_model.bin, or, with a config.json, transformers' model.safetensors. OpenAI's own
-                ViT-L-14.pt is a program (TorchScript) and is refused
-    head        sac+logos+ava1-l14-linearMSE.pth; without it, the file of that name in the folder
-    model       the architecture of a file in open_clip's format, as in the reward `clip`; always with QuickGELU
-    preprocess  "reference": shorter side and centre crop; "dmdr": squash. They agree on square pictures
-    gradient_checkpointing  recompute the image tower's layers in the backward pass; changes no value
+    checkpoint  OpenAI's CLIP ViT-L/14: a file in open_clip's format, a folder with open_clip_model.safetensors or
+                open_clip_pytorch_model.bin, or a folder with transformers' config.json and model.safetensors.
+                OpenAI's own ViT-L-14.pt is a program (TorchScript) and is refused
+    head        sac+logos+ava1-l14-linearMSE.pth; default: the file of that name in the folder
+    model       the architecture of a file in open_clip's format, as in the reward `clip`; QuickGELU is always used
+    preprocess  "reference": shorter side and centre crop; "dmdr": squash. Both give the same score for square pictures
+    gradient_checkpointing  recompute the image tower's layers in the backward pass to save memory; changes no value
 
     Raises ValueError for files that are missing, damaged, unsafe or of another model.
     """
@@ -74,7 +74,7 @@ class Aesthetic(TowerReward):
         self.info = replace(BUILT_IN["aesthetic"], image_size=preprocess.image_size, preprocess=str(preprocess))
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
-        """Score B features, Tensor[B, D] -> float32 Tensor[B]; the B prompts are counted, not read."""
+        """Score B features, Tensor[B, D] -> float32 Tensor[B]. The prompts must be B in number; they are not read."""
         if isinstance(prompts, str) or len(prompts) != len(features):
             raise ValueError(f"{len(features)} images but {len(prompts)} prompts: give a list, one prompt per picture")
         return self._head(F.normalize(features, dim=-1)).squeeze(-1).float()

@@ -1,4 +1,4 @@
-"""Rewards that ask a classifier how plainly a picture shows its class."""
+"""Rewards from an image classifier: the log-probability of a picture's class label."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +16,9 @@ from dmdr_rewards.prompts.labels import as_labels
 
 
 class ClassLabelReward(TowerReward):
-    """log p(label | picture) = −cross-entropy of a classifier, in (−∞, 0]; 0 is full certainty.
+    """log p(label | picture) = −cross-entropy of a classifier, in (−∞, 0].
 
-    Source: the class-conditional reward of DMDR, arXiv 2511.13649. `classifier` is the network behind it.
+    Source: the class-conditional reward of DMDR, arXiv 2511.13649. The attribute `classifier` is the network.
     """
 
     def __init__(self, classifier: ImageClassifier, info: RewardInfo) -> None:
@@ -33,7 +33,7 @@ class ClassLabelReward(TowerReward):
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B features under B integer class labels, Tensor[B] or list -> float32 Tensor[B].
 
-        Raises ValueError for labels that are no integers, out of range, or whose number is not that of the pictures.
+        Raises ValueError for labels that are not integers or out of range, and for a number of labels other than B.
         """
         labels = as_labels(prompts, len(features), self.classifier.num_classes, features.device)
         return log_likelihood(self.classifier.head(features), labels).float()
@@ -52,7 +52,7 @@ def from_folder(
 ) -> ClassLabelReward:
     """The reward `class-label`: any transformers image classifier in a local folder.
 
-    Format of the folder, preprocessing and what is raised: `ImageClassifier.from_folder`.
+    `ImageClassifier.from_folder` documents the folder's format, the preprocessing and the errors.
     """
     classifier = ImageClassifier.from_folder(checkpoint, device, dtype, preprocess)
     return ClassLabelReward(classifier, replace(BUILT_IN["class-label"], source=str(checkpoint)))

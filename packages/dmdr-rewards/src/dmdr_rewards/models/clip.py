@@ -1,11 +1,11 @@
 """CLIP scores: how well a picture fits its prompt, as the cosine of their embeddings.
 
-    score = scale · cos(image tower(pixels), text tower(tokens))        scale is 1 but for PickScore
+    score = scale · cos(image tower(pixels), text tower(tokens))        scale is 1, except for PickScore
 
 Sources: "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020; open_clip,
 https://github.com/mlfoundations/open_clip; "Data Filtering Networks", arXiv 2309.17425, for DFN.
 
-What is matched: open_clip to rounding, for 8-bit pictures with its own preprocessing.
+Scores equal those of open_clip up to rounding, for 8-bit pictures with its own preprocessing.
 """
 
 import json
@@ -29,10 +29,7 @@ from dmdr_rewards.prompts.texts import as_texts
 
 
 class ClipReward(TowerReward):
-    """scale · cosine of a picture's and its prompt's embedding, in [−scale, scale].
-
-    `info.range` and `info.description` say what scale is.
-    """
+    """scale · cosine of the embeddings of a picture and its prompt, in [−scale, scale], which is `info.range`."""
 
     def __init__(self, towers: Towers, preprocess: Preprocess, info: RewardInfo, scale: float = 1.0) -> None:
         self.towers, self.tower, self.preprocess = towers, towers.image, preprocess
@@ -50,7 +47,7 @@ class ClipReward(TowerReward):
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B features, Tensor[B, D], under B texts -> float32 Tensor[B].
 
-        Raises ValueError for prompts that are not texts, or whose number is not that of the pictures.
+        Raises ValueError for prompts that are not texts, and for a number of prompts other than B.
         """
         texts = self.towers.texts(as_texts(prompts, len(features)))
         return (self.scale * (F.normalize(features, dim=-1) * texts).sum(dim=-1)).float()
@@ -59,7 +56,7 @@ class ClipReward(TowerReward):
 def shorter_side(
     size: tuple[int, int], mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Preprocess:
-    """CLIP's own: the shorter side to the tower's (bicubic), then the centre. For square towers."""
+    """CLIP's own preprocessing: shorter side to `size` (bicubic), then a centre crop. For a square `size`."""
     return Preprocess(resize=min(size), crop=size, mean=tuple(mean), std=tuple(std), halves="even")
 
 
@@ -71,13 +68,13 @@ def clip(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClipReward:
-    """The reward `clip`: any open_clip model with open_clip's own tokenizer.
+    """The reward `clip`: any open_clip model that uses open_clip's own tokenizer.
 
-    checkpoint  file in open_clip's format, with `model`; or a folder as open_clip saves it for the hub
-    model       a name of open_clip, such as "ViT-B-32", or the path of a JSON file with its configuration
-    preprocess  "reference": what the folder's open_clip_config.json says, else the shorter side and the centre;
+    checkpoint  file in open_clip's format, with `model`; or a folder that open_clip saved for the hub
+    model       an architecture's name in open_clip, such as "ViT-B-32", or the path of a JSON file that defines one
+    preprocess  "reference": as in the folder's open_clip_config.json, otherwise shorter side and centre crop;
                 "dmdr": squash
-    gradient_checkpointing  recompute the image tower's layers in the backward pass; changes no value
+    gradient_checkpointing  recompute the image tower's layers in the backward pass to save memory; changes no value
 
     Raises ValueError for a missing model name, and for files that are missing, damaged, unsafe or of another model.
     """
@@ -102,10 +99,10 @@ def dfn_clip(
     """The reward `dfn-clip`: apple/DFN5B-CLIP-ViT-H-14.
 
     checkpoint  open_clip_pytorch_model.bin, or the folder that holds it
-    model       the architecture, as in the reward `clip`; its activation is set by `preprocess`
-    preprocess  "reference": QuickGELU, as the weights were trained; "dmdr": plain GELU, as DMDR's authors load them.
-                Both squash, and their scores differ on every picture
-    gradient_checkpointing  recompute the image tower's layers in the backward pass; changes no value
+    model       the architecture, as in the reward `clip`; `preprocess` sets its activation
+    preprocess  "reference": QuickGELU, as in the training of the weights; "dmdr": plain GELU, as DMDR's authors load
+                them. Both squash pictures; their scores differ for every picture
+    gradient_checkpointing  recompute the image tower's layers in the backward pass to save memory; changes no value
 
     Raises ValueError for files that are missing, damaged, unsafe or of another model.
     """
@@ -130,7 +127,7 @@ def _steps(path: Path) -> dict[str, Any]:
 
 
 def _from_steps(steps: dict[str, Any], size: tuple[int, int]) -> Preprocess:
-    """open_clip's preprocess_cfg -> Preprocess. Raises ValueError for what is not done here."""
+    """open_clip's preprocess_cfg -> Preprocess. Raises ValueError for steps that are not supported."""
     mean, std = tuple(steps.get("mean", CLIP_MEAN)), tuple(steps.get("std", CLIP_STD))
     mode, interpolation = steps.get("resize_mode", "shortest"), steps.get("interpolation", "bicubic")
     if interpolation not in ("bicubic", "bilinear"):

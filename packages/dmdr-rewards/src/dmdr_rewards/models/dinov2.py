@@ -6,12 +6,12 @@ facebookresearch/dinov2, code and weights Apache-2.0. DMDR's class-conditional r
     features = [cls_(L-3), cls_(L-2), cls_(L-1), cls_L, mean of the patch tokens of layer L]    each after the final
     logits   = W · features + b,   W: [1000, 5·width]                                           LayerNorm
 
-What is matched: the released network to rounding, including its resampling of the position embeddings. The release
-enlarges the target grid by 0.1 in the scale factor (bicubic, no antialiasing), which shifts every sample a little;
-transformers resamples to the exact size instead, and its numbers differ. Pictures are squashed to the working size
-(bicubic, antialias) as in DMDR's training; the release evaluates on a resize to 256 and a centre crop of 224.
+Outputs equal those of the released network up to rounding, including its resampling of the position embeddings. The
+release adds 0.1 to the target grid in the scale factor (bicubic, no antialiasing), which shifts every sample slightly;
+transformers resamples to the exact size, with different numbers. Pictures are squashed to the working size (bicubic,
+antialias) as in DMDR's training; the release evaluates on a resize to 256 and a centre crop of 224.
 
-Not covered: backbones with registers, and the one-layer head (2·width inputs). Both are refused by name or shape.
+Backbones with registers and the one-layer head (2·width inputs) are not supported; they are refused by name or shape.
 """
 
 import json
@@ -36,8 +36,8 @@ from dmdr_rewards.pictures.preprocess import IMAGENET_MEAN, IMAGENET_STD, Prepro
 
 _IMAGE_SIZE = 224
 _HEAD_WIDTH = 64  # of one attention head, in every released size
-_LAYERS = 4  # whose class tokens the linear head reads
-_GRID_OFFSET = 0.1  # of the release, see above
+_LAYERS = 4  # the linear head reads the class tokens of the last four
+_GRID_OFFSET = 0.1  # as in the release, see above
 
 
 def reward(
@@ -68,22 +68,22 @@ def classifier(
 
     checkpoint  the backbone's file, e.g. dinov2_vitl14_pretrain.pth; a folder that holds backbone.safetensors or
                 backbone.pth, and head.safetensors or head.pth; or a folder of a transformers
-                Dinov2ForImageClassification, which says by itself how pictures get to it
-    head        the head's file, e.g. dinov2_vitl14_linear4_head.pth; with a folder, leave it out
-    image_size  side of the square that the network sees, a multiple of the patch size; 224 if not given. Not with a
-                transformers folder
-    preprocess  "dmdr" squashes, which torch.hub's network gets in any case
-    gradient_checkpointing  recompute the backbone's layers in the backward pass; changes no value
+                Dinov2ForImageClassification with its own preprocessing
+    head        the head's file, e.g. dinov2_vitl14_linear4_head.pth; not with a folder
+    image_size  side of the network's square input, a multiple of the patch size, default 224; not with a transformers
+                folder
+    preprocess  "dmdr" squashes pictures; torch.hub's files are always used with squashed pictures
+    gradient_checkpointing  recompute the backbone's layers in the backward pass to save memory; changes no value
 
-    Width, depth, patch size, feed-forward kind (MLP, or SwiGLU of ViT-g) and number of classes are read off the
-    tensors' shapes. Raises ValueError for files that are missing, damaged, unsafe or of another model, and for an
-    image size that the patches do not tile.
+    Width, depth, patch size, feed-forward kind (MLP, or SwiGLU of ViT-g) and number of classes follow from the shapes
+    of the tensors. Raises ValueError for files that are missing, damaged, unsafe or of another model, and for an image
+    size that is not a multiple of the patch size.
     """
     if (Path(checkpoint) / "config.json").exists():
         return _plain(Path(checkpoint), head, image_size, device, dtype, preprocess, gradient_checkpointing)
     backbone_path, head_path = _files(Path(checkpoint), head)
     backbone, linear = checkpoint_files.load(backbone_path), checkpoint_files.load(head_path)
-    backbone.pop("mask_token", None)  # serves pretraining only
+    backbone.pop("mask_token", None)  # used in pretraining only
     shape = _Shape.of(backbone, backbone_path)
     checkpoint_files.check(backbone, shape.tensors(), backbone_path)
     num_classes = len(linear["weight"]) if "weight" in linear and linear["weight"].ndim else 0
@@ -136,7 +136,7 @@ class _FourLayers(nn.Module):
 
 @dataclass(frozen=True)
 class _Shape:
-    """The dimensions of a backbone, and through them the name and shape of each of its tensors."""
+    """The dimensions of a backbone, from which the name and shape of each of its tensors follow."""
 
     width: int
     depth: int
@@ -147,7 +147,7 @@ class _Shape:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], path: Path) -> "_Shape":
-        """Read them off the tensors of the file `path`. Raises ValueError for a file that is no such backbone."""
+        """Infer them from the tensors of the file `path`. Raises ValueError for a file that is not such a backbone."""
         blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
         gated = "blocks.0.mlp.w3.weight" in tensors
         try:
@@ -155,13 +155,13 @@ class _Shape:
             _, positions, _ = tensors["pos_embed"].shape
             hidden = tensors["blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight"].shape[1]
         except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"checkpoint {path} is no DINOv2 backbone in torch.hub's names: {error}") from error
+            raise ValueError(f"checkpoint {path} is not a DINOv2 backbone with torch.hub's names: {error}") from error
         ratios = [ratio for ratio in range(1, 17) if _hidden(width, ratio, gated) == hidden]
         side = math.isqrt(positions - 1)
         depth = max(blocks) + 1
         if width % _HEAD_WIDTH or side * side != positions - 1 or not ratios or depth < _LAYERS:
             raise ValueError(
-                f"checkpoint {path} is no DINOv2 backbone: width {width} (expected a multiple of {_HEAD_WIDTH}), "
+                f"checkpoint {path} is not a DINOv2 backbone: width {width} (expected a multiple of {_HEAD_WIDTH}), "
                 f"{positions - 1} positions (a square), feed-forward width {hidden} (a whole ratio of the width), "
                 f"{depth} blocks (at least {_LAYERS})"
             )
@@ -225,12 +225,12 @@ def _model(backbone: dict[str, Tensor], shape: _Shape, image_size: int) -> Any:
         image_size=image_size,
         use_swiglu_ffn=shape.gated,
     )
-    # Embeddings already have the working size, so that transformers has nothing left to resample.
+    # The embeddings already have the working size, so transformers does not resample them.
     adapted = {
         "pos_embed": _resampled(backbone["pos_embed"], image_size // shape.patch),
         "mask_token": torch.zeros(1, shape.width),
     }
-    # The names of published files outlive those of modules, which transformers has changed: it is handed a "file".
+    # transformers has renamed its modules but still reads published files, so the state is named as in such a file.
     state = dict(_renamed({**backbone, **adapted}))
     loader: Any = Dinov2Model
     model, report = loader.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
@@ -239,7 +239,7 @@ def _model(backbone: dict[str, Tensor], shape: _Shape, image_size: int) -> Any:
 
 
 def _resampled(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, 1 + n², width] -> [1, 1 + side², width], as the release does it; untouched if equal."""
+    """Position embeddings [1, 1 + n², width] -> [1, 1 + side², width], as the release does; unchanged if equal."""
     grid = math.isqrt(positions.shape[1] - 1)
     if grid == side:
         return positions
@@ -266,7 +266,7 @@ _NAME = re.compile(rf"(?<![^.])({'|'.join(map(re.escape, _NAMES))})(?![^.])")
 
 
 def _renamed(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """torch.hub's names -> those of transformers' DINOv2 files; the fused query, key and value come apart."""
+    """torch.hub's names -> those of transformers' DINOv2 files; the fused query, key and value are split."""
     for name, tensor in tensors.items():
         renamed = _NAME.sub(lambda match: _NAMES[match[1]], name)
         if ".attn.qkv." in name:

@@ -1,12 +1,12 @@
 """HPS v2.1: which picture people would prefer for a prompt.
 
-    score = image · text        embeddings of unit length of a fine-tuned ViT-H-14, without logit scale
+    score = image · text        embeddings of unit length of a fine-tuned ViT-H-14, without a logit scale
 
 Source: "Human Preference Score v2", arXiv 2306.09341, and the public release tgxs002/HPSv2, code and weights
 Apache-2.0. Scores lie in [−1, 1], those of real pictures between 0.2 and 0.4.
 
-What is matched: the package hpsv2 1.2.0 to rounding. Its preprocessing is a letterbox: the longer side to 224 (bicubic,
-on floats, without rounding to 8 bits), black bars around, and only then CLIP's mean and deviation.
+Scores equal those of the package hpsv2 1.2.0 up to rounding. Its preprocessing is a letterbox: the longer side is
+resized to 224 (bicubic, on floats, without rounding to 8 bits), black bars are added, then CLIP's mean and std applied.
 """
 
 from os import PathLike
@@ -33,8 +33,8 @@ def reward(
 
     checkpoint  HPS_v2.1_compressed.pt, or the same tensors as .safetensors
     model       the architecture, as in the reward `clip`
-    preprocess  "reference": letterbox; "dmdr": squash. They agree on square pictures
-    gradient_checkpointing  recompute the image tower's layers in the backward pass; changes no value
+    preprocess  "reference": letterbox; "dmdr": squash. Both give the same score for square pictures
+    gradient_checkpointing  recompute the image tower's layers in the backward pass to save memory; changes no value
 
     Raises ValueError for files that are missing, damaged, unsafe or of another model.
     """

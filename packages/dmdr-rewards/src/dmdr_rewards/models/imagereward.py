@@ -1,18 +1,18 @@
-"""ImageReward: how much people who wrote the prompt would like the picture.
+"""ImageReward: how much the author of a prompt would like the picture.
 
 Source: "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation", arXiv 2304.05977, and
 the public release THUDM/ImageReward, code and weights Apache-2.0.
 
     tokens = ViT-L/16(pixels)                                    BLIP's image encoder, [197, 1024] for 224 x 224 pixels
     h      = BERT([CLS] prompt [SEP] [PAD] …; tokens)            35 tokens, every layer attends to the picture's tokens
-    score  = (mlp(h at [CLS]) − 0.16717…) / 1.0333…              768-1024-128-64-16-1, linear: no activation between
+    score  = (mlp(h at [CLS]) − 0.16717…) / 1.0333…              768-1024-128-64-16-1, linear: no activations
 
-The constants are mean and standard deviation of the raw output over the release's own data, so scores lie around 0 with
-a spread of 1; they have no bounds.
+The constants are mean and standard deviation of the raw output over the release's data, so scores have mean 0 and a
+standard deviation of 1; they are not bounded.
 
-What is matched: the package image-reward 1.5 to rounding. Its preprocessing is a resize of the shorter side to 224
-(bicubic), a centre crop, and CLIP's mean and deviation; `preprocess="dmdr"` squashes the picture instead. The modules
-are those of timm (image) and transformers (text), whose tensor names are the release's.
+Scores equal those of the package image-reward 1.5 up to rounding. Its preprocessing resizes the shorter side to 224
+(bicubic), crops the centre, and applies CLIP's mean and std; `preprocess="dmdr"` squashes the picture instead. The
+networks come from timm (image) and transformers (text), which use the release's tensor names.
 """
 
 import math
@@ -39,7 +39,7 @@ _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 _HEAD_WIDTH = 64  # of one attention head, in the image and in the text encoder
 _TOKENS = 35
 _VISION, _TEXT = "blip.visual_encoder", "blip.text_encoder"
-# Left over from BLIP's pretraining (contrastive projections), and a constant. The release's own code uses none of them.
+# Projections from BLIP's contrastive pretraining, and a constant. The release's own code does not use them.
 _UNUSED = (
     "blip.vision_proj.weight",
     "blip.vision_proj.bias",
@@ -60,18 +60,18 @@ def reward(
     """The reward `imagereward`.
 
     checkpoint  ImageReward.pt of the release, or the same tensors as .safetensors
-    tokenizer   bert-base-uncased's vocab.txt, or a folder that holds vocab.txt or tokenizer.json; without it, the
-                vocab.txt beside the checkpoint
-    preprocess  "reference": shorter side and centre crop; "dmdr": squash. They agree on square pictures
-    gradient_checkpointing  recompute the image encoder's layers in the backward pass; changes no value
-    dtype       of the image encoder; the text encoder stays in float32
+    tokenizer   bert-base-uncased's vocab.txt, or a folder that holds vocab.txt or tokenizer.json; default: vocab.txt
+                beside the checkpoint
+    preprocess  "reference": shorter side and centre crop; "dmdr": squash. Both give the same score for square pictures
+    gradient_checkpointing  recompute the image encoder's layers in the backward pass to save memory; changes no value
+    dtype       precision of the image encoder; the text encoder stays in float32
 
-    All dimensions are read off the tensors' shapes. Raises ValueError for files that are missing, damaged, unsafe or of
-    another model, and for a vocabulary that is not the checkpoint's.
+    All dimensions follow from the shapes of the tensors. Raises ValueError for files that are missing, damaged, unsafe
+    or of another model, and for a vocabulary of another size than the checkpoint's.
     """
     path = Path(checkpoint)
     how = ("imagereward", torch.device(device), dtype, gradient_checkpointing)
-    networks = checkpoint_files.shared(path, lambda: _Networks(path, device, dtype, gradient_checkpointing), *how)
+    networks = checkpoint_files.load_once(path, lambda: _Networks(path, device, dtype, gradient_checkpointing), *how)
     words = WordPiece(Path(tokenizer) if tokenizer is not None else path.parent / "vocab.txt", _TOKENS)
     if words.size != networks.words:
         raise ValueError(
@@ -82,7 +82,7 @@ def reward(
 
 
 class ImageReward(TowerReward):
-    """(mlp(h at [CLS]) − mean) / std. The text is read in sight of the picture, so only image features can be kept.
+    """(mlp(h at [CLS]) − mean) / std. The text encoder also reads the picture, so only image features can be shared.
 
     Formula, source and range are at the top of this module.
     """
@@ -96,8 +96,8 @@ class ImageReward(TowerReward):
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B pictures' tokens, Tensor[B, 1 + patches, width], under B texts -> float32 Tensor[B].
 
-        Raises ValueError for prompts that are not texts, or whose number is not that of the pictures. Prompts of more
-        than 35 tokens are truncated; the first one brings a warning.
+        Raises ValueError for prompts that are not texts, and for a number of prompts other than B. Prompts of more than
+        35 tokens are truncated, with a warning for the first.
         """
         ids, mask = (each.to(self.tower.device) for each in self._words(prompts, len(features)))
         raw = self._networks.mlp(self._networks.text(ids, mask, features)).squeeze(-1)
@@ -105,7 +105,7 @@ class ImageReward(TowerReward):
 
 
 class _Networks:
-    """Image encoder, text encoder and mlp of a checkpoint, frozen; the size of its pictures, and of its vocabulary."""
+    """The frozen image encoder, text encoder and mlp of a checkpoint, its image size and its vocabulary's size."""
 
     def __init__(
         self, path: Path, device: str | torch.device, dtype: torch.dtype, gradient_checkpointing: bool
@@ -118,7 +118,7 @@ class _Networks:
         text = network["blip"]["text_encoder"]
         self.image_size, self.words = image.patch_embed.img_size, text.config.vocab_size
         self.image = FrozenNetwork(image, device, dtype)
-        # A tenth of the work, and most of what bfloat16 would change in the score.
+        # In float32: it is a tenth of the work, and would cause most of bfloat16's error in the score.
         self.text = FrozenNetwork(_ClassToken(text), device, precision(dtype))
         self.mlp = FrozenNetwork(network["mlp"]["layers"], device, precision(dtype))
 
@@ -143,10 +143,10 @@ def _network(tensors: Mapping[str, Tensor], path: Path) -> Any:
             layers = score_head(blip["text_encoder"].config.hidden_size)
             network = nn.ModuleDict({"blip": nn.ModuleDict(blip), "mlp": nn.ModuleDict({"layers": layers})})
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"checkpoint {path} is no ImageReward.pt: cannot read its dimensions off {error}") from error
+        raise ValueError(f"checkpoint {path} is not an ImageReward.pt: cannot read its dimensions: {error}") from error
     checkpoint_files.assign(network, tensors, path)
     embeddings = blip["text_encoder"].embeddings
-    embeddings.position_ids = torch.arange(embeddings.position_embeddings.num_embeddings)[None]  # in no file
+    embeddings.position_ids = torch.arange(embeddings.position_embeddings.num_embeddings)[None]  # not in the file
     return network
 
 

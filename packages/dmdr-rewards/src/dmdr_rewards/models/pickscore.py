@@ -5,7 +5,7 @@
 Source: "Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation", arXiv 2305.01569, and the public
 release yuvalkirstain/PickScore_v1, MIT. The scale is about 100; scores of real pictures lie between 18 and 24.
 
-What is matched: transformers' own processor (the one on PIL) and model to rounding, on 8-bit pictures.
+Scores equal those of transformers' model and its PIL-based processor up to rounding, for 8-bit pictures.
 """
 
 from dataclasses import replace
@@ -31,8 +31,8 @@ def reward(
     """The reward `pickscore`.
 
     checkpoint  folder in the layout of yuvalkirstain/PickScore_v1, with the tokenizer's files
-    preprocess  "reference": shorter side and centre crop; "dmdr": squash. They agree on square pictures
-    gradient_checkpointing  recompute the image tower's layers in the backward pass; changes no value
+    preprocess  "reference": shorter side and centre crop; "dmdr": squash. Both give the same score for square pictures
+    gradient_checkpointing  recompute the image tower's layers in the backward pass to save memory; changes no value
 
     Raises ValueError for files that are missing, damaged, unsafe or of another model.
     """

@@ -1,6 +1,6 @@
-"""Reading tensors from files that may come from anywhere.
+"""Safe reading of checkpoint files: they may come from anywhere.
 
-No code in a file is ever run, and a file is used only if its tensors are exactly those that are expected.
+No code in a file is ever run, and a file is used only if it holds exactly the expected tensors.
 """
 
 import functools
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-"""Endings of files of weights."""
+"""Endings of checkpoint files."""
 
 _LISTED = 12  # names of each kind in an error message
 _loaded: WeakValueDictionary[tuple[Hashable, ...], Any] = WeakValueDictionary()
@@ -31,8 +31,10 @@ _loaded: WeakValueDictionary[tuple[Hashable, ...], Any] = WeakValueDictionary()
 def load(path: str | PathLike[str], inside: str | None = None) -> dict[str, Tensor]:
     """Read a file of named tensors onto the CPU, memory-mapped where the format allows it.
 
-    A name ending in .safetensors is read as that, anything else as a `torch.save` file with `weights_only=True`.
-    `inside` names the entry that holds the tensors in files that wrap them; without such an entry the file itself does.
+    A .safetensors file is read as such, any other as a `torch.save` file with `weights_only=True`.
+
+    inside  name of the entry that holds the tensors in some files; without such an entry, the file itself holds them
+
     Raises ValueError for a file that is missing, damaged, of another format, or that holds anything but tensors.
     """
     path = Path(path)
@@ -47,7 +49,7 @@ def load(path: str | PathLike[str], inside: str | None = None) -> dict[str, Tens
 
 
 def find(folder: Path, *names: str) -> Path:
-    """The first of these files that the folder has. Raises ValueError, listing the names, if it has none."""
+    """The first of these files that exists in the folder. Raises ValueError that lists the names if none exists."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -55,10 +57,10 @@ def find(folder: Path, *names: str) -> Path:
 
 
 def sha256(path: str | PathLike[str]) -> str:
-    """Hash of a file's bytes, or of a folder's files of weights and their names; 64 hexadecimal digits.
+    """SHA-256 of a file, or of the hashes and names of the checkpoint files in a folder; 64 hexadecimal digits.
 
-    A file is read once; its hash is kept for as long as its size and time of change stay. Raises ValueError for a path
-    that does not exist, and for a folder without weights.
+    The hash of a file is cached until its size or modification time changes. Raises ValueError for a path that does not
+    exist, and for a folder without checkpoint files.
     """
     path = Path(path).resolve()
     if path.is_file():
@@ -71,7 +73,7 @@ def sha256(path: str | PathLike[str]) -> str:
 
 
 def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: str | PathLike[str]) -> None:
-    """Raise ValueError, naming every offender, unless `tensors` has exactly these names and shapes."""
+    """Raise ValueError that lists all differences, unless `tensors` has exactly these names and shapes."""
     refuse_unless_exact(
         path,
         missing=shapes.keys() - tensors.keys(),
@@ -85,15 +87,18 @@ def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], 
 
 
 def assign(module: nn.Module, tensors: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
-    """Let a module, built without memory, take over the tensors of the file `path`. Raises what `check` raises."""
+    """Move the tensors of the file `path` into a module on the meta device. Raises ValueError as `check` does."""
     check(tensors, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, path)
     module.load_state_dict(tensors, assign=True)
 
 
-def shared(path: Path, load: Callable[[], T], *how: Hashable) -> T:
-    """What `load` makes of the file `path`: one object for equal bytes and equal `how`, while anything uses it.
+def load_once(path: Path, load: Callable[[], T], *how: Hashable) -> T:
+    """The result of `load`, or the same object as before if one for equal bytes and an equal `how` is still in use.
 
-    how  all else that the object depends on. Raises ValueError for a path that does not exist, and what `load` raises.
+    path  the file that `load` reads
+    how   everything else that the result depends on
+
+    Raises ValueError for a path that does not exist, and any error of `load`.
     """
     key = (sha256(path), *how)
     loaded = _loaded.get(key) or load()
@@ -107,7 +112,7 @@ def refuse_unless_exact(
     unexpected: "set[str] | list[str]",
     wrong: list[str],
 ) -> None:
-    """Raise ValueError that lists whatever is missing, unexpected or of a wrong shape; nothing, if nothing is."""
+    """Raise ValueError that lists what is missing, unexpected or of a wrong shape, unless all three are empty."""
     kinds = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(wrong)}
     faults = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
     if faults:
@@ -115,7 +120,7 @@ def refuse_unless_exact(
 
 
 def refuse_unless_loaded(path: str | PathLike[str], report: Mapping[str, Any]) -> None:
-    """The same of what transformers' `from_pretrained(…, output_loading_info=True)` reports."""
+    """Do the same with the report of transformers' `from_pretrained(…, output_loading_info=True)`."""
     mismatched = report["mismatched_keys"]
     refuse_unless_exact(
         path,
@@ -143,19 +148,19 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"checkpoint {path} is damaged, or no safetensors file: {error}") from error
+        raise ValueError(f"checkpoint {path} is damaged, or not a safetensors file: {error}") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # Only torch's zip format can be mapped; files from before torch 1.6 are read whole.
+        # Only torch's zip format can be memory-mapped; files from before torch 1.6 are read as a whole.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # torch's own text advises weights_only=False, which is what this module is there to prevent.
+        # torch's own message advises weights_only=False, which would run the file's code.
         reason = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"checkpoint {path} was refused, none of its code was run: it is damaged, or holds non-tensors"
+            f"checkpoint {path} was refused and none of its code was run: it is damaged, or holds non-tensors"
             f"{f', such as {reason[1]}' if reason else ''}"
         ) from error
-    except Exception as error:  # bytes that are no pickle at all make the unpickler fail in any way
-        raise ValueError(f"checkpoint {path} is damaged, or no torch file: {error}") from error
+    except Exception as error:  # the unpickler raises any exception for bytes that are not a pickle
+        raise ValueError(f"checkpoint {path} is damaged, or not a torch file: {error}") from error

@@ -1,4 +1,4 @@
-"""Image classifiers: class logits, and the features they are a linear function of."""
+"""Image classifiers: class logits, and the features from which a linear head computes them."""
 
 import json
 from os import PathLike
@@ -24,13 +24,13 @@ class Classified(NamedTuple):
 
 
 class ImageClassifier:
-    """FrozenNetwork network and linear head. Gradients reach the pixels, never the weights.
+    """A frozen network and its linear head. Gradients reach the pixels, never the weights.
 
-    `tower` maps preprocessed pixels to features Tensor[B, F] and runs under autocast in `dtype`; `head` and everything
-    after it stay in float32, where sums of exponentials are safe. With `dtype` float64 all of it is float64, for
-    tests of gradients.
+    `tower` maps preprocessed pixels to features Tensor[B, F] and runs under autocast in `dtype`. `head` and everything
+    after it stay in float32, which is precise enough for sums of exponentials. With `dtype` float64 everything is
+    float64, for tests of gradients.
 
-    Raises ValueError for any other dtype.
+    Raises ValueError for a dtype that is not in `frozen_network.DTYPES`.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class ImageClassifier:
     ) -> "ImageClassifier":
         """Load any transformers image classifier that ends in a linear layer, from a local folder.
 
-        The folder holds config.json, *.safetensors (pickles are not read) and preprocessor_config.json, which says
-        how pictures are resized, cropped and normalised; without it they go in as they are, with a warning.
-        preprocess="dmdr" squashes them to the same size instead.
+        The folder holds config.json, *.safetensors (pickles are not read) and preprocessor_config.json, which defines
+        how pictures are resized, cropped and normalised. Without the latter, pictures are used unchanged, with a
+        warning. preprocess="dmdr" squashes pictures to the same size instead.
 
-        Raises ValueError for a folder without these files, one of another kind of model, and for weights that are
+        Raises ValueError for a folder without these files or of another kind of model, and for weights that are
         missing, unexpected or of a wrong shape.
         """
         path = Path(folder)
@@ -69,15 +69,15 @@ class ImageClassifier:
         return cls(body, head, chosen(preprocess, preprocess_of(path)), device, dtype)
 
     def __call__(self, images: Images) -> Classified:
-        """Features and logits in one pass; float32 on this classifier's device.
+        """B pictures (see `dmdr_rewards.pictures.images`) -> features and logits, float32 on the classifier's device.
 
-        images: B pictures, see `dmdr_rewards.pictures.images`. Raises ValueError for pictures that module refuses.
+        Raises ValueError for pictures that cannot be scored.
         """
         features = self.tower(self.preprocess.pixels(images, self.tower.device, self.tower.precision))
         return Classified(features, self.head(features))
 
     def features(self, images: Images) -> Tensor:
-        """What enters the last linear layer, Tensor[B, F]."""
+        """The input of the last linear layer, Tensor[B, F]."""
         return self(images).features
 
     def logits(self, images: Images) -> Tensor:
@@ -98,7 +98,7 @@ class _Features(nn.Module):
 
 def _load_model(folder: Path) -> nn.Module:
     if not folder.is_dir():
-        raise ValueError(f"checkpoint {folder}: no such folder; give a local one, as save_pretrained writes it")
+        raise ValueError(f"checkpoint {folder}: no such folder; give a local one in the format of save_pretrained")
     if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise ValueError(f"checkpoint {folder} must hold config.json and *.safetensors; pickled weights are not read")
 
@@ -110,7 +110,7 @@ def _load_model(folder: Path) -> nn.Module:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are refused below, by name and together with the others
+            ignore_mismatched_sizes=True,  # refused below, listed by name together with all others
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""The two towers of a CLIP, from the files of open_clip and of transformers.
+"""The image tower and the text tower of a CLIP, from files of open_clip or transformers.
 
-Networks are built without memory and take over the tensors of the mapped file, so that a checkpoint is held once. Equal
-checkpoints (bytes, architecture, device, dtype) give one and the same object, for as long as anything uses it.
+Networks are built on the meta device and use the tensors of the memory-mapped file, so a checkpoint is in memory once.
+Equal checkpoints (bytes, architecture, device, dtype) give the same object, as long as it is in use.
 """
 
 import functools
@@ -31,13 +31,13 @@ Tokenize = Callable[[list[str]], tuple[Tensor, ...]]
 
 
 class Towers:
-    """Image and text tower of a CLIP.
+    """The image tower and the text tower of a CLIP.
 
-    image        the frozen image tower: pixels Tensor[B, 3, h, w] -> features Tensor[B, D], of any length
+    image        the frozen image tower: pixels Tensor[B, 3, h, w] -> features Tensor[B, D], not normalised
     image_size   (height, width) of its pixels
-    logit_scale  the learned factor of the cosine, after exp
-    texts        list of B texts -> Tensor[B, D] of unit length; what was computed before is remembered. A text longer
-                 than the context is truncated, with one warning
+    logit_scale  the learned factor of the cosine, exp(the stored value)
+    texts        list of B texts -> Tensor[B, D] of unit length; recent embeddings are cached. Texts longer than the
+                 context are truncated, with a warning for the first
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Towers:
 
     @functools.cached_property
     def _text(self) -> FrozenNetwork:
-        # Moved to the device when first needed: some rewards never read the prompt.
+        # Moved to the device on first use: some rewards never read the prompt.
         return FrozenNetwork(self._text_module, self.image.device, self.image.dtype)
 
     def _embed(self, prompts: list[str]) -> Tensor:
@@ -68,10 +68,10 @@ class Towers:
 
 
 def open_clip_config(model: str | Path) -> dict[str, Any]:
-    """The architecture that open_clip calls `model`, or that a JSON file holds, itself or under `model_cfg`.
+    """The architecture with this name in open_clip, or from a JSON file, at its top level or under `model_cfg`.
 
-    Raises ValueError for an unknown name, for a file that is no such thing, and for models whose text tower or
-    tokenizer would have to come from a hub.
+    Raises ValueError for an unknown name, a file without an architecture, and models whose text tower or tokenizer
+    would have to be downloaded from a hub.
     """
     import open_clip
 
@@ -81,7 +81,7 @@ def open_clip_config(model: str | Path) -> dict[str, Any]:
             config = config.get("model_cfg", config)
             text = config["text_cfg"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"model {model} is no open_clip configuration: {error!r}") from error
+            raise ValueError(f"model {model} is not an open_clip configuration: {error!r}") from error
     elif model in open_clip.list_models():
         config = open_clip.get_model_config(str(model))
         text = config["text_cfg"]
@@ -101,7 +101,7 @@ def open_clip_towers(
 ) -> Towers:
     """Load a CLIP in open_clip's format.
 
-    checkpoint  file of named tensors, also under "state_dict", or a folder with one of `OPEN_CLIP_FILES`
+    checkpoint  file of named tensors, at its top level or under "state_dict", or a folder with one of `OPEN_CLIP_FILES`
     config      see `open_clip_config`
 
     Raises ValueError for a file that is missing, damaged, unsafe or of another architecture.
@@ -119,7 +119,7 @@ def open_clip_towers(
         )
 
     how = (json.dumps(config, sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
-    return checkpoint_files.shared(path, load, *how)
+    return checkpoint_files.load_once(path, load, *how)
 
 
 def transformers_towers(
@@ -137,7 +137,7 @@ def transformers_towers(
     path = checkpoint_files.find(folder, *TRANSFORMERS_FILES)
     config = transformers_config(folder)
     tokenizer = {name: checkpoint_files.sha256(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    if not tokenizer.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would make up an empty one
+    if not tokenizer.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would create an empty one
         raise ValueError(
             f"checkpoint {folder} has no tokenizer: copy its CLIP's tokenizer.json, or vocab.json and merges.txt, there"
         )
@@ -152,16 +152,16 @@ def transformers_towers(
         return Towers(image, text, tokenize, (side, side), model.logit_scale, device, dtype)
 
     how = (json.dumps([config, tokenizer], sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
-    return checkpoint_files.shared(path, load, *how)
+    return checkpoint_files.load_once(path, load, *how)
 
 
 def transformers_config(folder: Path) -> dict[str, Any]:
-    """config.json of a CLIPModel's folder. Raises ValueError if there is none, or one of another model."""
+    """The config.json in the folder of a CLIPModel. Raises ValueError if it is missing or of another model."""
     path = checkpoint_files.find(folder, "config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if config.get("model_type") != "clip":
         raise ValueError(f"checkpoint {folder} holds a {config.get('model_type')} model: give a CLIPModel (clip)")
     return config
@@ -172,10 +172,10 @@ def _open_clip_model(config: dict[str, Any], tensors: dict[str, Tensor], path: P
         model = _empty_open_clip(config)
     checkpoint_files.assign(model, tensors, path)
     text = getattr(model, "text", model)
-    if text.attn_mask is not None:  # in no file
+    if text.attn_mask is not None:  # not in the file
         text.attn_mask = torch.full(text.attn_mask.shape, -torch.inf).triu(1)
     if any(buffer.is_meta for buffer in model.buffers()):
-        model = _empty_open_clip(config)  # an architecture with further tables that no file holds: let it compute them
+        model = _empty_open_clip(config)  # it computes further tables, which are not in the file
         model.load_state_dict(tensors, assign=True)
     return model
 
@@ -234,7 +234,7 @@ def _transformers_model(folder: Path, path: Path) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     tensors = checkpoint_files.load(path)
-    # Files from before transformers 4.31 hold these constants too.
+    # Files from before transformers 4.31 also hold these constants.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
     loader: Any = CLIPModel
     try:
@@ -242,7 +242,7 @@ def _transformers_model(folder: Path, path: Path) -> Any:
             None,
             config=CLIPConfig.from_pretrained(folder, local_files_only=True),
             state_dict=tensors,
-            ignore_mismatched_sizes=True,  # they are refused below, by name and together with the others
+            ignore_mismatched_sizes=True,  # refused below, listed by name together with all others
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:

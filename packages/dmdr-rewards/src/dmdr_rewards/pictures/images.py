@@ -1,13 +1,13 @@
-"""Pictures, as every reward takes them.
+"""The forms of pictures that every reward accepts.
 
-- float Tensor[B, 3, H, W] with values in [0, 1], on any device: its gradient is kept;
+- float Tensor[B, 3, H, W] with values in [0, 1], on any device: it keeps its gradient;
 - uint8 Tensor[B, 3, H, W] or uint8 numpy array [B, H, W, 3], values 0 to 255: no gradient;
 - a list of B paths, PIL pictures or uint8 arrays [H, W, 3] (no gradient), or float Tensors[3, H, W] (with gradient).
-  Files and PIL pictures are converted to RGB, which drops an alpha channel. A list may mix sizes where the reward
-  brings every picture to one size.
+  Files and PIL pictures are converted to RGB, which drops an alpha channel. A list may mix sizes if the reward resizes
+  all pictures to one size.
 
 Decoders overshoot [0, 1]: clamp their output before scoring it. Values outside by more than `TOLERANCE` are an error,
-because a picture in [-1, 1] or [0, 255] scored by mistake gives a number that looks plausible and is not.
+because a picture in [-1, 1] or [0, 255] would get a score that looks plausible but is wrong.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from torch import Tensor
 from dmdr_rewards.base.safe_reading import open_rgb
 
 TOLERANCE = 1e-3
-"""How far outside [0, 1] a value may lie: room for rounding, not for overshoot."""
+"""How far outside [0, 1] a value may lie. It allows for rounding, not for overshoot."""
 
 Picture: TypeAlias = "str | PathLike[str] | Image.Image | np.ndarray | Tensor"
 Images: TypeAlias = "Tensor | np.ndarray | Sequence[Picture]"
 
 
 def as_images(images: Images, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Any of the accepted forms (top of this module) -> `dtype` Tensor[B, 3, H, W] in [0, 1] on `device`.
+    """Pictures in an accepted form (see the module) -> `dtype` Tensor[B, 3, H, W] in [0, 1] on `device`.
 
-    Raises ValueError for an empty batch, a wrong rank or channel count, a value that is not in [0, 1] or not finite,
-    a type or dtype not listed above, pictures of several sizes, and a file that is not a picture.
+    Raises ValueError for an empty batch, a wrong rank or channel count, values that are not finite or not in
+    [0, 1], other types and dtypes, pictures of several sizes, and a file that is not a picture.
     """
     pictures = as_pictures(images)
     if isinstance(pictures, Tensor):
@@ -44,9 +44,9 @@ def as_images(images: Images, device: torch.device, dtype: torch.dtype) -> Tenso
 
 
 def as_pictures(images: Images) -> "Tensor | list[Image.Image | Tensor]":
-    """Any of the accepted forms -> checked float Tensor[B, 3, H, W], or a list as `as_picture` gives them.
+    """Pictures in an accepted form -> checked float Tensor[B, 3, H, W], or a list of results of `as_picture`.
 
-    Raises what `as_images` raises, except for pictures of several sizes.
+    Raises ValueError as `as_images` does, but accepts pictures of several sizes.
     """
     if isinstance(images, Tensor):
         _check_dtype(images)
@@ -83,12 +83,12 @@ def as_picture(picture: Picture) -> "Image.Image | Tensor":
         raise ValueError(f"a picture is a {type(picture).__name__}: give paths, PIL pictures or uint8 arrays [H, W, 3]")
     try:
         return open_rgb(picture)
-    except Exception as error:  # bytes that are no picture make decoders fail in any way
+    except Exception as error:  # decoders raise any exception for bytes that are not a picture
         raise ValueError(f"picture {fspath(picture)} cannot be read: {error}") from error
 
 
 def as_tensor(picture: "Image.Image | Tensor") -> Tensor:
-    """What `as_picture` gives -> float Tensor[3, H, W] in [0, 1]; float32 from 8 bits."""
+    """A result of `as_picture` -> float Tensor[3, H, W] in [0, 1]; float32 from 8 bits."""
     if isinstance(picture, Tensor):
         return picture
     return torch.tensor(np.asarray(picture)).permute(2, 0, 1).float() / 255
@@ -126,12 +126,12 @@ def _check_shape(images: "Tensor | np.ndarray", layout: str, rank: int, channels
 
 
 def _in_range(images: Tensor) -> Tensor:
-    # One read-back from the device answers every question: aminmax lets NaN and infinity through.
+    # A single copy from the device is enough for all checks: aminmax propagates NaN and infinity.
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if low >= -TOLERANCE and high <= 1 + TOLERANCE:
         return images
     if low != low:
-        raise ValueError("images hold NaN: look at the decoder, or at a loss that blew up, before scoring them")
+        raise ValueError("images hold NaN: check the decoder, or a loss that diverged, before scoring them")
     raise ValueError(
         f"image values span [{low:.4g}, {high:.4g}], outside [0, 1]: clamp a decoder's overshoot with "
         ".clamp(0, 1); map [-1, 1] with (x + 1) / 2; divide 0 to 255 by 255"

@@ -1,4 +1,4 @@
-"""From a picture to the pixels that a network was trained on, differentiably."""
+"""Differentiable preprocessing: from a picture to the pixels that a network expects."""
 
 import json
 import warnings
@@ -20,14 +20,14 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# PIL's numbers for its filters, which is how preprocessor_config.json names them.
+# preprocessor_config.json names filters by their numbers in PIL.
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
 class Plan(NamedTuple):
-    """Resize to `size` = (height, width), then cut out `box` = (left, top, right, bottom) of the result.
+    """Resize to `size` = (height, width), then crop the result to `box` = (left, top, right, bottom).
 
-    A box that reaches beyond the picture is filled with zeros. Pictures with equal plans share their pixels.
+    A box that extends beyond the picture is filled with zeros. Equal plans give equal pixels, which can be shared.
     """
 
     size: tuple[int, int]
@@ -35,14 +35,14 @@ class Plan(NamedTuple):
     filter: str
 
     def on_tensor(self, images: Tensor) -> Tensor:
-        """Tensor[B, 3, H, W] -> Tensor[B, 3, h, w], differentiably; a step with nothing to do changes no bit."""
+        """Tensor[B, 3, H, W] -> Tensor[B, 3, h, w], differentiable. A step that has no effect changes no bit."""
         if self.size != tuple(images.shape[-2:]):
             images = F.interpolate(images, size=self.size, mode=self.filter, align_corners=False, antialias=True)
         (height, width), (left, top, right, bottom) = self.size, self.box
         return F.pad(images, (-left, right - width, -top, bottom - height))
 
     def on_picture(self, picture: Image.Image) -> Image.Image:
-        """The same in PIL's 8-bit arithmetic, which is what the networks' own preprocessing uses."""
+        """Do the same in PIL's 8-bit arithmetic, as the networks' own preprocessing does."""
         height, width = self.size
         if self.size != (picture.height, picture.width):
             picture = picture.resize((width, height), _PIL_FILTERS[self.filter])
@@ -51,20 +51,20 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop or pad around the centre, normalise. A step that has nothing to do leaves the picture as it was.
+    """Resize, crop or pad around the centre, and normalise. A step that has no effect changes no bit.
 
-    resize  (height, width): squash to exactly that; an integer: bring one side to it and keep the aspect ratio;
-            None: leave
-    side    which side an integer `resize` means: "shorter", or "longer" to letterbox: what is missing to `crop` is
-            filled with zeros, before normalising
-    crop    (height, width) of the centre to keep; None: all
+    resize  (height, width): squash to this size; an integer: resize one side to it and keep the aspect ratio; None: do
+            not resize
+    side    the side that an integer `resize` refers to: "shorter"; or "longer" to letterbox, which fills up to `crop`
+            with zeros before normalising
+    crop    (height, width) of the centre to keep; None: no crop
     mean, std  per channel: (pixel − mean) / std
     filter  "bicubic" or "bilinear", always with antialiasing
-    halves  where half a pixel goes when the centre is cut out: "down" (transformers), "even" (torchvision)
-    eight_bit  pictures of 8 bits are resized by PIL, which rounds and clips to 8 bits again, as most official scores
-            are made; False: they are made floats first
+    halves  how the offset of a centre crop is rounded: "down" (transformers) or "even" (torchvision)
+    eight_bit  True: PIL resizes 8-bit pictures and rounds the result to 8 bits, as most official implementations do;
+            False: convert them to floats first
 
-    Floats are resized by torch: bicubic overshoot is not clamped, so that every pixel keeps its gradient.
+    torch resizes floats. Bicubic overshoot is not clamped, so every pixel keeps its gradient.
     """
 
     resize: tuple[int, int] | int | None = None
@@ -87,20 +87,20 @@ class Preprocess:
     def picture(self, picture: Picture) -> Tensor:
         """One picture (see `dmdr_rewards.pictures.images`) -> normalised Tensor[3, h, w]: float32 from 8 bits.
 
-        It is what a data-loading worker calls. Raises ValueError for what is no picture, or smaller than the crop.
+        Data-loading workers call this. Raises ValueError for a picture that cannot be read or is smaller than the crop.
         """
         return self.normalised(_planned(self, as_picture(picture))[None])[0]
 
     def pixels(self, images: Images, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Any form of pictures -> normalised `dtype` Tensor[B, 3, h, w] on `device`.
+        """Pictures in any accepted form -> normalised `dtype` Tensor[B, 3, h, w] on `device`.
 
-        Raises ValueError for what `dmdr_rewards.pictures.images` refuses, a picture that is smaller than the crop, and
-        pictures that end up in several sizes.
+        Raises ValueError for pictures that `dmdr_rewards.pictures.images` refuses, a picture that is smaller than the
+        crop, and results of several sizes.
         """
         return self.normalised(self.resized(as_pictures(images), device, dtype))
 
     def resized(self, pictures: "Tensor | list[Image.Image | Tensor]", device: torch.device, dtype: Any) -> Tensor:
-        """`pixels` of what `as_pictures` gives, before normalising: Tensor[B, 3, h, w] in [0, 1]."""
+        """The result of `as_pictures` -> `pixels` before normalising, Tensor[B, 3, h, w] in [0, 1]."""
         if isinstance(pictures, Tensor):
             height, width = pictures.shape[-2:]
             return self.plan(height, width).on_tensor(pictures.to(device, dtype))
@@ -116,7 +116,7 @@ class Preprocess:
         return (images - mean) / std
 
     def plan(self, height: int, width: int) -> Plan:
-        """What happens to a picture of this size. Raises ValueError if it is smaller than the crop."""
+        """The resize and crop for a picture of this size. Raises ValueError if it is smaller than the crop."""
         rows, columns = self._scaled(height, width)
         if self.crop is None:
             return Plan((rows, columns), (0, 0, columns, rows), self.filter)
@@ -128,7 +128,7 @@ class Preprocess:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) of the result where it does not depend on the picture."""
+        """(height, width) of the result; None if it depends on the picture."""
         return self.crop or (None if isinstance(self.resize, int) else self.resize)
 
     def __str__(self) -> str:
@@ -160,9 +160,9 @@ class Preprocess:
 
 
 def chosen(preprocess: str, reference: Preprocess) -> Preprocess:
-    """The reward option `preprocess`: "reference" is `reference`, "dmdr" squashes to the same size instead.
+    """The preprocessing for the reward option `preprocess`: `reference`, or "dmdr", a squash to the same size.
 
-    The two agree on square pictures alone. DMDR's authors squash for every reward. Raises ValueError for another word.
+    Both agree for square pictures only. DMDR's authors squash for every reward. Raises ValueError for another option.
     """
     if preprocess == "reference":
         return reference
@@ -179,12 +179,12 @@ def _planned(preprocess: Preprocess, picture: "Image.Image | Tensor") -> Tensor:
 
 
 def from_folder(folder: Path) -> Preprocess:
-    """What the folder's preprocessor_config.json (transformers) says.
+    """The preprocessing defined by a folder's preprocessor_config.json, in the format of transformers.
 
-    Without that file pictures go in as they are, [0, 1] and unscaled, with a warning: a classifier that expects
-    normalised pixels would score them without complaint, and wrongly.
+    Without this file pictures stay in [0, 1] and are not resized, with a warning: a classifier that expects normalised
+    pixels would give wrong scores.
 
-    Raises ValueError for a file that asks for something not done here.
+    Raises ValueError for a file with steps that are not supported.
     """
     path = folder / "preprocessor_config.json"
     if not path.exists():
@@ -225,7 +225,7 @@ def _geometry(config: dict[str, Any]) -> tuple[tuple[int, int] | int | None, tup
 
 
 def _cropped_share(side: int, share: float) -> tuple[tuple[int, int] | int, tuple[int, int] | None]:
-    # ConvNeXt's and ResNet's rule: below 384 keep the centre of a larger picture, from there on squash.
+    # The rule of ConvNeXt and ResNet: below 384, crop the centre of a larger picture; otherwise squash.
     return (int(side / share), (side, side)) if side < 384 else ((side, side), None)
 
 

@@ -1,4 +1,4 @@
-"""Class labels, the prompts of class-conditional rewards."""
+"""Class labels: the prompts of class-conditional rewards."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -9,10 +9,12 @@ from torch import Tensor
 
 
 def as_labels(prompts: Tensor | Sequence[Any], count: int, num_classes: int, device: torch.device) -> Tensor:
-    """Integers, as an integer Tensor[B] or a sequence -> LongTensor[B] on `device`.
+    """An integer Tensor[B] or a sequence of integers -> LongTensor[B] on `device`.
 
-    Raises ValueError for anything that is not integers, a rank other than 1, a number of labels other than `count`
-    (the number of pictures), and a label outside 0 to num_classes − 1.
+    count  number of pictures
+
+    Raises ValueError for labels that are not integers, a rank other than 1, a number of labels other than `count`, and
+    a label outside 0 to num_classes − 1.
     """
     labels = _as_tensor(prompts)
     if labels.ndim != 1:

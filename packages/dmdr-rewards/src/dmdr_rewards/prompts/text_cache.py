@@ -1,4 +1,4 @@
-"""Text embeddings that were computed before."""
+"""A cache of text embeddings."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class TextCache:
-    """The embeddings of the prompts that one text tower met last, least recently used out first.
+    """The most recently used embeddings of one text tower.
 
     A tower is one object for one checkpoint, device and dtype (`dmdr_rewards.networks.clip_towers`) and owns its cache,
     so an embedding is never returned for another checkpoint. Text towers are frozen and tokens carry no gradient, so an
@@ -25,12 +25,12 @@ class TextCache:
         return len(self._known)
 
     def resize(self, capacity: int) -> None:
-        """Forget everything, and remember so many prompts from now on."""
+        """Clear the cache, and remember up to `capacity` prompts from now on."""
         self._capacity = capacity
         self._known.clear()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """B texts -> Tensor[B, D]. Those that are not known are encoded in one batch, each once."""
+        """B texts -> Tensor[B, D]. Unknown texts are encoded in one batch, each once."""
         found = {prompt: self._known[prompt] for prompt in prompts if prompt in self._known}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if new:
@@ -40,5 +40,5 @@ class TextCache:
             self._known.move_to_end(prompt)
         while len(self._known) > self._capacity:
             self._known.popitem(last=False)
-        # Stacking also makes a tensor that can enter a graph, of what was remembered under inference_mode.
+        # Embeddings cached under inference_mode cannot enter a graph; the stacked copy can.
         return torch.stack([found[prompt] for prompt in prompts])

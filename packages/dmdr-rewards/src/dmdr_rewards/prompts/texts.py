@@ -1,4 +1,4 @@
-"""Texts, the prompts of text-image rewards."""
+"""Texts: the prompts of text-image rewards."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from torch import Tensor
 
 
 def as_texts(prompts: Tensor | Sequence[Any], count: int | None = None) -> list[str]:
-    """A sequence of strings -> list of them.
+    """A sequence of strings -> list of strings.
 
-    Raises ValueError for a single text, for anything that is not text, and for a number of prompts other than `count`,
-    the number of pictures, where that is given.
+    count  number of pictures; not checked if None
+
+    Raises ValueError for a single text, prompts that are not texts, and a number of prompts other than `count`.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}: give a list, one prompt per picture, also for a single one")
@@ -26,13 +27,13 @@ def as_texts(prompts: Tensor | Sequence[Any], count: int | None = None) -> list[
 
 
 class Truncation:
-    """Warns once, of the first prompts that are longer than `context` tokens."""
+    """Warns once, about the first prompt that is longer than `context` tokens."""
 
     def __init__(self, context: int) -> None:
         self.context, self._told = context, False
 
     def __call__(self, lengths: Sequence[int], prompts: Sequence[str]) -> None:
-        """lengths: number of tokens of each prompt."""
+        """lengths: the number of tokens in each prompt."""
         longest = max(lengths)
         if longest > self.context and not self._told:
             self._told = True

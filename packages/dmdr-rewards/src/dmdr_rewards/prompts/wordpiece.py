@@ -1,4 +1,4 @@
-"""BERT's tokens, from the vocabulary file alone."""
+"""BERT's tokenizer, built from a vocabulary file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from dmdr_rewards.prompts.texts import Truncation, as_texts
 
-_BLIP = ["[DEC]", "[ENC]"]  # appended to BERT's vocabulary
+_BLIP = ["[DEC]", "[ENC]"]  # BLIP appends these to BERT's vocabulary
 
 
 class WordPiece:
-    """Lower-cased word pieces between [CLS] and [SEP], with BLIP's two further tokens at the vocabulary's end.
+    """Lower-cased word pieces between [CLS] and [SEP]. BLIP's two tokens are added at the end of the vocabulary.
 
-    path    vocab.txt, one entry a line, or a folder that holds vocab.txt or tokenizer.json
-    length  number of tokens of every prompt: longer ones are truncated, shorter ones padded
+    path    vocab.txt with one entry per line, or a folder that holds vocab.txt or tokenizer.json
+    length  number of tokens in every result: longer prompts are truncated, shorter ones padded
 
-    Raises ValueError for a file that is missing, or is no such vocabulary.
+    Raises ValueError for a file that is missing or not a vocabulary of BERT.
     """
 
     def __init__(self, path: Path, length: int) -> None:
@@ -32,13 +32,14 @@ class WordPiece:
 
     @property
     def size(self) -> int:
-        """Number of entries, BLIP's two included."""
+        """Number of entries, including BLIP's two."""
         return self._tokenizer.get_vocab_size()
 
     def __call__(self, prompts: Tensor | Sequence[Any], count: int) -> tuple[Tensor, Tensor]:
-        """`count` texts -> ids and attention mask, integer Tensors[count, length]. Warns of the first one truncated.
+        """`count` texts -> ids and attention mask, integer Tensors[count, length].
 
-        Raises ValueError for anything but a sequence of `count` texts.
+        Warns about the first text that is truncated.
+        Raises ValueError for prompts that are not a sequence of `count` texts.
         """
         texts = as_texts(prompts, count)
         encoded = self._tokenizer.encode_batch(texts)
@@ -68,7 +69,7 @@ def _load(path: Path) -> Any:
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else BertWordPieceTokenizer(str(path))
     except Exception as error:  # the library raises plain Exception for a malformed file
-        raise ValueError(f"tokenizer {path} is no vocabulary of BERT: {error}") from error
+        raise ValueError(f"tokenizer {path} is not a vocabulary of BERT: {error}") from error
     if tokenizer.token_to_id("[PAD]") is None:
-        raise ValueError(f"tokenizer {path} is no vocabulary of BERT: it has no [PAD]")
+        raise ValueError(f"tokenizer {path} is not a vocabulary of BERT: it has no [PAD]")
     return tokenizer

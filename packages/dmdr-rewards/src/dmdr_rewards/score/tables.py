@@ -79,7 +79,7 @@ def prompt_and_label(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def class_label(value: Any, where: Any) -> int:
-    """The value as a 64-bit integer. Raises ValueError that says where a value that is none was found."""
+    """The value as a 64-bit integer. Raises ValueError for any other value; `where` says where it was found."""
     try:
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
@@ -88,7 +88,7 @@ def class_label(value: Any, where: Any) -> int:
             raise ValueError
         return number
     except (TypeError, ValueError):
-        raise ValueError(f"label {value!r} of {where} is no integer: class labels are counted from 0") from None
+        raise ValueError(f"label {value!r} of {where} is not an integer: give class labels, counted from 0") from None
 
 
 def writable(value: Any) -> str:
