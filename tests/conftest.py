@@ -22,7 +22,7 @@ IMPORTED = (
     "dmdr_models.sd3.family",
     "dmdr_models.sdxl.family",
     "dmdr_models.sit.family",
-    "dmdr_rewards.score_command",
+    "dmdr_rewards.score.command",
     "dmdr_train.run.runner",
     "matplotlib.pyplot",
     "open_clip",

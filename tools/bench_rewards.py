@@ -29,7 +29,7 @@ import numpy as np
 import open_clip
 import torch
 from dmdr_rewards import cli
-from dmdr_rewards.towers import open_clip_config
+from dmdr_rewards.networks.clip_towers import open_clip_config
 from PIL import Image
 
 HPS, DFN = "HPS_v2.1_compressed.pt", "open_clip_pytorch_model.bin"

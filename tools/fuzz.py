@@ -263,7 +263,7 @@ def run() -> Target:
 
 def checkpoint() -> Target:
     """The manifest and the recipe of a checkpoint from which a run resumes."""
-    from dmdr_rewards.untrusted import from_json
+    from dmdr_rewards.base.safe_reading import from_json
     from dmdr_train.base.atomic_files import fingerprint
     from dmdr_train.checkpoint.find import find_checkpoint
     from dmdr_train.checkpoint.manifest import ALWAYS, read_manifest, signed
@@ -362,10 +362,11 @@ ROW = {
 
 def scores() -> Target:
     """An output of dmdr-score that a later call continues, and its journal."""
-    from dmdr_rewards.score_command import _print_summary, parse_rewards
-    from dmdr_rewards.score_data import Item
-    from dmdr_rewards.score_page import write_page
-    from dmdr_rewards.score_table import Columns, ScoreTable
+    from dmdr_rewards.score.output import Columns, ScoreTable
+    from dmdr_rewards.score.page import write_page
+    from dmdr_rewards.score.reward_arguments import parse_rewards
+    from dmdr_rewards.score.sources import Item
+    from dmdr_rewards.score.summary import print_summary
 
     columns = Columns(("clip",), ("dtype", "clip.sha256"))
     asked = parse_rewards(["clip"], [])
@@ -386,7 +387,7 @@ def scores() -> Target:
         table.finish(rows)
         if rows:
             with redirect_stdout(io.StringIO()):
-                _print_summary(table.path, rows, asked, 0, None)
+                print_summary(table.path, rows, asked, 0, None)
             items = [Item("a.png", folder / "a.png")] * len(rows)
             write_page(folder / "page.html", "page", rows, items, ["clip"], 10)
 
@@ -395,7 +396,8 @@ def scores() -> Target:
 
 def tables() -> Target:
     """A table of pictures or of prompts for dmdr-score."""
-    from dmdr_rewards.score_data import find, open_picture, require, with_prompts
+    from dmdr_rewards.score.prompts import require, with_prompts
+    from dmdr_rewards.score.sources import find, open_picture
 
     rows = [{"file_name": "a.png", "prompt": "a cat", "label": 1}, {"image": "b/c.png", "prompt": "ä", "label": "2"}]
     lines = changed(rows).map(lambda tree: b"\n".join(map(as_json, as_list(tree))))
@@ -459,7 +461,7 @@ def fuzz(name: str, examples: int, number: int | None = None) -> Counter[str]:
     Args:
         number: the seed; without a seed the examples are the same each time.
     """
-    from dmdr_rewards import errors as score_errors
+    from dmdr_rewards.base import errors as score_errors
     from dmdr_train.base import errors as train_errors
 
     refusals = (train_errors.UserError, score_errors.UserError)

@@ -31,7 +31,7 @@ from diffusers import (
 )
 from dmdr_core import FlowMatching, VariancePreserving, denoising_loss
 from dmdr_rewards import create
-from dmdr_rewards.clip import ClipReward
+from dmdr_rewards.models.clip import ClipReward
 from dmdr_train.problems import scenes
 from dmdr_train.problems.scenes.captions import COLOURS, HORIZONTAL, SHAPE_NAMES, STYLES, VERTICAL, Scene, parse
 from making import (

@@ -7,7 +7,7 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards.classifier import ImageClassifier
+from dmdr_rewards.networks.classifier import ImageClassifier
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

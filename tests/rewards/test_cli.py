@@ -7,9 +7,9 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards import weights
 from dmdr_rewards.cli import main
-from dmdr_rewards.verify import probe_picture
+from dmdr_rewards.networks import checkpoint_files
+from dmdr_rewards.score.verify import probe_picture
 from PIL import Image
 
 
@@ -30,6 +30,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("IMAGES", "--reward NAME", "list", "info NAME", "verify NAME CHECKPOINT"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"dmdr-score {dmdr_rewards.__version__}\n"
 
 
 def test_list_has_a_line_per_reward(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,12 +62,12 @@ def test_info_says_all_that_is_known(name: str, capsys: pytest.CaptureFixture[st
 def test_verify_counts_hashes_and_scores(vit_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["verify", "class-label", str(vit_folder), "--tensors"])
     *tensors, reward, count, parameters, digest, preprocess, probe = capsys.readouterr().out.splitlines()
-    expected = weights.load(vit_folder / "model.safetensors")
+    expected = checkpoint_files.load(vit_folder / "model.safetensors")
     assert tensors == [f"{name}  float32  {list(expected[name].shape)}" for name in sorted(expected)]
     assert reward.split() == ["reward", "class-label"]
     assert count.split() == ["tensors", f"{len(expected):,}"]
     assert parameters.split() == ["parameters", f"{sum(map(torch.numel, expected.values())):,}"]
-    assert digest.split() == ["sha256", weights.sha256(vit_folder)]
+    assert digest.split() == ["sha256", checkpoint_files.sha256(vit_folder)]
     loaded = dmdr_rewards.create("class-label", vit_folder)
     assert preprocess.split(maxsplit=1) == ["preprocess", loaded.info.preprocess]
     assert probe.split()[2] == f"{loaded.score([probe_picture()], [0]).item():.6g}"
@@ -98,7 +105,7 @@ def test_verify_refuses_bad_files(vit_folder: Path, tmp_path: Path, capsys: pyte
 
     for file in vit_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    tensors = weights.load(tmp_path / "model.safetensors")
+    tensors = checkpoint_files.load(tmp_path / "model.safetensors")
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     bias = tensors.pop("classifier.bias")
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
@@ -120,6 +127,7 @@ def test_commands_check_what_was_typed(capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "heavy"),
     [
         (["--help"], {"torch", "numpy", "PIL"}),
+        (["--version"], {"torch", "numpy", "PIL"}),
         (["list"], {"torch", "numpy", "PIL"}),
         (["info", "hpsv2.1"], {"torch", "numpy", "PIL"}),
         (["nowhere", "--reward", "class-label=x", "-o", "s.csv"], {"torch", "numpy", "transformers", "open_clip"}),

@@ -5,7 +5,7 @@ import dmdr_rewards
 import pytest
 import torch
 from dmdr_rewards import Hinge, Relative, RewardInfo, WeightedSum
-from dmdr_rewards.images import as_images
+from dmdr_rewards.pictures.images import as_images
 from torch import Tensor
 
 from .conftest import PROMPTS, eight_bit, open_clip_model
@@ -218,7 +218,7 @@ def test_what_is_refused(dfn: Any, vit_folder: Path) -> None:
             make()
 
     labels = dmdr_rewards.create("class-label", vit_folder)
-    refused("of no reward", lambda: WeightedSum({}))
+    refused("without a reward", lambda: WeightedSum({}))
     refused("weight nan of reward 'dfn-clip'", lambda: WeightedSum({dfn: float("nan")}))
     refused("take different prompts: class_label, text", lambda: WeightedSum({dfn: 1.0, labels: 1.0}))
     refused("options device have no effect", lambda: WeightedSum({dfn: 1.0}, device="cpu"))

@@ -8,7 +8,7 @@ import dmdr_rewards
 import pytest
 import torch
 import torch.nn.functional as F
-from dmdr_rewards import dinov2
+from dmdr_rewards.models import dinov2
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -293,7 +293,7 @@ def without(state: State, name: str) -> State:
         (
             without(backbone(), "patch_embed.proj.weight"),
             linear_head(),
-            r"no DINOv2 backbone .*patch_embed\.proj\.weight",
+            r"not a DINOv2 backbone .*patch_embed\.proj\.weight",
         ),
         (backbone() | {"register_tokens": torch.ones(1, 4, WIDTH)}, linear_head(), r"unexpected: register_tokens$"),
         (
@@ -308,8 +308,8 @@ def without(state: State, name: str) -> State:
             r"\(6, 256\), expected \(6, 640",
         ),
         (backbone(), {"weight": torch.ones(CLASSES, 5 * WIDTH)}, r"head\.pth .*missing: bias"),
-        (linear_head(), linear_head(), "no DINOv2 backbone in torch.hub's names: 'patch_embed"),
-        ({f"model.{name}": tensor for name, tensor in backbone().items()}, linear_head(), "no DINOv2 backbone"),
+        (linear_head(), linear_head(), "not a DINOv2 backbone with torch.hub's names: 'patch_embed"),
+        ({f"model.{name}": tensor for name, tensor in backbone().items()}, linear_head(), "not a DINOv2 backbone"),
     ],
 )
 def test_other_weights_are_refused(state: State, head: State, message: str, tmp_path: Path) -> None:

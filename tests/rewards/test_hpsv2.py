@@ -7,7 +7,7 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from dmdr_rewards.pictures.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor

@@ -9,7 +9,7 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards import imagereward
+from dmdr_rewards.models import imagereward
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -315,10 +315,10 @@ def test_other_files_are_refused_by_name(state: State, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=message):
         load(written(tmp_path, wrong))
-    with pytest.raises(ValueError, match=r"no ImageReward\.pt.*patch_embed"):
+    with pytest.raises(ValueError, match=r"not an ImageReward\.pt.*patch_embed"):
         load(written(tmp_path, {"visual.proj": torch.zeros(2, 2)}))
     flat = {**state, "blip.visual_encoder.pos_embed": torch.zeros(3)}
-    with pytest.raises(ValueError, match=r"no ImageReward\.pt"):
+    with pytest.raises(ValueError, match=r"not an ImageReward\.pt"):
         load(written(tmp_path, flat))
 
 
@@ -328,8 +328,8 @@ def test_the_vocabulary_must_be_the_checkpoints(file: Path, state: State, tmp_pa
         load(tmp_path / "ImageReward.pt")
     for name, text, message in [
         ("short.txt", "\n".join(WORDS[:-1]), "has 16 entries, .* knows 17"),
-        ("words.txt", "cat\ndog\n", "no vocabulary of BERT"),
-        ("bad.json", "{", "no vocabulary of BERT"),
+        ("words.txt", "cat\ndog\n", "not a vocabulary of BERT"),
+        ("bad.json", "{", "not a vocabulary of BERT"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):

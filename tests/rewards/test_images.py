@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards.images import TOLERANCE, as_images
+from dmdr_rewards.pictures.images import TOLERANCE, as_images
 from PIL import Image
 from torch import Tensor
 

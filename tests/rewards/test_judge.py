@@ -19,8 +19,8 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards import judge
 from dmdr_rewards.cli import main
+from dmdr_rewards.judges import judge
 from PIL import Image
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -215,7 +215,7 @@ def test_the_waits_double_and_the_endpoint_may_ask_for_another(monkeypatch: pyte
     replies = [busy, busy, (429, {"Retry-After": "7"}, b""), (429, {"Retry-After": "9999"}, b""), says("4")]
     with serving(in_turn(*replies)) as server:
         reward = create("vlm-judge", server.url, backoff=0.5)
-        monkeypatch.setattr("dmdr_rewards.chat.time.sleep", waits.append)
+        monkeypatch.setattr("dmdr_rewards.judges.endpoint.time.sleep", waits.append)
         assert reward.score(grey(0), ["a"]).tolist() == [4.0]
     assert waits == [0.5, 1.0, 7.0, 60.0]
 
@@ -263,7 +263,7 @@ def test_the_key_is_sent_to_the_endpoint_and_shown_nowhere(monkeypatch: pytest.M
     with pytest.raises(ValueError, match="api_key_env JUDGE_KEY: that environment variable is not set"):
         create("vlm-judge", server.url, api_key_env="JUDGE_KEY")
     for mistaken in ("sk-proj-abcdef", "AIzaSyabcdef", ""):
-        with pytest.raises(ValueError, match=r"^api_key_env is no name of a variable") as caught:
+        with pytest.raises(ValueError, match=r"^api_key_env is not the name of a variable") as caught:
             create("vlm-judge", server.url, api_key_env=mistaken)
         assert not mistaken or mistaken not in str(caught.value)
     with pytest.raises(ValueError, match=r"^url has a query") as caught:
@@ -386,7 +386,7 @@ def test_a_probability_that_was_rounded_up_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [("sk-secret\nX-Other: 1", "no key"), ("sk-secreté", "no key"), (" \n", "is not set")]
+    ("key", "message"), [("sk-secret\nX-Other: 1", "not a key"), ("sk-secreté", "not a key"), (" \n", "is not set")]
 )
 def test_a_key_that_is_none_is_refused_unseen(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", key)

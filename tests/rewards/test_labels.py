@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards.labels import as_labels
+from dmdr_rewards.prompts.labels import as_labels
 
 CPU = torch.device("cpu")
 

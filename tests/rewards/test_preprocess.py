@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dmdr_rewards.preprocess import Preprocess, chosen, from_folder
+from dmdr_rewards.pictures.preprocess import Preprocess, chosen, from_folder
 from PIL import Image
 from torch import Tensor
 

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dmdr_rewards.cli import main
-from dmdr_rewards.score_command import Asked, parse_rewards
 from PIL import Image
 
 PLUGIN = '''
@@ -28,7 +27,7 @@ import time
 import numpy as np
 import torch
 from dmdr_rewards import RewardInfo
-from dmdr_rewards.images import as_images
+from dmdr_rewards.pictures.images import as_images
 
 
 class Redness:
@@ -122,7 +121,7 @@ def test_rows_hold_what_the_rewards_say(home: Path, capsys: pytest.CaptureFixtur
         assert row["class-label"] == pytest.approx(classifier.score([file], [number % 7]).item(), abs=1e-5)
         assert row["redness"] == pytest.approx(redness.score([file], [row["prompt"]]).item(), abs=1e-6)
         assert row["total"] == row["class-label"] - 0.5 * row["redness"]
-        assert row["class-label.sha256"] == dmdr_rewards.weights.sha256("classifier")
+        assert row["class-label.sha256"] == dmdr_rewards.networks.checkpoint_files.sha256("classifier")
         assert row["class-label.preprocess"] == classifier.info.preprocess
         assert row["redness.sha256"] is None
         assert (row["redness.preprocess"], row["dtype"]) == ("none", "float32")
@@ -199,11 +198,11 @@ def test_strict_also_minds_the_errors_of_an_interrupted_run(
 
     Path("pictures/06.png").write_bytes(b"no picture")
     with monkeypatch.context() as patch:
-        patch.setattr("dmdr_rewards.score_table.ScoreTable.finish", interrupt)
+        patch.setattr("dmdr_rewards.score.output.ScoreTable.finish", interrupt)
         with pytest.raises(SystemExit) as stop:
             run(*CLASSES)
     assert stop.value.code == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command continues from here" in capsys.readouterr().err
     assert "--strict: picture 06.png" in fails(capsys, *CLASSES, "--strict", code=1)
     run(*CLASSES)
     assert "11 pictures, 1 with an error; 0 scored now" in capsys.readouterr().out
@@ -348,34 +347,6 @@ def test_missing_prompts_and_labels_out_of_range(home: Path, capsys: pytest.Capt
     with Path("prompts.jsonl").open("a") as file:
         file.write('{"file_name": "new.png", "label": 7}\n')
     assert "--prompts: picture new.png has label 7; class-label knows 0 to 6" in fails(capsys, *CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "checkpoint", "weight"),
-    [
-        ("hpsv2.1=/a/b.pt", "hpsv2.1", "/a/b.pt", 1.0),
-        ("hpsv2.1=/a/b.pt:0.3", "hpsv2.1", "/a/b.pt", 0.3),
-        ("clip=C:\\ckpt\\x.bin", "clip", "C:\\ckpt\\x.bin", 1.0),
-        ("clip=C:\\ckpt\\x.bin:-2", "clip", "C:\\ckpt\\x.bin", -2.0),
-        ("clip=/run:3/x.bin", "clip", "/run:3/x.bin", 1.0),
-        ("clip=/run:3:1", "clip", "/run:3", 1.0),
-        ("clip=/a=b/x:.5e1", "clip", "/a=b/x", 5.0),
-        ("clip=/a:nan", "clip", "/a:nan", 1.0),
-        ("redness", "redness", None, 1.0),
-        ("redness:0.5", "redness", None, 0.5),
-    ],
-)
-def test_only_a_number_behind_the_last_colon_is_a_weight(
-    text: str, name: str, checkpoint: str | None, weight: float
-) -> None:
-    assert parse_rewards([text], []) == [Asked(name, checkpoint, weight)]
-
-
-def test_options_are_read_as_json_or_text() -> None:
-    options = ["hpsv2.1.preprocess=dmdr", "hpsv2.1.gain=2", "hpsv2.1.on=true", "hpsv2.1.head=/a/b=c.pth"]
-    [hps, clip] = parse_rewards(["hpsv2.1=x", "clip=y"], options, preprocess="reference")
-    assert hps.options == {"preprocess": "dmdr", "gain": 2, "on": True, "head": "/a/b=c.pth"}
-    assert clip.options == {"preprocess": "reference"}
 
 
 def test_the_commands_of_the_manual_run(home: Path) -> None:

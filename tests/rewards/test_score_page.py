@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dmdr_rewards.score_data import Item
-from dmdr_rewards.score_page import write_page
+from dmdr_rewards.score.page import write_page
+from dmdr_rewards.score.sources import Item
 from PIL import Image
 
 EVIL = '<script>alert("x")</script> & $title \'"'

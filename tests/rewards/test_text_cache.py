@@ -1,5 +1,5 @@
 import torch
-from dmdr_rewards.text_cache import TextCache
+from dmdr_rewards.prompts.text_cache import TextCache
 from torch import Tensor
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dmdr_rewards.errors import UserError as ScoreError
-from dmdr_rewards.score_data import find, open_picture
-from dmdr_rewards.untrusted import inside, open_rgb
+from dmdr_rewards.base.errors import UserError as ScoreError
+from dmdr_rewards.base.safe_reading import inside, open_rgb
+from dmdr_rewards.score.sources import find, open_picture
 from dmdr_train.base.atomic_files import fingerprint
 from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.manifest import signed, verify

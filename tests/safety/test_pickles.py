@@ -20,7 +20,8 @@ from dmdr_models.folder.checks import STATE_DICTS, check_adapter
 from dmdr_models.folder.contents import describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
-from dmdr_rewards.score_data import find, open_picture, with_prompts
+from dmdr_rewards.score.prompts import with_prompts
+from dmdr_rewards.score.sources import find, open_picture
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint import load
 from dmdr_train.checkpoint.load import load_weights
@@ -52,7 +53,7 @@ def dinov2_head(trap: Any, copied: Copy, folder: Path) -> Any:
 
 
 def aesthetic_head(trap: Any, copied: Copy, folder: Path) -> Any:
-    from dmdr_rewards.aesthetic import _head
+    from dmdr_rewards.models.aesthetic import _head
 
     return _head(trap(folder / "head.pth"))
 

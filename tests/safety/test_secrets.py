@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import dmdr_models.base.secrets
-import dmdr_rewards.secrets
+import dmdr_rewards.base.secrets
 import pytest
 import yaml
 from dmdr_models import generate
+from dmdr_rewards.base.secrets import redacted, secret_in
 from dmdr_rewards.cli import main as dmdr_score
-from dmdr_rewards.secrets import redacted, secret_in
 from dmdr_train.base.errors import UserError
 from dmdr_train.cli import main as dmdr_train
 from dmdr_train.recipe.load import load_recipe
@@ -64,7 +64,7 @@ def test_values_of_the_environment_are_known(monkeypatch: pytest.MonkeyPatch) ->
     assert redacted("in it") == "in it"
 
 
-@pytest.mark.parametrize("redacted", [dmdr_models.base.secrets.redacted, dmdr_rewards.secrets.redacted])
+@pytest.mark.parametrize("redacted", [dmdr_models.base.secrets.redacted, dmdr_rewards.base.secrets.redacted])
 @pytest.mark.parametrize(
     "name",
     [
@@ -77,7 +77,7 @@ def test_what_signs_an_address_is_redacted(redacted: Callable[[str], str], name:
     assert redacted(address) == f"https://host/x?***&size=8;***#{name}=d"
 
 
-@pytest.mark.parametrize("redacted", [dmdr_models.base.secrets.redacted, dmdr_rewards.secrets.redacted])
+@pytest.mark.parametrize("redacted", [dmdr_models.base.secrets.redacted, dmdr_rewards.base.secrets.redacted])
 def test_other_words_of_an_address_stay(redacted: Callable[[str], str]) -> None:
     address = "https://host/sig=a/x?monkey=1&sigma=2&tokens=3&design=4&keyword=5#key=6"
     assert redacted(address) == address
@@ -92,7 +92,7 @@ def test_both_packages_redact_word_for_word() -> None:
         return [ast.get_source_segment(source, node) or "" for node in nodes[1:]]  # without the docstring
 
     shared = sources(dmdr_models.base.secrets)
-    assert [node for node in sources(dmdr_rewards.secrets) if node in shared] == shared
+    assert [node for node in sources(dmdr_rewards.base.secrets) if node in shared] == shared
     assert any(node.startswith("def redacted") for node in shared)
 
 
@@ -152,7 +152,7 @@ def test_an_error_line_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: 
     ("program", "arguments", "broken"),
     [
         (dmdr_train, ["run", "--config", "demo"], "dmdr_train.recipe.load.load_recipe"),
-        (dmdr_score, ["list"], "dmdr_rewards.registry.available"),
+        (dmdr_score, ["list"], "dmdr_rewards.interface.registry.available"),
         (generate.main, ["--model", "sit", "-o", "a.png"], "dmdr_models.generate._run"),
     ],
 )

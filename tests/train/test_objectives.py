@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dmdr_rewards import RewardInfo, TowerReward
-from dmdr_rewards.text_cache import TextCache
+from dmdr_rewards.prompts.text_cache import TextCache
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.objectives.distribution_matching import DistributionMatching, DistributionMatchingSection
 from dmdr_train.objectives.from_recipe import make_reward

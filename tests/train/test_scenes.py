@@ -6,7 +6,7 @@ import dmdr_train.problems.scenes
 import pytest
 import torch
 from dmdr_rewards import Relative
-from dmdr_rewards.classifier import ImageClassifier
+from dmdr_rewards.networks.classifier import ImageClassifier
 from dmdr_train.problems.scenes import all_captions, brightness, check, draw, held_out_captions, training_captions
 from dmdr_train.problems.scenes.captions import COLOURS, RELATIONS, SHAPE_NAMES, Scene, parse
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dmdr_rewards.info import BUILT_IN
+from dmdr_rewards.interface.info import BUILT_IN
 
 TINY_SECONDS = 3.0
 """The longest expected duration of a row in the rehearsal."""

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import dmdr_rewards
 import torch
-from dmdr_rewards.mlp import mlp
-from dmdr_rewards.towers import open_clip_config
+from dmdr_rewards.networks.clip_towers import open_clip_config
+from dmdr_rewards.networks.score_head import score_head
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -83,7 +83,7 @@ def vit_l(bench: Bench) -> Files:
 def aesthetic(bench: Bench) -> Files:
     found = vit_l(bench)
     width = json.loads(Path(found.options["model"]).read_text())["embed_dim"] if bench.tiny else 768
-    shapes = shapes_of(lambda: nn.ModuleDict({"layers": mlp(width)}))
+    shapes = shapes_of(lambda: nn.ModuleDict({"layers": score_head(width)}))
     head = once(bench.work / "head.pth", lambda path: torch.save(random_state(shapes, bench.device), path))
     return found._replace(options={**found.options, "head": str(head)})
 
@@ -193,7 +193,7 @@ def imagereward(bench: Bench) -> Files:
         )
         text = BlipTextModel(config, add_pooling_layer=False)
         blip = nn.ModuleDict({"visual_encoder": image, "text_encoder": text})
-        return nn.ModuleDict({"blip": blip, "mlp": nn.ModuleDict({"layers": mlp(text_width)})})
+        return nn.ModuleDict({"blip": blip, "mlp": nn.ModuleDict({"layers": score_head(text_width)})})
 
     def write(folder: Path) -> None:
         folder.mkdir()

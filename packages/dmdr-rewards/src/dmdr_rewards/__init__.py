@@ -3,20 +3,20 @@
     reward = dmdr_rewards.create("hpsv2.1", checkpoint="HPS_v2.1_compressed.pt", device="cuda")
     scores = reward.score(images, prompts)  # float32 Tensor[B]
 
-`available()` lists the names, `describe(name)` says what is behind one. `WeightedSum`, `Hinge` and `Relative` make
-rewards of rewards. Conventions of pictures are at the top of `dmdr_rewards.images`.
+`available()` lists the names, and `describe(name)` returns what is known about one. `WeightedSum`, `Hinge` and
+`Relative` combine rewards. The module `dmdr_rewards.pictures.images` documents the accepted forms of pictures.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dmdr_rewards.info import RewardInfo
-from dmdr_rewards.registry import available, create, describe
+from dmdr_rewards.interface.info import RewardInfo
+from dmdr_rewards.interface.registry import available, create, describe
 
 if TYPE_CHECKING:
     from dmdr_rewards.compose import Hinge, Relative, Weighted, WeightedSum
-    from dmdr_rewards.preprocess import Preprocess
-    from dmdr_rewards.reward import Reward, TowerReward
+    from dmdr_rewards.interface.reward import Reward, TowerReward
+    from dmdr_rewards.pictures.preprocess import Preprocess
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,11 +32,20 @@ __all__ = [
     "create",
     "describe",
 ]
+_NEEDS_TORCH = {
+    "Hinge": "compose",
+    "Preprocess": "pictures.preprocess",
+    "Relative": "compose",
+    "Reward": "interface.reward",
+    "TowerReward": "interface.reward",
+    "Weighted": "compose",
+    "WeightedSum": "compose",
+}
+"""The public names whose module imports torch, and that module."""
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import, and the command line does without it until it has something to score.
-    for module in ("compose", "preprocess", "reward") if name in __all__ else ():
-        if hasattr(found := import_module(f"{__name__}.{module}"), name):
-            return getattr(found, name)
+    # torch takes seconds to import, and the command line does without it until there is something to score.
+    if name in _NEEDS_TORCH:
+        return getattr(import_module(f"{__name__}.{_NEEDS_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

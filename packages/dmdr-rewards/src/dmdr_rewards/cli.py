@@ -1,10 +1,10 @@
-"""The program dmdr-score: score pictures, and look at rewards.
+"""The program dmdr-score: score pictures, and describe and check rewards.
 
     dmdr-score IMAGES --prompts FILE --reward NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
     dmdr-score list | info NAME | verify NAME CHECKPOINT
 
-What was typed is checked before torch is imported, so that a mistake is answered at once. Exit codes: 0, 1 for a run
-that had to stop (run it again: it goes on), 2 for a mistake in what was typed.
+Arguments are checked before torch is imported, so a mistake is reported at once. Exit codes: 0 for success; 1 for a run
+that had to stop, and that the same command continues; 2 for a mistake in the arguments.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dmdr_rewards.errors import USER_ERROR, naming, plain_warnings, user_errors
-from dmdr_rewards.secrets import redact_tracebacks, redacted
+from dmdr_rewards import __version__
+from dmdr_rewards.base.errors import USER_ERROR, naming, plain_warnings, user_errors
+from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
-_COMMANDS = """commands, in place of IMAGES (a folder of that name is ./list):
-  list                     the rewards: what they score, their prompts, their licence
-  info NAME                all that is known about a reward, without loading it
+_COMMANDS = """commands, in place of IMAGES (for a folder of that name, type ./list):
+  list                     list the rewards with their scores, prompts and licences
+  info NAME                describe a reward without loading it
   verify NAME CHECKPOINT   load a checkpoint strictly, and print its size, its hash and a probe score
 """
 
@@ -31,11 +32,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends in SystemExit where the exit code is not 0."""
+    """Run the command line. Raises SystemExit for an exit code other than 0."""
     redact_tracebacks()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"list": _list, "info": _info, "verify": _verify}
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own, one for each model it loads
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one for each model
     with user_errors(), plain_warnings():
         try:
             if arguments and arguments[0] in commands:
@@ -43,62 +44,80 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 _score(arguments)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("interrupted; the same command continues from here", file=sys.stderr)
             sys.exit(130)
 
 
 def _score(arguments: Sequence[str]) -> None:
     parser = _Parser(
         prog="dmdr-score",
-        description="Score pictures with one or several rewards; a run that was interrupted goes on where it was.",
+        description="Score pictures with one or several rewards. The same command continues an interrupted run.",
         epilog=_COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"%(prog)s {__version__}")
     add("images", metavar="IMAGES", help="a folder, a glob, a .parquet, .jsonl or .csv table, or a dataset on disk")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompts", metavar="FILE", help=".jsonl, .csv or .parquet of file_name and prompt (or label)")
-    source.add_argument("--prompt", metavar="TEXT", help="one prompt, or class label, for all")
+    source.add_argument(
+        "--prompts", metavar="FILE", help="a .jsonl, .csv or .parquet table of file_name and prompt (or label)"
+    )
+    source.add_argument("--prompt", metavar="TEXT", help="one prompt or class label for all pictures")
     add(
         "--reward",
         action="append",
         required=True,
         metavar="NAME[=CHECKPOINT][:WEIGHT]",
-        help="may be given several times; only a number behind the last colon is a weight",
+        help="may be given several times; only a number after the last colon is a weight",
     )
     add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="an option of one reward")
-    add("--preprocess", choices=("reference", "dmdr"), help="the official preprocessing, or that of the DMDR authors")
+    add(
+        "--preprocess",
+        choices=("reference", "dmdr"),
+        help="preprocessing: each reward's official one, or DMDR's",
+    )
     add("-o", "--output", required=True, metavar="FILE", help=".parquet, .jsonl or .csv")
-    add("--overwrite", action="store_true", help="score all anew, whatever FILE holds")
-    add("--html", metavar="FILE", help="also write a page with the pictures, best first")
-    add("--html-limit", type=_count, default=200, metavar="N", help="pictures on that page (default: %(default)s)")
+    add("--overwrite", action="store_true", help="ignore the scores in FILE and score all pictures again")
+    add("--html", metavar="FILE", help="also write a page that shows the pictures, best first")
+    add(
+        "--html-limit",
+        type=_count,
+        default=200,
+        metavar="N",
+        help="most pictures on that page (default: %(default)s)",
+    )
     add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(default: %(default)s)")
-    add("--batch-size", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the networks (default: %(default)s)",
+    )
+    add("--batch-size", type=_count, default=32, metavar="N", help="pictures scored at once (default: %(default)s)")
     add(
         "--workers",
         type=_count_or_none,
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="processes that read pictures; 0: none (default: %(default)s)",
+        help="processes that read pictures; 0 reads them in the main process (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
 
-    from dmdr_rewards.score_command import score
+    from dmdr_rewards.score.command import score
 
     score(options)
 
 
 def _list(arguments: Sequence[str]) -> None:
-    _Parser(prog="dmdr-score list", description="The rewards that are built in or installed.").parse_args(arguments)
-    from dmdr_rewards.registry import available, describe
+    _Parser(prog="dmdr-score list", description="List the built-in and installed rewards.").parse_args(arguments)
+    from dmdr_rewards.interface.registry import available, describe
 
     rows = [("name", "prompt", "licence", "score")]
     for name in available():
         try:
             info = describe(name)
-        except ValueError:  # a third party's that can only be asked once it is loaded
+        except ValueError:  # a third party's factory without a description
             rows.append((name, "?", "?", "?"))
         else:
             rows.append((name, info.prompt, info.licence, info.description))
@@ -108,10 +127,10 @@ def _list(arguments: Sequence[str]) -> None:
 
 
 def _info(arguments: Sequence[str]) -> None:
-    parser = _Parser(prog="dmdr-score info", description="All that is known about a reward, without loading it.")
+    parser = _Parser(prog="dmdr-score info", description="Describe a reward without loading it.")
     parser.add_argument("name", metavar="NAME")
     name = parser.parse_args(arguments).name
-    from dmdr_rewards.registry import describe
+    from dmdr_rewards.interface.registry import describe
 
     with naming("NAME"):
         info = describe(name)
@@ -128,7 +147,7 @@ def _verify(arguments: Sequence[str]) -> None:
     parser.add_argument("--tensors", action="store_true", help="also print the name, type and shape of each tensor")
     options = parser.parse_args(arguments)
 
-    from dmdr_rewards.verify import verify
+    from dmdr_rewards.score.verify import verify
 
     verify(options.name, options.checkpoint, options.option, options.tensors)
 

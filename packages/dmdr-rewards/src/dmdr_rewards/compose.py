@@ -1,11 +1,11 @@
-"""Rewards made of rewards.
+"""Rewards built from other rewards: a weighted sum, a hinge loss, and a relative reward.
 
     total, parts = WeightedSum({hps: 1.0, dfn: 0.3})(images, prompts)
     loss = Hinge(dfn, margin=0.7).score(images, prompts).mean()
     srpo = Relative(hps, ["Realistic", "Detailed"], ["Painting", "Oil"], generator=generator)
 
-Each of them is a `Reward` and can be part of another. What their parts have in common is computed once: resized pixels,
-and the features of equal towers (`dmdr_rewards.sharing`). Gradients pass through all of them.
+Each is a `Reward` and can be part of another. Resized pixels and the features of equal towers are computed once for all
+parts (`dmdr_rewards.pictures.batch`). Gradients pass through all of them.
 """
 
 import math
@@ -17,35 +17,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmdr_rewards.images import Images
-from dmdr_rewards.info import RewardInfo
-from dmdr_rewards.prompts import as_texts
-from dmdr_rewards.registry import create
-from dmdr_rewards.reward import Reward, TowerReward
-from dmdr_rewards.sharing import Shared
+from dmdr_rewards.interface.info import RewardInfo
+from dmdr_rewards.interface.registry import create
+from dmdr_rewards.interface.reward import Reward, TowerReward
+from dmdr_rewards.pictures.batch import PictureBatch
+from dmdr_rewards.pictures.images import Images
+from dmdr_rewards.prompts.texts import as_texts
 
 
 class Weighted(NamedTuple):
-    """A weighted sum, float32 Tensor[B], and the scores it is made of, by name and without their weights."""
+    """A weighted sum, float32 Tensor[B], and its unweighted parts by name."""
 
     total: Tensor
     parts: dict[str, Tensor]
 
 
 class WeightedSum:
-    """Σ weight · reward, with its parts.
+    """Σ weight · reward, together with its parts.
 
-    Parts are named by `info.name`; where two share one, the later ones get " 2", " 3" …
+    Parts are named by `info.name`. If several rewards have the same name, the later ones get " 2", " 3" …
     """
 
     def __init__(self, weights: Mapping[Reward | str, float], **options: Any) -> None:
         """weights: reward -> its factor; a name stands for `create(name, **options)`.
 
-        Raises ValueError for no reward, a weight that is not finite, options without a name to use them on, rewards
-        that take different kinds of prompts, and what `create` refuses.
+        Raises ValueError for an empty mapping, a weight that is not finite, options if no reward is given by name,
+        rewards that take different kinds of prompts, and anything that `create` refuses.
         """
         if not weights:
-            raise ValueError("WeightedSum of no reward: give at least one")
+            raise ValueError("WeightedSum without a reward: give at least one")
         if options and not any(isinstance(given, str) for given in weights):
             raise ValueError(f"options {', '.join(options)} have no effect: no reward is given by its name")
         self.rewards: dict[str, Reward] = {}
@@ -58,26 +58,27 @@ class WeightedSum:
             self.rewards[name], self.weights[name] = reward, weight
         self.info = _info_of_sum(self.rewards, self.weights)
 
-    def __call__(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Weighted:
+    def __call__(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Weighted:
         """B pictures under B prompts -> the sum and its parts, each float32 Tensor[B].
 
-        Raises what the rewards raise.
+        Errors of the rewards are passed on.
         """
-        shared = Shared.of(images)
+        shared = PictureBatch.of(images)
         parts = {name: _score(reward, shared, prompts) for name, reward in self.rewards.items()}
         total = sum(weight * parts[name] for name, weight in self.weights.items())
         assert isinstance(total, Tensor)
         return Weighted(total, parts)
 
-    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
-        """The sum alone, float32 Tensor[B]."""
+    def score(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Tensor:
+        """The sum without its parts, float32 Tensor[B]."""
         return self(images, prompts).total
 
 
 class Hinge:
-    """relu(margin − reward), in [0, ∞): the loss of ReFL, per picture. A picture that reaches the margin pulls no more.
+    """relu(margin − reward), in [0, ∞): the loss of ReFL, per picture. Lower is better.
 
-    Unlike a reward, lower is better. Source: "ImageReward", arXiv 2304.05977; margin 0.7 is DMDR's for cosines.
+    The gradient is zero for a picture that reaches the margin. Source: "ImageReward", arXiv 2304.05977; DMDR uses a
+    margin of 0.7 for cosines.
     """
 
     def __init__(self, reward: Reward, margin: float = 0.7) -> None:
@@ -90,18 +91,18 @@ class Hinge:
             range=(max(margin - high, 0.0), max(margin - low, 0.0)),
         )
 
-    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+    def score(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Tensor:
         """B pictures under B prompts -> relu(margin − score), float32 Tensor[B]."""
-        return F.relu(self.margin - _score(self.reward, Shared.of(images), prompts))
+        return F.relu(self.margin - _score(self.reward, PictureBatch.of(images), prompts))
 
 
 class Relative:
-    """(1 + k) · reward(positive prompt) − reward(negative prompt): what an adjective adds, without the rest.
+    """(1 + k) · reward(positive prompt) − reward(negative prompt): the effect of an adjective alone.
 
-    The same image features serve both prompts. Source: SRPO, "Directly Aligning the Full Diffusion Trajectory with
+    Both prompts use the same image features. Source: SRPO, "Directly Aligning the Full Diffusion Trajectory with
     Fine-Grained Human Preference", arXiv 2509.06942, there with k = 0.1.
 
-    `step` is what a schedule `k` is asked with; the training loop sets it.
+    If `k` is a function, it is called with `step`, which the training loop sets.
     """
 
     def __init__(
@@ -116,11 +117,11 @@ class Relative:
         """
         positive, negative  the adjectives; each call draws one of each for its whole batch
         k           a number, or a function of the step
-        template    how an adjective joins a prompt
-        generator   where the draws come from, a generator on the CPU; needed where there is a choice
+        template    combines an adjective with a prompt
+        generator   a generator on the CPU for the draws; required if there are several adjectives of a kind
 
-        Raises ValueError for a reward that takes no texts, no adjective, a template without its two fields, and a
-        choice without a generator.
+        Raises ValueError for a reward that takes no texts, an empty list of adjectives, a template without its two
+        fields, and several adjectives without a generator.
         """
         if reward.info.prompt != "text":
             raise ValueError(
@@ -142,10 +143,10 @@ class Relative:
             range=bounds,
         )
 
-    def score(self, images: "Images | Shared", prompts: Tensor | Sequence[Any]) -> Tensor:
+    def score(self, images: "Images | PictureBatch", prompts: Tensor | Sequence[Any]) -> Tensor:
         """B pictures under B texts -> float32 Tensor[B]. Draws one adjective of each kind."""
         texts = as_texts(prompts)
-        shared = Shared.of(images)
+        shared = PictureBatch.of(images)
         k = self.k(self.step) if callable(self.k) else self.k
         positive, negative = (
             _score(self.reward, shared, [self.template.format(adjective=adjective, prompt=text) for text in texts])
@@ -159,8 +160,8 @@ class Relative:
         return adjectives[int(torch.randint(len(adjectives), (), generator=self.generator))]
 
 
-def _score(reward: Reward, shared: Shared, prompts: Tensor | Sequence[Any]) -> Tensor:
-    """Rewards of third parties know pictures only."""
+def _score(reward: Reward, shared: PictureBatch, prompts: Tensor | Sequence[Any]) -> Tensor:
+    """A third party's reward accepts pictures, but no `PictureBatch`."""
     if isinstance(reward, (TowerReward, WeightedSum, Hinge, Relative)):
         return reward.score(shared, prompts)
     return reward.score(shared.images, prompts)
@@ -181,7 +182,7 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 def _info_of_sum(rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> RewardInfo:
     infos = {name: reward.info for name, reward in rewards.items()}
     kinds = {info.prompt for info in infos.values()}
-    kinds = kinds - {"none"} or kinds  # what reads no prompt goes with either kind
+    kinds = kinds - {"none"} or kinds  # rewards that read no prompt combine with either kind
     if len(kinds) > 1:
         raise ValueError(f"WeightedSum of rewards that take different prompts: {', '.join(sorted(kinds))}")
     bounds = [sorted(weights[name] * bound for bound in infos[name].range) for name in infos if weights[name]]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dmdr_rewards.secrets import redact_tracebacks, redacted
+from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
 from dmdr_train import __version__
 from dmdr_train.base.errors import user_errors

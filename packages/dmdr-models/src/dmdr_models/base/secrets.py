@@ -1,6 +1,6 @@
 """Secrets stay in the environment: error lines and tracebacks of `dmdr-generate` do not show them.
 
-All of this is also in `dmdr_rewards.secrets`, word for word: neither package needs the other. Imports no torch.
+`dmdr_rewards.base.secrets` holds the same code word for word: neither package needs the other. Imports no torch.
 """
 
 import os
@@ -14,11 +14,11 @@ _SECRET += r"|(?:\w+[_-])?(?:secret|password|passwd|passphrase|credentials?)|aut
 _IN_ADDRESS = rf"(?:{_SECRET}|(?:[\w-]+[_-])?(?:key|token|credential|sig(?:nature)?))"
 _IN_URL = re.compile(rf"(?<=://)[^/\s@]+(?=@)|(?<=[?&;]){_IN_ADDRESS}=[^&;#\s]+", re.IGNORECASE)
 _VARIABLE = re.compile(r".*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
-_SHORTEST = 8  # of a variable's value: shorter ones are words that text holds by chance
+_SHORTEST = 8  # of a variable's value: a shorter value may occur in a text by chance
 
 
 def redacted(text: str) -> str:
-    """The text with *** in the place of secrets in URLs, and of the values of secret environment variables."""
+    """Replace secrets in URLs, and the values of secret environment variables, with ***."""
     text = _IN_URL.sub("***", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name):
@@ -27,7 +27,7 @@ def redacted(text: str) -> str:
 
 
 def redact_tracebacks() -> None:
-    """From now on, show an exception that nobody catches with its secrets redacted."""
+    """Redact secrets in the tracebacks of uncaught exceptions from now on."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -4,40 +4,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dmdr_rewards.base.atomic_files import settle, settle_names, write_whole
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename the written file to `path`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        settle(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def settle(path: Path) -> None:
-    """Wait until the operating system has put a file on its disk, so that a later rename never exposes a partial file.
-
-    Raises:
-        OSError: the file could not be written to the disk.
-    """
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def settle_names(folder: Path) -> None:
-    """Do the same for the names in a folder, if its file system supports that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+__all__ = ["fingerprint", "settle", "settle_names", "write_folder", "write_whole"]
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

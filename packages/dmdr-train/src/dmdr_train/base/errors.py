@@ -77,7 +77,7 @@ def user_errors() -> Iterator[None]:
 
 
 def _end(line: str, code: int, speaker: int = 0) -> None:
-    from dmdr_rewards.secrets import redacted
+    from dmdr_rewards.base.secrets import redacted
 
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("RANK", "0")) == speaker:
         print(redacted(" ".join(line.split())), file=sys.stderr, flush=True)

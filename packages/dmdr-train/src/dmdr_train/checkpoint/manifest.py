@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dmdr_rewards.untrusted import from_json, inside
+from dmdr_rewards.base.safe_reading import from_json, inside
 
 from dmdr_train.base.atomic_files import fingerprint
 from dmdr_train.base.errors import UserError, naming

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
 from dmdr_models.folder.fingerprints import network_fingerprint
-from dmdr_rewards.untrusted import from_json
+from dmdr_rewards.base.safe_reading import from_json
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.data.shard_folder import ShardFolder

@@ -49,7 +49,7 @@ class Evaluator:
     failure = ""
 
     def __init__(self, settings: schema.Evaluation, family: Family, device: torch.device, rewards: Sequence[Any] = ()):
-        from dmdr_rewards.classifier import ImageClassifier
+        from dmdr_rewards.networks.classifier import ImageClassifier
 
         self.settings = settings
         self.family = family

@@ -79,7 +79,7 @@ class Folder(_Classes):
 
     def pictures(self, name: str, index: range) -> Tensor:
         import numpy as np
-        from dmdr_rewards.untrusted import open_rgb
+        from dmdr_rewards.base.safe_reading import open_rgb
 
         half = 0 if name == "reference" else 1
         batch = []

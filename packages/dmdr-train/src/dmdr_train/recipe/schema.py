@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dmdr_rewards.secrets import ADVICE, secret_in
+from dmdr_rewards.base.secrets import ADVICE, secret_in
 from pydantic import model_validator
 
 from dmdr_train.recipe.alarm_rules import DEFAULT_RULES, AnyRule, Limit, RewardHacking

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmdr_rewards.untrusted import from_json
+from dmdr_rewards.base.safe_reading import from_json
 
 from dmdr_train.base.atomic_files import settle, write_whole
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dmdr_rewards.secrets import redacted
+from dmdr_rewards.base.secrets import redacted
 from PIL import Image
 from tqdm import tqdm
 

@@ -1,0 +1,1 @@
+"""The rewards that ask a vision-language model over HTTP."""

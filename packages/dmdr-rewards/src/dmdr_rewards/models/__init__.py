@@ -1,0 +1,1 @@
+"""The rewards that run a network on this machine: one module each."""

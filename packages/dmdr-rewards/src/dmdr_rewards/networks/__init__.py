@@ -1,0 +1,1 @@
+"""The frozen networks behind the rewards, and the reading of their checkpoints."""

@@ -1,0 +1,269 @@
+"""The image tower and the text tower of a CLIP, from files of open_clip or transformers.
+
+Networks are built on the meta device and use the tensors of the memory-mapped file, so a checkpoint is in memory once.
+Equal checkpoints (bytes, architecture, device, dtype) give the same object, as long as it is in use.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmdr_rewards.networks import checkpoint_files
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, recompute
+from dmdr_rewards.prompts.text_cache import TextCache
+from dmdr_rewards.prompts.texts import Truncation
+
+OPEN_CLIP_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+Tokenize = Callable[[list[str]], tuple[Tensor, ...]]
+
+
+class Towers:
+    """The image tower and the text tower of a CLIP.
+
+    image        the frozen image tower: pixels Tensor[B, 3, h, w] -> features Tensor[B, D], not normalised
+    image_size   (height, width) of its pixels
+    logit_scale  the learned factor of the cosine, exp(the stored value)
+    texts        list of B texts -> Tensor[B, D] of unit length; recent embeddings are cached. Texts longer than the
+                 context are truncated, with a warning for the first
+    """
+
+    def __init__(
+        self,
+        image: nn.Module,
+        text: nn.Module,
+        tokenize: Tokenize,
+        image_size: tuple[int, int],
+        logit_scale: Tensor,
+        device: str | torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.image = FrozenNetwork(image, device, dtype)
+        self.image_size = image_size
+        self.logit_scale = float(logit_scale.detach().double().exp())
+        self.texts = TextCache(self._embed)
+        self._text_module = text
+        self._tokenize = tokenize
+
+    @functools.cached_property
+    def _text(self) -> FrozenNetwork:
+        # Moved to the device on first use: some rewards never read the prompt.
+        return FrozenNetwork(self._text_module, self.image.device, self.image.dtype)
+
+    def _embed(self, prompts: list[str]) -> Tensor:
+        tokens = [part.to(self.image.device) for part in self._tokenize(prompts)]
+        return F.normalize(self._text(*tokens), dim=-1)
+
+
+def open_clip_config(model: str | Path) -> dict[str, Any]:
+    """The architecture with this name in open_clip, or from a JSON file, at its top level or under `model_cfg`.
+
+    Raises ValueError for an unknown name, a file without an architecture, and models whose text tower or tokenizer
+    would have to be downloaded from a hub.
+    """
+    import open_clip
+
+    if str(model).endswith(".json"):
+        try:
+            config = json.loads(Path(model).read_text(encoding="utf-8"))
+            config = config.get("model_cfg", config)
+            text = config["text_cfg"]
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"model {model} is not an open_clip configuration: {error!r}") from error
+    elif model in open_clip.list_models():
+        config = open_clip.get_model_config(str(model))
+        text = config["text_cfg"]
+    else:
+        raise ValueError(f"model {model!r} is unknown to open_clip: choose one of {', '.join(open_clip.list_models())}")
+    if "multimodal_cfg" in config or {"hf_model_name", "hf_tokenizer_name"} & text.keys():
+        raise ValueError(f"model {model}: text towers of Hugging Face and captioning models are not supported")
+    return config
+
+
+def open_clip_towers(
+    checkpoint: Path,
+    config: dict[str, Any],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+) -> Towers:
+    """Load a CLIP in open_clip's format.
+
+    checkpoint  file of named tensors, at its top level or under "state_dict", or a folder with one of `OPEN_CLIP_FILES`
+    config      see `open_clip_config`
+
+    Raises ValueError for a file that is missing, damaged, unsafe or of another architecture.
+    """
+    path = checkpoint_files.find(checkpoint, *OPEN_CLIP_FILES) if checkpoint.is_dir() else checkpoint
+
+    def load() -> Towers:
+        model = _open_clip_model(config, checkpoint_files.load(path, inside="state_dict"), path)
+        image, model.visual = model.visual, nn.Identity()
+        if gradient_checkpointing:
+            image.set_grad_checkpointing()
+        height, width = image.image_size if isinstance(image.image_size, tuple) else (image.image_size,) * 2
+        return Towers(
+            image, _OpenClipText(model), _open_clip_tokens(config), (height, width), model.logit_scale, device, dtype
+        )
+
+    how = (json.dumps(config, sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
+    return checkpoint_files.load_once(path, load, *how)
+
+
+def transformers_towers(
+    folder: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+) -> Towers:
+    """Load a CLIPModel in transformers' format.
+
+    folder  config.json, model.safetensors or pytorch_model.bin, and the tokenizer's files
+
+    Raises ValueError for files that are missing, damaged, unsafe or of another model.
+    """
+    path = checkpoint_files.find(folder, *TRANSFORMERS_FILES)
+    config = transformers_config(folder)
+    tokenizer = {name: checkpoint_files.sha256(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    if not tokenizer.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would create an empty one
+        raise ValueError(
+            f"checkpoint {folder} has no tokenizer: copy its CLIP's tokenizer.json, or vocab.json and merges.txt, there"
+        )
+
+    def load() -> Towers:
+        model = _transformers_model(folder, path)
+        if gradient_checkpointing:
+            recompute(next(part for part in model.vision_model.modules() if isinstance(part, nn.ModuleList)))
+        side = model.config.vision_config.image_size
+        tokenize = _transformers_tokens(folder, model.config.text_config.max_position_embeddings)
+        image, text = _TransformersImage(model), _TransformersText(model)
+        return Towers(image, text, tokenize, (side, side), model.logit_scale, device, dtype)
+
+    how = (json.dumps([config, tokenizer], sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
+    return checkpoint_files.load_once(path, load, *how)
+
+
+def transformers_config(folder: Path) -> dict[str, Any]:
+    """The config.json in the folder of a CLIPModel. Raises ValueError if it is missing or of another model."""
+    path = checkpoint_files.find(folder, "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if config.get("model_type") != "clip":
+        raise ValueError(f"checkpoint {folder} holds a {config.get('model_type')} model: give a CLIPModel (clip)")
+    return config
+
+
+def _open_clip_model(config: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Any:
+    with torch.device("meta"):
+        model = _empty_open_clip(config)
+    checkpoint_files.assign(model, tensors, path)
+    text = getattr(model, "text", model)
+    if text.attn_mask is not None:  # not in the file
+        text.attn_mask = torch.full(text.attn_mask.shape, -torch.inf).triu(1)
+    if any(buffer.is_meta for buffer in model.buffers()):
+        model = _empty_open_clip(config)  # it computes further tables, which are not in the file
+        model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def _empty_open_clip(config: dict[str, Any]) -> Any:
+    import open_clip
+
+    sizes = json.loads(json.dumps(config))
+    sizes["vision_cfg"]["timm_model_pretrained"] = False
+    kind = open_clip.CustomTextCLIP if sizes.pop("custom_text", False) else open_clip.CLIP
+    return kind(**sizes)
+
+
+def _open_clip_tokens(config: dict[str, Any]) -> Tokenize:
+    from open_clip import SimpleTokenizer
+
+    text = config["text_cfg"]
+    context = text.get("context_length", 77)
+    tokenizer = SimpleTokenizer(context_length=context, **text.get("tokenizer_kwargs", {}))
+    warn = Truncation(context)
+
+    def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
+        warn([len(tokenizer.encode(prompt)) + 2 for prompt in prompts], prompts)
+        return (tokenizer(prompts),)
+
+    return tokenize
+
+
+def _transformers_tokens(folder: Path, context: int) -> Tokenize:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"checkpoint {folder}: its tokenizer cannot be read: {error}") from error
+    warn = Truncation(context)
+
+    def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
+        warn([len(tokens) for tokens in tokenizer(prompts, verbose=False).input_ids], prompts)
+        batch = tokenizer(prompts, padding=True, truncation=True, max_length=context, return_tensors="pt")
+        return batch.input_ids, batch.attention_mask
+
+    return tokenize
+
+
+class _OpenClipText(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.encode_text(tokens)
+
+
+def _transformers_model(folder: Path, path: Path) -> Any:
+    from transformers import CLIPConfig, CLIPModel
+
+    tensors = checkpoint_files.load(path)
+    # Files from before transformers 4.31 also hold these constants.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
+    loader: Any = CLIPModel
+    try:
+        model, report = loader.from_pretrained(
+            None,
+            config=CLIPConfig.from_pretrained(folder, local_files_only=True),
+            state_dict=tensors,
+            ignore_mismatched_sizes=True,  # refused below, listed by name together with all others
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"checkpoint {folder} cannot be loaded as a CLIPModel: {error}") from error
+    checkpoint_files.refuse_unless_loaded(path, report)
+    return model
+
+
+class _TransformersImage(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower, self.projection = model.vision_model, model.visual_projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.projection(self.tower(pixel_values=pixels).pooler_output)
+
+
+class _TransformersText(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower, self.projection = model.text_model, model.text_projection
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.projection(self.tower(input_ids=ids, attention_mask=mask).pooler_output)

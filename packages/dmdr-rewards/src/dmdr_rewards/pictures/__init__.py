@@ -1,0 +1,1 @@
+"""Pictures as rewards take them, and the pixels that networks see."""

@@ -1,0 +1,68 @@
+"""`--reward` and `--option`, as typed, and the rewards that they ask for."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dmdr_rewards.base.errors import UserError
+from dmdr_rewards.base.safe_reading import from_json
+from dmdr_rewards.base.secrets import ADVICE, secret_in
+
+# NAME, NAME=PATH, and either with :WEIGHT. Only a number after the last colon is a weight: paths and URLs have colons.
+_REWARD = re.compile(
+    r"(?P<name>[^=]+?)(?:=(?P<checkpoint>.+?))?(?::(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?"
+)
+
+
+@dataclass(frozen=True)
+class RewardArgument:
+    """One --reward: its name, checkpoint, weight in the total, and options of `dmdr_rewards.create`."""
+
+    name: str
+    checkpoint: str | None = None
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_rewards(
+    rewards: Sequence[str], options: Sequence[str], preprocess: str | None = None
+) -> list[RewardArgument]:
+    """`NAME[=PATH][:WEIGHT]` and `NAME.KEY=VALUE`, as typed -> the rewards to load.
+
+    preprocess  an option of every reward
+
+    Values are read as JSON where they are JSON, otherwise as text. Raises UserError for a text of another form, a
+    reward that is named twice, an option of a reward that is not named, and a secret.
+    """
+    given: dict[str, dict[str, Any]] = {}
+    for text in options:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.rpartition(".")
+        if not (equals and dot and name and key):
+            raise UserError("--option", f"{text!r} is not NAME.KEY=VALUE, such as hpsv2.1.preprocess=dmdr")
+        given.setdefault(name, {})[key] = _value(value)
+
+    parsed: dict[str, RewardArgument] = {}
+    for text in rewards:
+        match = _REWARD.fullmatch(text)
+        if match is None:
+            raise UserError("--reward", f"{text!r} is not NAME=CHECKPOINT or NAME=CHECKPOINT:WEIGHT")
+        name = match["name"]
+        if name in parsed:
+            raise UserError("--reward", f"{name} is given twice, but has one column; use a second output")
+        common = {} if preprocess is None else {"preprocess": preprocess}
+        weight = 1.0 if match["weight"] is None else float(match["weight"])
+        if secret := secret_in(given.get(name, {}), name) or secret_in(match["checkpoint"], name):
+            raise UserError("--option" if name in given else "--reward", f"{secret} {ADVICE}")
+        parsed[name] = RewardArgument(name, match["checkpoint"], weight, {**common, **given.pop(name, {})})
+    if given:
+        raise UserError("--option", f"{next(iter(given))} is not among the rewards asked for: {', '.join(parsed)}")
+    return list(parsed.values())
+
+
+def _value(text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        return text
