@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a machine has lost its power."""
+"""Atomic writes: a file is complete or does not exist, even after a power failure."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, and rename it into place when it is done."""
+    """Call `write` with a temporary path beside `path`, then rename the written file to `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -18,17 +18,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def settle(path: Path) -> None:
-    """Return when the operating system has put a file on its disk, so that a later name for it is never one of half.
+    """Wait until the operating system has put a file on its disk, so that a later rename never exposes a partial file.
 
     Raises:
-        OSError: it could not.
+        OSError: the file could not be written to the disk.
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def settle_names(folder: Path) -> None:
-    """The same for the names in a folder, where its file system knows how to."""
+    """Do the same for the names in a folder, if its file system supports that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
