@@ -13,7 +13,7 @@ from making import (
 from torch import Tensor
 
 from scene_parts.drawn_pictures import CAPTIONS, HOME, NUM_PICTURES, load_vae, pictures
-from scene_parts.reward_model import places_of
+from scene_parts.reward_model import PLACES, places_of
 
 LABELS = [*PLACES, "bright", "warm ground"]
 
