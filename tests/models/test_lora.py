@@ -1,9 +1,13 @@
+import copy
+
 import pytest
 import torch
 from dmdr_models import tiny
 from dmdr_models.folder.lora_targets import check_targets, target_names
 from dmdr_models.networks.lora import LoRANetwork, layer_names
 from dmdr_models.sit.transformer import SiTTransformer
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
@@ -130,6 +134,57 @@ def test_start_values_come_from_the_generator():
     for a in first:
         bound = a[0].numel() ** -0.5
         assert 0.8 * bound < a.abs().max() <= bound
+
+
+def test_gaussian_start_values_are_those_of_peft():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(300, 5), nn.Conv2d(50, 5, 3))
+    lora = LoRANetwork(network, 8, 8, ["0", "1"], torch.Generator().manual_seed(3), init="gaussian")
+    expected = get_peft_model(
+        nn.Sequential(nn.Linear(300, 5), nn.Conv2d(50, 5, 3)),
+        LoraConfig(r=8, lora_alpha=8, target_modules=["0", "1"], init_lora_weights="gaussian"),
+    )
+    theirs = [module.lora_A["default"].weight for module in expected.modules() if isinstance(module, LoraLayer)]
+    for a, peft in zip([layer.lora_A[lora.name].weight for layer in lora.layers], theirs, strict=True):
+        assert a.shape == peft.shape
+        assert a.std().item() == pytest.approx(1 / 8, rel=0.1)
+        assert peft.std().item() == pytest.approx(1 / 8, rel=0.1)
+        assert a.mean().abs() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_output_gaussian_is_a_lora_on_the_output_of_the_layer(noise, kind):
+    """The authors' form, q + s·(q·Z)·B without a bias, written out: the same outputs, and the same gradient in B."""
+    layer: nn.Module = nn.Linear(7, 5, bias=False) if kind == "linear" else nn.Conv2d(3, 5, 3, bias=False)
+    x = torch.randn(4, 7, generator=noise) if kind == "linear" else torch.randn(4, 3, 6, 6, generator=noise)
+    q = layer(x).detach().movedim(1, -1)  # channels last
+    lora = LoRANetwork(nn.Sequential(layer), 3, 6, ["0"], torch.Generator().manual_seed(9), init="output_gaussian")
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(9))
+    ours = lora.layers[0].lora_B[lora.name].weight
+    theirs = torch.zeros(3, 5, requires_grad=True)  # [rank, width], as in the authors' code
+    wanted = torch.randn(q.shape, generator=noise)
+    for b in (torch.zeros(3, 5), torch.randn(3, 5, generator=noise)):  # at the start, and later
+        with torch.no_grad():
+            theirs.copy_(b)
+            ours.copy_(b.T.reshape(ours.shape))
+        found = lora(x, lora_scale=0.7).movedim(1, -1)
+        expected = q + 0.7 * (6 / 3) * (q @ z) @ theirs
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        (found - wanted).square().sum().backward()
+        (expected - wanted).square().sum().backward()
+        torch.testing.assert_close(ours.grad.flatten(1).T, theirs.grad, rtol=1e-4, atol=1e-4)
+        assert theirs.grad.abs().max() > 1
+        ours.grad = theirs.grad = None
+
+
+def test_start_values_hardly_depend_on_the_precision_of_the_layer():
+    """Z is drawn in float32 on the CPU, whatever the precision of the layer."""
+    layer = nn.Linear(6, 4)
+    draws = [torch.Generator().manual_seed(1) for _ in range(2)]
+    exact = LoRANetwork(nn.Sequential(copy.deepcopy(layer)), 2, 2, ["0"], draws[0], init="output_gaussian")
+    coarse = LoRANetwork(nn.Sequential(layer.bfloat16()), 2, 2, ["0"], draws[1], init="output_gaussian")
+    a, b = (lora.layers[0].lora_A[lora.name].weight.float() for lora in (exact, coarse))
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
 def test_targets_that_match_nothing():

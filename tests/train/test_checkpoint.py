@@ -46,7 +46,7 @@ def saved(make_recipe: Callable[..., Recipe], model: Path, tmp_path_factory: pyt
         folder = tmp_path_factory.mktemp("checkpoints")
         for _ in range(3):
             trainer.train_step()
-            average.update()
+            average.update(trainer.step)
             path = Saving(folder, settings, trainer, average).finish()
             prune(folder, trainer.step, 2, 0, None)
         runs[stage] = (settings, path, trainer, average)

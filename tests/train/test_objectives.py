@@ -51,10 +51,10 @@ def made_of(x0: Tensor, prompts: list[Any], draws: Draws, step: int, decode: Any
 
 def test_refl_reads_the_prompt_in_its_template() -> None:
     reward, made = Reader(), sample()
-    settings = ReFLSection(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo, {prompt}")
+    settings = ReFLSection(kind="refl", reward=REWARD, margin=0.9, template="Realistic photo {prompt}")
     loss, values = ReFL(settings, "refl", reward)(made, NO_GUIDE)
-    assert reward.read == ["Realistic photo, a cat", "Realistic photo, a dog in a hat"]
-    scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.2, 3.1])
+    assert reward.read == ["Realistic photo a cat", "Realistic photo a dog in a hat"]
+    scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.1, 3.0])
     torch.testing.assert_close(loss, torch.relu(0.9 - scores).mean())
     past = (scores > 0.9).float().mean().item()
     assert values == {"reward/toy": pytest.approx(scores.mean().item()), "past_margin/refl": past}

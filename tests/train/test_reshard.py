@@ -93,7 +93,7 @@ for first, last in ((0, 2), (3, 4)):
             load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)
         for _ in range(first, last):
             trainer.train_step()
-            average.update()
+            average.update(trainer.step)
         Saving(Path(str(i)), settings, trainer, average).finish()
     if rank == 0:
         print("saved", flush=True)
@@ -120,7 +120,7 @@ def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
         load_checkpoint(folder / f"step-{first:08d}", trainer, average)
     for _ in range(first, last):
         trainer.train_step()
-        average.update()
+        average.update(trainer.step)
     return Saving(folder, settings, trainer, average).finish()
 
 

@@ -114,7 +114,7 @@ def test_the_average_is_what_is_sampled_and_saved(settings: Callable[..., Recipe
     average = Average(network.module, 0.5)
     start = full(network)
     trainer.train_step()
-    average.update()
+    average.update(8)  # at which the ramp has reached a half
     end = full(network)
     expected = {name: (start[name] + end[name]) / 2 for name in end}
     bare: Any = trainer.family.load_network()

@@ -58,6 +58,7 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
     values: dict[str, Any] = {
         "model.path": str(folders.model(bench, model)),
         "optim.batch_size": batch,
+        "optim.accumulation": 1,
         "optim.eight_bit": shipped.optim.eight_bit and eight_bit(bench),
         "run.output": str(bench.work / "run"),
         "run.init_from": None,

@@ -7,7 +7,7 @@ generator is a LoRA too, its adapter can live on the same frozen network.
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,6 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dmdr_models.folder.lora_targets import check_targets
+
+Init = Literal["kaiming", "gaussian", "output_gaussian"]
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -40,6 +42,7 @@ class LoRANetwork(nn.Module):
         rank, alpha: of the adapter; B starts at zero, so that the adapter starts without effect.
         targets: names, or last parts of names, of the linear and convolution layers to adapt.
         generator: draws the start values of A; a generator of the CPU, whatever device the network is on.
+        init: the distribution of A's start values, see `start_values`.
         name: of the adapter.
         shared: `network` carries other adapters as well. This module then registers only the parameters of its own
             adapter, under the same names, so that an engine made of it moves, casts and trains nothing else.
@@ -57,6 +60,7 @@ class LoRANetwork(nn.Module):
         generator: torch.Generator | None = None,
         name: str = "lora",
         shared: bool = False,
+        init: Init = "kaiming",
     ):
         super().__init__()
         check_targets(targets, layer_names(network))
@@ -75,10 +79,8 @@ class LoRANetwork(nn.Module):
         self._seen: tuple[int, list[LoraLayer]] = 0, []
         for layer in self.layers:
             a: Any = layer.lora_A[name].weight
-            # peft draws A with kaiming_uniform(a=√5), which is U(−1/√fan_in, 1/√fan_in), from the global generator.
-            bound = a[0].numel() ** -0.5
-            start = torch.empty(a.shape, dtype=a.dtype)  # on the CPU, as its generator
-            a.data.copy_(start.uniform_(-bound, bound, generator=generator))
+            # peft would draw from the global generator.
+            a.data.copy_(start_values(init, a, layer.get_base_layer().weight, generator))
         for parameter in (*trained, *self._adapter_parameters().values()):
             parameter.requires_grad_(True)
         self.network: nn.Module = nn.Module() if shared else base
@@ -138,6 +140,34 @@ class LoRANetwork(nn.Module):
             parent, _, child = at.rpartition(".")
             setattr(self.base.get_submodule(parent), child, layer.get_base_layer())
         return self.base
+
+
+def start_values(init: Init, a: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Start values of A, on the CPU, with A's shape: `[rank, fan_in]`, or `[rank, C, H, W]` for a convolution.
+
+    B starts at zero, so the first updates of Adam in B, which do not depend on the size of its gradient, change the
+    network in proportion to |A|. A learning rate is therefore meant for one distribution of A.
+
+    | init | A |
+    |---|---|
+    | `kaiming` | U(−1/√fan_in, 1/√fan_in), the default of peft |
+    | `gaussian` | N(0, 1/rank²), peft's "gaussian"; the DMDR authors' choice for SD3 and SDXL |
+    | `output_gaussian` | Zᵀ·W with Z ~ N(0, 1), `[fan_out, rank]`; the DMDR authors' choice for SiT |
+
+    The authors' SiT has its LoRA on the output of a projection, q + s·(q·Z)·B with q = W·x + bias. Apart from the
+    bias, A = Zᵀ·W starts the same network, with the same gradient in B.
+
+    Args:
+        weight: W, of the frozen layer, `[fan_out, fan_in]` or `[fan_out, C, H, W]`.
+    """
+    start = torch.empty(a.shape, dtype=a.dtype)  # on the CPU, as its generator
+    if init == "kaiming":
+        bound = a[0].numel() ** -0.5
+        return start.uniform_(-bound, bound, generator=generator)
+    if init == "gaussian":
+        return start.normal_(0, 1 / len(a), generator=generator)
+    z = torch.randn(len(weight), len(a), generator=generator)
+    return (z.T @ weight.detach().cpu().float().flatten(1)).view(a.shape)
 
 
 def _register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:

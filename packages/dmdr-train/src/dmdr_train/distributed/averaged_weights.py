@@ -14,7 +14,12 @@ from dmdr_train.distributed.reshard_zero import window
 
 
 class Average:
-    """θ̄ ← decay · θ̄ + (1 − decay) · θ, in float32, for the trainable parameters that this process holds.
+    """θ̄ ← d · θ̄ + (1 − d) · θ, in float32, for the trainable parameters that this process holds.
+
+    In update n = 1, 2, … of a run, d = min(decay, (1 + n) / (10 + n)). So the first updates do not hold on to the start
+    values: with a constant decay of 0.9999, 30 updates would leave 99.7% of them in the average. With the ramp, the
+    average follows the last tenth of a short run. Source: `tf.train.ExponentialMovingAverage(num_updates=n)`; torch-ema
+    and diffusers' `EMAModel` do the same.
 
     If `decay` is None, nothing is averaged, and `applied` does not change the network.
     """
@@ -25,9 +30,17 @@ class Average:
         self.state: dict[str, Tensor] = {n: shard(p).detach().float().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, step: int) -> None:
+        """Take the weights after a step into the average.
+
+        Args:
+            step: the number of steps so far, at least 1; it decides the ramp, so a resumed run continues it exactly.
+        """
+        if self.decay is None:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.parameters.items():
-            self.state[name].lerp_(shard(parameter).float(), 1 - self.decay)  # type: ignore[operator]
+            self.state[name].lerp_(shard(parameter).float(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ReFLSection(RewardSection):
-    template: str = Field(default="{prompt}", description="what the reward reads; HPS: Realistic photo, {prompt}")
+    template: str = Field(default="{prompt}", description="what the reward reads; HPS: Realistic photo {prompt}")
 
     @field_validator("template")
     @classmethod

@@ -24,6 +24,10 @@ class Lora(Section):
     rank: Positive = 32
     alpha: Annotated[float, Field(gt=0)] = 32.0
     targets: list[str] | None = Field(default=None, description="names of layers; null takes the family's own list")
+    init: Literal["kaiming", "gaussian", "output_gaussian"] = Field(
+        default="kaiming",
+        description="start values of A: peft's default, N(0, 1/rank²), or as N(0, 1) on the layer's output",
+    )
 
 
 class Model(Section):
@@ -209,7 +213,8 @@ class Optim(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     eight_bit: bool = Field(default=False, description="AdamW of bitsandbytes; needs a GPU and dmdr-train[eight-bit]")
     ema: Fraction | None = Field(
-        default=None, description="decay of the averaged generator that is sampled and exported"
+        default=None,
+        description="decay of the averaged generator that is sampled and exported; it ramps up, see `Average`",
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -176,9 +176,9 @@ class Run:
             skipped = self.skipped
             logs = self.trainer.train_step()
             in_a_row = in_a_row + 1 if self.skipped > skipped else 0
-            self.average.update()
-            seconds += time.perf_counter() - started
             step = self.trainer.step
+            self.average.update(step)
+            seconds += time.perf_counter() - started
             if self.tracker:
                 self.tracker.advance()
             looked = self.look() if due(step, self.settings.watch.every) else {}

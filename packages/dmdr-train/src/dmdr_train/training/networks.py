@@ -111,6 +111,5 @@ def add_lora(
 ) -> LoRANetwork:
     draws = named_generator(seed, "lora", role)
     with naming(f"model.{role}_lora.targets"):
-        return LoRANetwork(
-            network, lora.rank, lora.alpha, lora.targets or family.lora_targets, draws, role, shared
-        ).eval()
+        targets = lora.targets or family.lora_targets
+        return LoRANetwork(network, lora.rank, lora.alpha, targets, draws, role, shared, lora.init).eval()
