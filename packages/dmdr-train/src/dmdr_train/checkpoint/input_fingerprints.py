@@ -28,7 +28,8 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
         if evaluation.reference not in DRAWN:
             paths["tracking.evaluation.reference"] = evaluation.reference
     trained = settings.needing("reward")
-    for i, name in enumerate(settings.names):
+    for i, (name, objective) in enumerate(zip(settings.names, settings.objectives, strict=True)):
+        paths |= {f"objectives.{i}.{key}": path for key, path in objective.files.items()}
         if name in trained:
             paths[f"objectives.{i}.reward.checkpoint"] = trained[name].reward.checkpoint
     found = {}

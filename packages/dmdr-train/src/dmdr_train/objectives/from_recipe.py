@@ -13,7 +13,11 @@ from dmdr_train.training.objective import Objective
 
 
 def make_objectives(settings: schema.Recipe, family: Family, device: torch.device) -> list[Objective]:
-    """The objectives of a recipe; those that match distributions first, since automatic weights follow them."""
+    """The objectives of a recipe; those that match distributions first, since automatic weights follow them.
+
+    Raises:
+        UserError: a reward or a file of an objective cannot be used.
+    """
     objectives: list[Objective] = []
     for i, (name, section) in enumerate(zip(settings.names, settings.objectives, strict=True)):
         kind = OBJECTIVES.load(section.kind)
@@ -21,7 +25,11 @@ def make_objectives(settings: schema.Recipe, family: Family, device: torch.devic
         if "reward" in kind.needs:
             reward: Any = section
             given["reward"] = make_reward(f"objectives.{i}.reward", reward.reward, settings, family, device)
-        objectives.append(kind(section, name, **given))
+        try:
+            objectives.append(kind(section, name, **given))
+        except UserError as error:
+            key, message = error.args
+            raise UserError(f"objectives.{i}.{key}", message) from error
     return sorted(objectives, key=lambda objective: "fake_score" not in objective.needs)
 
 

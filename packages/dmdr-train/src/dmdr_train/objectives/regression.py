@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from dmdr_train.objectives.distances import AnyDistance, LatentMSESection
 from dmdr_train.recipe.sections import ObjectiveSection
 from dmdr_train.training.objective import Objective
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 class RegressionSection(ObjectiveSection):
     weight: Annotated[float, Field(gt=0)] = 1.0
+    distance: AnyDistance = LatentMSESection()
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {f"distance.{key}": path for key, path in self.distance.files.items()}
 
     def check(self, recipe: Any, key: str) -> None:
         """Only one-step students can be trained this way."""
@@ -27,7 +33,7 @@ class RegressionSection(ObjectiveSection):
 
 
 class Regression(Objective):
-    """mean (x0 − target)², with the target the teacher's x0 of the same noise, at the end of its whole trajectory.
+    """The distance of x0 to the target, the teacher's x0 of the same noise at the end of its whole trajectory.
 
     Before this, a single step of the teacher does not give a picture. Source: DMD2, arXiv 2405.14867.
     """
@@ -35,8 +41,9 @@ class Regression(Objective):
     Section = RegressionSection
     needs = frozenset({"pairs"})
 
-    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
-        from dmdr_core import denoising_loss
+    def __init__(self, settings: RegressionSection, name: str, reward: Any = None):
+        super().__init__(settings, name, reward)
+        self.distance = settings.distance.make()
 
-        assert sample.target is not None
-        return denoising_loss(sample.x0, sample.target), {}
+    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
+        return self.distance(sample), {}

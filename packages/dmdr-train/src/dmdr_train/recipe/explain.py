@@ -10,7 +10,7 @@ from dmdr_train.recipe.objective_kinds import section_class
 from dmdr_train.recipe.schema import Recipe
 
 BRANCHES = (
-    "reward_hacking", "limit", "constrained-float", "float", "literal['auto']", "literal['all']",
+    "reward_hacking", "limit", "latent_mse", "lpips", "constrained-float", "float", "literal['auto']", "literal['all']",
 )  # fmt: skip
 """What pydantic adds to the place of a mistake: the branches of unions."""
 

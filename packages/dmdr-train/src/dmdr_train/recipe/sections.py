@@ -120,6 +120,11 @@ class ObjectiveSection(Section):
         """Whether the objective takes part in a step."""
         return self.start <= step and (self.stop is None or step < self.stop)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that the objective reads, except a reward's, by their keys in the section."""
+        return {}
+
     def check(self, recipe: Any, key: str) -> None:
         """Check the section against the rest of the recipe.
 

@@ -27,6 +27,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
         resumed: a checkpoint will be loaded, whose networks take the place of those of `run.init_from`.
     """
     family = load_family(settings)
+    objectives = make_objectives(settings, family, device)  # first: their mistakes are found before networks are read
     open_decoder(settings, family)
     family.to(device)
     with naming("rollout.shift"):
@@ -49,7 +50,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
         family,
         generator,
         Guide(settings.guidance, family, guidance, settings.matching[0].start if settings.matching else 0),
-        make_objectives(settings, family, device),
+        objectives,
         Rollouts(settings, family, generator, make_prompts(settings, family), view, device, pairs),
         device,
         dist.get_rank(),

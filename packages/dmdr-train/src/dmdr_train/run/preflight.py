@@ -40,6 +40,8 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     check_data(settings, found)
     check_pairs(settings)
     for i, objective in enumerate(settings.objectives):
+        for key, path in objective.files.items():
+            file(f"objectives.{i}.{key}", path)
         if "reward" in needs(objective):
             check_objective(f"objectives.{i}.reward", objective, found)
     for i, reward in enumerate(settings.watch.rewards):
@@ -228,6 +230,12 @@ def folder(key: str, path: str) -> None:
     """Check that a folder exists."""
     if not os.path.isdir(path):
         raise UserError(key, f"no folder {path!r}; give one that exists")
+
+
+def file(key: str, path: str) -> None:
+    """Check that a file exists."""
+    if not os.path.isfile(path):
+        raise UserError(key, f"no file {path!r}; give one that exists")
 
 
 def check_output(settings: Recipe) -> None:

@@ -52,6 +52,9 @@ class Objective(ABC):
         needs: what the objective needs, some of `NEEDS`.
         weight: what the loss is multiplied by, at every step.
         failure: why the reward could not score the last sample; empty if it could.
+
+    Raises:
+        UserError: a file of the section cannot be used; names its key in the section.
     """
 
     Section: ClassVar[type[ObjectiveSection]] = ObjectiveSection

@@ -1,7 +1,7 @@
 """What the generator made, and how: all that an objective is given of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,15 @@ class Sample:
     def pictures(self) -> "Tensor":
         """What rewards see, `[B, 3, H', W']` in [0, 1] with gradient; decoded once for all objectives."""
         return self.decode(self)
+
+    @cached_property
+    def target_pictures(self) -> "Tensor":
+        """The pictures of the target, with the crop and the resolution of `pictures`, without gradient."""
+        import torch
+
+        assert self.target is not None
+        with torch.no_grad():
+            return self.decode(replace(self, x0=self.target))
 
     @cached_property
     def next_state(self) -> "Tensor":
