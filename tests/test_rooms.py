@@ -126,7 +126,7 @@ def test_to_enter_a_room_imports_nothing(name: str, room: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "run.preflight", "run.python_door", "commands.report", "reporting.curves", "reporting.tables"]
+    "module", ["cli", "run.preflight", "run.python_api", "commands.report", "reporting.curves", "reporting.tables"]
 )
 def test_what_answers_at_once_imports_nothing_slow(module: str) -> None:
     program = f"import sys, dmdr_train.{module}; print(*{set(SLOW)} & set(sys.modules))"

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from dmdr_core import FlowMatching, denoising_loss
 from dmdr_models.sit.transformer import SiTTransformer
 from dmdr_train.problems.shapes import drawing
-from making import (
+from small_models import (
     Training,
     batches,
     class_names,

@@ -10,14 +10,14 @@ that all files together stay under 16 MB.
 import argparse
 from pathlib import Path
 
-from making import (
-    run_parts,
-)
 from scene_parts.drawn_pictures import make_vae
 from scene_parts.reward_model import make_reward
 from scene_parts.scene_classifier import make_classifier
 from scene_parts.teachers import make_teacher, make_teacher_sdxl
 from scene_parts.text_encoders import make_text
+from small_models import (
+    run_parts,
+)
 
 PARTS = ("vae", "text", "teacher", "reward", "classifier", "teacher_sdxl")
 

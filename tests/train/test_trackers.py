@@ -15,7 +15,7 @@ from dmdr_train.tracking.tracker import Tracker
 from PIL import Image
 
 SOURCE = """
-from dmdr_train.plugins import Tracker
+from dmdr_train.extending import Tracker
 from pydantic import BaseModel
 
 

@@ -7,7 +7,7 @@ from diffusers import (
     AutoencoderKL,
 )
 from dmdr_train.problems import scenes
-from making import (
+from small_models import (
     save,
     train_vae,
 )

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from dmdr_rewards import create
 from dmdr_rewards.models.clip import ClipReward
 from dmdr_train.problems.scenes.captions import COLOURS, HORIZONTAL, SHAPE_NAMES, STYLES, VERTICAL, Scene, parse
-from making import (
+from safetensors.torch import save_file
+from small_models import (
     Training,
     batches,
     grain,
     reconstruct,
     report,
 )
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scene_parts.drawn_pictures import CAPTIONS, HOME, NUM_PICTURES, load_vae, pictures

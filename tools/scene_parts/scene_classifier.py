@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from dmdr_train.problems import scenes
-from making import (
+from small_models import (
     reconstruct,
     regnet,
     save_classifier,

@@ -14,7 +14,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from dmdr_core import FlowMatching, VariancePreserving, denoising_loss
-from making import (
+from small_models import (
     Training,
     batches,
     encode,

@@ -9,7 +9,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from dmdr_train.problems import scenes
-from making import (
+from small_models import (
     save,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers

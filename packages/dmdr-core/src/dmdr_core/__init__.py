@@ -7,6 +7,7 @@ prediction mean (:mod:`dmdr_core.process`); randomness comes from the generators
 The method: "Distribution Matching Distillation Meets Reinforcement Learning" (DMDR), arXiv 2511.13649.
 """
 
+from dmdr_core.annealing import cosine_anneal
 from dmdr_core.grid import Grid, StepGrid, TimestepGrid
 from dmdr_core.guidance import guided
 from dmdr_core.losses import denoising_loss, dmd_gradient, dmd_loss
@@ -15,7 +16,6 @@ from dmdr_core.randomness import Generators, randn
 from dmdr_core.renoise import BetaRenoise, UniformRenoise
 from dmdr_core.rewards import group_advantage, hinge, relative_reward
 from dmdr_core.rollouts import Predict, Rollout, rollout, visit
-from dmdr_core.schedule import cosine_anneal
 from dmdr_core.training_states import PredictRows, authors_states, visited_states
 
 __version__ = "0.1.0"

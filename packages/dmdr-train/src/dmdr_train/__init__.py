@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dmdr_train.base.errors import StoppedError, UserError
     from dmdr_train.recipe.schema import Recipe
-    from dmdr_train.run.python_door import check, evaluate, export, load_recipe, train
+    from dmdr_train.run.python_api import check, evaluate, export, load_recipe, train
     from dmdr_train.tracking.tracker import Tracker as Callback
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ __all__ = [
     "Callback", "Recipe", "StoppedError", "UserError", "check", "evaluate", "export", "load_recipe", "train",
 ]  # fmt: skip
 
-_DOOR = "dmdr_train.run.python_door"
+_DOOR = "dmdr_train.run.python_api"
 _HOMES = {
     "Callback": ("dmdr_train.tracking.tracker", "Tracker"),
     "Recipe": ("dmdr_train.recipe.schema", "Recipe"),

@@ -80,7 +80,8 @@ class LoRANetwork(nn.Module):
         for layer in self.layers:
             a: Any = layer.lora_A[name].weight
             # peft would draw from the global generator.
-            a.data.copy_(start_values(init, a, layer.get_base_layer().weight, generator))
+            frozen: Any = layer.get_base_layer()
+            a.data.copy_(start_values(init, a, frozen.weight, generator))
         for parameter in (*trained, *self._adapter_parameters().values()):
             parameter.requires_grad_(True)
         self.network: nn.Module = nn.Module() if shared else base

@@ -12,6 +12,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> None:
     """Score the student of the newest checkpoint, and print its row."""
     from dmdr_train.reporting.tables import print_table
-    from dmdr_train.run.python_door import evaluate
+    from dmdr_train.run.python_api import evaluate
 
     print_table({"student": evaluate(options.run)})

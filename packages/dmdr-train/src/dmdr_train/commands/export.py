@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> None:
     """Write the student of the newest checkpoint."""
-    from dmdr_train.run.python_door import export
+    from dmdr_train.run.python_api import export
 
     source = export(options.run, options.output)
     print(f"Wrote {options.output}, from {source}")

@@ -16,7 +16,7 @@ def command(options: argparse.Namespace) -> None:
     from dmdr_train.evaluation.scores import read_scores
     from dmdr_train.reporting.curves import draw_curves
     from dmdr_train.reporting.tables import print_table
-    from dmdr_train.run.python_door import open_run
+    from dmdr_train.run.python_api import open_run
 
     folder = Path(options.run)
     settings = open_run(folder)

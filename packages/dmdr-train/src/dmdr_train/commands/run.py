@@ -35,7 +35,7 @@ def command(options: argparse.Namespace) -> None:
 
 def check_and_run(options: argparse.Namespace) -> None:
     from dmdr_train.recipe.load import dump_recipe
-    from dmdr_train.run.python_door import dry_run, load_recipe, train
+    from dmdr_train.run.python_api import dry_run, load_recipe, train
 
     settings = load_recipe(options.config, *options.overrides)
     if options.resume:

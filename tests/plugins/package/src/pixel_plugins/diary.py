@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmdr_train.plugins import Section, Tracker
+from dmdr_train.extending import Section, Tracker
 
 
 class Diary(Tracker):

@@ -1,7 +1,7 @@
 """Distribution matching in which the samples count more that are further from the teacher's distribution."""
 
 from dmdr_core import dmd_loss
-from dmdr_train.plugins import Guide, Objective, ObjectiveSection, Sample
+from dmdr_train.extending import Guide, Objective, ObjectiveSection, Sample
 from pydantic import Field
 from torch import Tensor
 
