@@ -4,7 +4,7 @@ import pytest
 import torch
 from dmdr_models import tiny
 from dmdr_models.folder.lora_targets import check_targets, target_names
-from dmdr_models.networks.lora import LoRANetwork, layer_names
+from dmdr_models.networks.lora import LoRANetwork, layer_names, start_values
 from dmdr_models.sit.transformer import SiTTransformer
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -175,6 +175,14 @@ def test_output_gaussian_is_a_lora_on_the_output_of_the_layer(noise, kind):
         torch.testing.assert_close(ours.grad.flatten(1).T, theirs.grad, rtol=1e-4, atol=1e-4)
         assert theirs.grad.abs().max() > 1
         ours.grad = theirs.grad = None
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.randn(4, 2, 3, 3), torch.zeros(4, 4, 3, 3, dtype=torch.uint8)], ids=["groups", "quantised"]
+)
+def test_output_gaussian_needs_the_weights_of_a_plain_layer(weight):
+    with pytest.raises(ValueError, match="groups or quantised weights, which init output_gaussian cannot use"):
+        start_values("output_gaussian", torch.empty(2, 4, 3, 3), weight)
 
 
 def test_start_values_hardly_depend_on_the_precision_of_the_layer():

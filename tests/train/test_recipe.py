@@ -79,6 +79,10 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives.1.weight=-1", "objectives.1.weight: should be greater than 0, got -1"),
         ("guidance.fake_scale=0", "guidance.fake_scale: should be greater than 0, got 0"),  # it would learn nothing
         ("optim.precision=fp8", "optim.precision: should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (
+            "model.fake_score_lora.init=peft",
+            "model.fake_score_lora.init: should be 'kaiming', 'gaussian' or 'output_gaussian', got 'peft'",
+        ),
         ("optim.zero_stage=4", "optim.zero_stage: should be 0, 1, 2 or 3, got 4"),
         ("objectives.1.weight=much", "objectives.1.weight: should be a valid number"),
         ("objectives.1.ratio=2", "objectives.1.ratio: 2.0 has no effect beside a given weight; set weight: auto"),

@@ -16,6 +16,7 @@ from dmdr_train.run import runner
 from dmdr_train.run.build import build
 from dmdr_train.run.runner import Run
 from dmdr_train.tracking.metrics_file import read_metrics
+from dmdr_train.training.networks import load_family, make_networks
 from dmdr_train.training.trainer import Trainer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -92,6 +93,23 @@ def test_a_generator_lora_leaves_the_rest_alone(settings: Callable[..., Recipe])
     assert moved
     assert all(".lora_" in name for name in moved)
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in moved} == {"to_q", "fc1"}
+
+
+@pytest.mark.parametrize("stage", [2, 3], ids=["one network", "two networks"])
+def test_the_start_values_of_both_loras_are_the_recipes(settings: Callable[..., Recipe], stage: int) -> None:
+    """All of peft's lie within 1/√fan_in; a Gaussian of rank 1 has a standard deviation of 1."""
+    plain = {"rank": 1, "alpha": 1, "targets": ["to_q", "to_v"]}
+    for generator, fake_score in (("gaussian", "kaiming"), ("kaiming", "output_gaussian")):
+        recipe = settings(
+            model__generator_lora={**plain, "init": generator},
+            model__fake_score_lora={**plain, "init": fake_score},
+            optim__zero_stage=stage,
+        )
+        networks = make_networks(recipe, load_family(recipe), CPU)
+        for network, init in zip(networks, (generator, fake_score), strict=True):
+            starts = [p for name, p in network.named_parameters() if ".lora_A." in name]
+            beyond = max((a.abs().max() * a.shape[1] ** 0.5).item() for a in starts)
+            assert beyond > 2 if init != "kaiming" else beyond <= 1
 
 
 def test_a_batch_may_be_accumulated(settings: Callable[..., Recipe]) -> None:

@@ -48,7 +48,7 @@ class LoRANetwork(nn.Module):
             adapter, under the same names, so that an engine made of it moves, casts and trains nothing else.
 
     Raises:
-        ValueError: a target matches no layer.
+        ValueError: a target matches no layer, or a layer does not go with `init`.
     """
 
     def __init__(
@@ -160,6 +160,9 @@ def start_values(init: Init, a: Tensor, weight: Tensor, generator: torch.Generat
 
     Args:
         weight: W, of the frozen layer, `[fan_out, fan_in]` or `[fan_out, C, H, W]`.
+
+    Raises:
+        ValueError: `output_gaussian`, and the layer has groups or quantised weights.
     """
     start = torch.empty(a.shape, dtype=a.dtype)  # on the CPU, as its generator
     if init == "kaiming":
@@ -167,6 +170,8 @@ def start_values(init: Init, a: Tensor, weight: Tensor, generator: torch.Generat
         return start.uniform_(-bound, bound, generator=generator)
     if init == "gaussian":
         return start.normal_(0, 1 / len(a), generator=generator)
+    if weight.shape[1:] != a.shape[1:] or not weight.is_floating_point():
+        raise ValueError("a layer has groups or quantised weights, which init output_gaussian cannot use; use gaussian")
     z = torch.randn(len(weight), len(a), generator=generator)
     return (z.T @ weight.detach().cpu().float().flatten(1)).view(a.shape)
 
