@@ -58,6 +58,7 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
     values: dict[str, Any] = {
         "model.path": str(folders.model(bench, model)),
         "optim.batch_size": batch,
+        "optim.accumulation": 1,
         "optim.eight_bit": shipped.optim.eight_bit and eight_bit(bench),
         "run.output": str(bench.work / "run"),
         "run.init_from": None,
@@ -76,6 +77,8 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         values["model.resolution"] = 32
     if shipped.optim.precision == "fp16" and bench.cpu:
         values["optim.precision"] = "fp32"
+    for i, objective in enumerate(shipped.objectives):
+        values |= {f"objectives.{i}.{key}": str(folders.vgg16(bench)) for key in objective.files}
     trained = shipped.needing("reward")
     for i, name in enumerate(shipped.names):
         if name in trained:
