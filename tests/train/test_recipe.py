@@ -1,5 +1,6 @@
 """The recipe: what it takes, what it refuses, and what it says then."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,27 @@ def test_built_in_recipes(name: str) -> None:
     found = load_recipe(name)
     assert load_recipe(f"{name}.yaml") == found
     assert found.run.output == f"runs/{name}"
+
+
+def test_dmd2s_numbers_of_the_regression() -> None:
+    found = load_recipe("sdxl-regression")
+    (objective,) = found.objectives
+    assert objective.distance.model_dump() == {
+        "kind": "lpips",
+        "weights": "models/vgg16-397923af.pth",
+        "pooling": "average",
+    }
+    assert (found.model.vae, found.guidance.cfg, found.run.steps) == ("models/taesdxl", 8.0, 2000)
+    assert (found.optim.batch_size, found.optim.batch_size // (8 * found.optim.accumulation)) == (256, 4)
+    assert (found.optim.generator.lr, found.optim.generator.weight_decay) == (1e-5, 0.01)
+    header = (BUILT_IN / "sdxl-regression.yaml").read_text()
+    assert "dmdr-train pairs --config sdxl-regression -o pairs --count 10000 --guidance 8 --dtype fp16" in header
+    instead = re.search(r"# distance: (\{kind: latent_mse\})", header)
+    assert instead is not None
+    changed: Any = load_recipe("sdxl-regression", [f"objectives.0.distance={instead[1]}"]).objectives[0]
+    assert changed.distance.kind == "latent_mse"
+    demo: Any = load_recipe("demo-sdxl").objectives[0]
+    assert demo.distance.kind == "latent_mse"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))

@@ -1,4 +1,4 @@
-"""Write the inputs that recipes name: model folders, prompts, their embeddings, and pairs."""
+"""Write the inputs that recipes name: model folders, prompts, their embeddings, pairs, and LPIPS's weights."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from dmdr_models import tiny
 from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash
 from dmdr_train.data.pairs import pairs_folder
 from dmdr_train.data.shard_folder import Made, ShardFolder
+from torch import nn
 
 from gpu import shapes
 from gpu.measure import Bench
-from gpu.weights import once
+from gpu.weights import once, random_state, shapes_of
 
 PROMPTS = (
     "a lighthouse on a cliff at night",
@@ -105,6 +106,14 @@ def pairs(bench: Bench, name: str) -> Path:
         return made, {"prompts": json.dumps([PROMPTS[row] for row in rows])}
 
     return once(bench.work / f"{name}-pairs", lambda path: write(pairs_folder("data.pairs", path), len(PROMPTS), make))
+
+
+def vgg16(bench: Bench) -> Path:
+    """Return a file with random weights of VGG16's convolutions, under torchvision's names."""
+    from torchvision.models import vgg16
+
+    shapes = shapes_of(lambda: nn.ModuleDict({"features": vgg16().features}))
+    return once(bench.work / "vgg16.pth", lambda path: torch.save(random_state(shapes, bench.device), path))
 
 
 def write(folder: ShardFolder, count: int, make: Any) -> None:

@@ -77,6 +77,8 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         values["model.resolution"] = 32
     if shipped.optim.precision == "fp16" and bench.cpu:
         values["optim.precision"] = "fp32"
+    for i, objective in enumerate(shipped.objectives):
+        values |= {f"objectives.{i}.{key}": str(folders.vgg16(bench)) for key in objective.files}
     trained = shipped.needing("reward")
     for i, name in enumerate(shipped.names):
         if name in trained:

@@ -53,9 +53,8 @@ class LPIPS:
 
     def __call__(self, sample: "Sample") -> "Tensor":
         pictures, target = sample.pictures.float(), sample.target_pictures.float()
-        return self.network.to(pictures.device)(
-            pictures, target, normalize=True
-        ).mean()  # normalize: they are in [0, 1]
+        # With `normalize`, the network takes pictures in [0, 1] instead of [-1, 1].
+        return self.network.to(pictures.device)(pictures, target, normalize=True).mean()
 
 
 class LatentMSESection(Section):

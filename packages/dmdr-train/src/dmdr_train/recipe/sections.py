@@ -226,7 +226,7 @@ class Optim(Section):
 
 
 class Memory(Section):
-    """What costs time and saves memory; none of it changes what is computed, but for the pictures rewards see."""
+    """What costs time and saves memory; none of it changes results, except what pictures rewards and LPIPS see."""
 
     shared_backbone: bool | None = Field(
         default=None,
@@ -238,10 +238,10 @@ class Memory(Section):
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
     offload_optimizer: bool = Field(default=False, description="its state stays on the CPU; needs ZeRO 1, 2 or 3")
     reward_crop: Positive | None = Field(
-        default=None, description="side in pixels of the square that rewards see, cut at a random place"
+        default=None, description="side in pixels of the square that rewards and LPIPS see, cut at a random place"
     )
     reward_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="rewards see a picture decoded at this share of the resolution"
+        default=1.0, description="rewards and LPIPS see a picture decoded at this share of the resolution"
     )
 
 
