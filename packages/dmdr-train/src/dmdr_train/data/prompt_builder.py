@@ -39,7 +39,7 @@ class PromptFiles(datasets.ArrowBasedBuilder):
         files = [path for path, _, _ in self.config.files]
         return [datasets.SplitGenerator("train", gen_kwargs={"files": files})]
 
-    def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pyarrow.Table]]:  # type: ignore[override]
+    def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pyarrow.Table]]:
         for i, file in enumerate(files):
             for j, batch in enumerate(batches_of(Path(file), self.config.column)):
                 yield (i, j), pyarrow.table({"prompt": pyarrow.array(batch, pyarrow.string())})

@@ -148,11 +148,12 @@ def _load(data: Data) -> Any:
     if is_saved(path):
         saved = choose_split(data, datasets.load_from_disk(str(path)))
         return _texts(data, saved.to_iterable_dataset() if data.streaming else saved)
+    splits: Any = None
     if path.is_file():
         splits = {"train": [path]}
     else:
         builder = _builder(data)
-        splits = path.is_dir() and builder.config.data_files
+        splits = builder.config.data_files if path.is_dir() else None
     files = [Path(file) for file in choose_split(data, splits)] if splits else []
     if files and all(file.suffix.lower() in SUFFIXES for file in files):
         return read_files(files, column_of_files(data, files), data.streaming)
