@@ -60,7 +60,7 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
     encode = ("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
-    assert workshop.dmdr_train(*encode).check().remarks == []
+    assert all(" are cut to the " in remark for remark in workshop.dmdr_train(*encode).check().remarks)
     shutil.copytree(folder / "sd3", folder / "sd3-without-texts", ignore=shutil.ignore_patterns("text_encoder*"))
     remarks = workshop.run("model.path=sd3-without-texts").check().remarks
     assert [line[:18] for line in remarks] == ["a checkpoint takes"]
@@ -87,7 +87,7 @@ def test_two_processes_equal_one(whole: Any, read_rows: Rows, same_numbers: Comp
     """Run with text encoders; ZeRO-3 with two networks, the other stages with one."""
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
-    (remark,) = whole.run(*changes, processes=2).check().remarks
+    remark, *_ = whole.run(*changes, processes=2).check().remarks
     newest = checkpoints_in(whole.folder / name / "checkpoints")[-1]
     size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     said = float(remark.removeprefix("a checkpoint takes ").split()[0]) * 1e9

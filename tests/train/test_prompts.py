@@ -220,14 +220,14 @@ def test_the_order_is_pinned() -> None:
             "p.txt",
             b"fine\ncaf\xe9\n",
             {},
-            "data.prompts: line 2 of p.txt is not UTF-8 (invalid continuation byte); save",
+            "data.prompts: line 2 of p.txt is not UTF-8 (invalid continuation byte); save it as UTF-8",
         ),
-        ("p.txt", "a cat".encode("utf-16"), {}, "data.prompts: line 1 of p.txt is not UTF-8"),
+        ("p.txt", "a cat".encode("utf-16"), {}, "data.prompts: p.txt is UTF-16 or UTF-32; save it as UTF-8"),
         ("p.txt", b"fine", {"column": "prompt"}, "data.column: 'prompt' of p.txt is not there; valid are text"),
         ("p.doc", b"fine", {}, "data.prompts: p.doc has no known suffix; give a file in .txt, .jsonl, .csv"),
         ("p.jsonl", b"\n", {}, "data.prompts: p.jsonl holds no prompt"),
-        ("p.jsonl", b"a cat", {}, "data.prompts: p.jsonl cannot be read: Expecting value"),
-        ("p.jsonl", b'["a cat"]', {}, 'data.prompts: p.jsonl must hold objects, one per line, such as {"prompt"'),
+        ("p.jsonl", b"a cat", {}, "data.prompts: line 1 of p.jsonl is not JSON (Expecting value); give"),
+        ("p.jsonl", b'["a cat"]', {}, 'data.prompts: line 1 of p.jsonl is no object; give lines such as {"prompt"'),
         ("p.jsonl", b'{"n": 1}', {}, "data.prompts: p.jsonl has no text, only n; give a column of texts"),
         ("p.jsonl", b'{"a": "x", "b": "y"}', {}, "data.column: is null and p.jsonl has texts in a, b; name one"),
         (
@@ -316,7 +316,7 @@ def test_a_table_of_blanks(in_folder: Path, streaming: bool) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_damaged_dataset(in_folder: Path, streaming: bool) -> None:
     Path("p.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a d')
-    with pytest.raises(UserError, match=r"data.prompts: p.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"data.prompts: line 2 of p.jsonl is not JSON"):
         open_prompts(Data(prompts="p.jsonl", streaming=streaming))
     Path("folder").mkdir()
     Path("folder/picture.xyz").write_text("no data")

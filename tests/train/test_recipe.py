@@ -94,6 +94,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
             "objectives.0.stop: 3 is not after its start",
         ),
         ("data.column=text", "data.column: has no effect without data.prompts; give both, or leave it out"),
+        ("data.name=small", "data.name: has no effect without data.prompts; give both, or leave it out"),
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
         ("model.family=sd2", "model.family: unknown model family 'sd2'; did you mean sd3?"),
         # combinations

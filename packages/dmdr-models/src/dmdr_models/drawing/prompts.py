@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 
 from dmdr_models.base.errors import UsageError
+from dmdr_models.base.text_files import text_prompts
+
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_labels(text: str | None) -> list[int]:
@@ -22,13 +25,14 @@ def read_texts(args: argparse.Namespace) -> list[str]:
         raise UsageError("prompts are not given, or given twice: give texts, or else --prompts FILE with one per line")
     if args.prompts is None:
         return args.texts
+    if Path(args.prompts).suffix.lower() in TABLES:
+        raise UsageError(f"--prompts {args.prompts} is a table: give a text file with one prompt per line")
     try:
-        lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
+        prompts = text_prompts(args.prompts)
     except OSError as error:
         raise UsageError(f"--prompts {args.prompts} cannot be read: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {args.prompts} is not UTF-8: save it as UTF-8 text") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    except ValueError as error:
+        raise UsageError(f"--prompts: {error}") from error
     if not prompts:
         raise UsageError(f"--prompts {args.prompts} holds no prompt: write one per line")
     return prompts

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +20,21 @@ TOKENIZERS = {
 }
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Prompts of which the end is cut off: `count` are longer than `length` tokens, and the longest has `longest`."""
+
+    parts: list[str]
+    length: int
+    count: int
+    longest: int
+
+
 class TextEncoders(ABC):
     """The text encoders of a model; an instance is called with prompts and returns their condition.
 
     The encoders are opened at the first call, which raises FileNotFoundError if one is missing and ValueError if one is
-    of another class. A family's own class adds `__call__`.
+    of another class. A family's own class adds `lengths` and `__call__`.
 
     Args:
         path: folder or hub name of the model.
@@ -38,21 +49,45 @@ class TextEncoders(ABC):
         self.offload = False
 
     @cached_property
-    def parts(self) -> list[tuple[Any, Any]]:
-        """Each encoder with its tokenizer."""
+    def tokenizers(self) -> list[Any]:
+        """The tokenizer of each encoder; the encoders are not read."""
         import transformers
 
         found = []
         for part, kinds in self.layout.text_encoders.items():
             check_part(self.path, part, kinds)
+            folder = part.replace("text_encoder", "tokenizer")
+            found.append(getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder))
+        return found
+
+    @cached_property
+    def parts(self) -> list[tuple[Any, Any]]:
+        """Each encoder with its tokenizer."""
+        import transformers
+
+        found = []
+        for (part, kinds), tokenizer in zip(self.layout.text_encoders.items(), self.tokenizers, strict=True):
             encoder = getattr(transformers, kinds[0]).from_pretrained(
                 self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
             )
-            folder = part.replace("text_encoder", "tokenizer")
-            tokenizer = getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder)
             where = "cpu" if self.offload else self.device
             found.append((encoder.eval().requires_grad_(False).to(where), tokenizer))
         return found
+
+    @property
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """The number of tokens to which each encoder's sequence is padded or cut, start and end included."""
+
+    def cut(self, prompts: Sequence[str]) -> list[Cut]:
+        """Count the prompts that are longer than an encoder's sequence; encoders that cut the same are counted once."""
+        found: dict[tuple[int, ...], list[str]] = {}
+        for part, tokenizer, length in zip(self.layout.text_encoders, self.tokenizers, self.lengths, strict=True):
+            counts = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
+            longer = [count for count in counts if count > length]
+            if longer:
+                found.setdefault((length, len(longer), max(longer)), []).append(part)
+        return [Cut(parts, *numbers) for numbers, parts in found.items()]
 
     @abstractmethod
     def __call__(self, prompts: Sequence[str]) -> Condition:

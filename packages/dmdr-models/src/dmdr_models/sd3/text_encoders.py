@@ -31,12 +31,16 @@ class SD3TextEncoders(TextEncoders):
         super().__init__(path, dtype)
         self.max_tokens = max_tokens
 
+    @property
+    def lengths(self) -> list[int]:
+        clip = self.tokenizers[0].model_max_length  # both are cut to the first one's
+        return [clip, clip, self.max_tokens]
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Condition:
-        *clips, t5 = self.parts
-        length = clips[0][1].model_max_length  # both are cut to the first one's
-        pooled, states = zip(*(self.clip(*clip, prompts, length) for clip in clips), strict=True)
-        long = self.run(*t5, prompts, self.max_tokens)[0]
+        *clips, t5 = zip(self.parts, self.lengths, strict=True)
+        pooled, states = zip(*(self.clip(*clip, prompts, length) for clip, length in clips), strict=True)
+        long = self.run(*t5[0], prompts, t5[1])[0]
         short = torch.cat(states, dim=-1)
         short = F.pad(short, (0, long.shape[-1] - short.shape[-1]))
         return {

@@ -21,9 +21,13 @@ class SDXLTextEncoders(TextEncoders):
 
     layout = LAYOUT
 
+    @property
+    def lengths(self) -> list[int]:
+        return [tokenizer.model_max_length for tokenizer in self.tokenizers]
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Condition:
-        found = [self.clip(*one, prompts, one[1].model_max_length) for one in self.parts]
+        found = [self.clip(*one, prompts, length) for one, length in zip(self.parts, self.lengths, strict=True)]
         return {
             "encoder_hidden_states": torch.cat([states for _, states in found], dim=-1),
             "text_embeds": found[-1][0],

@@ -4,6 +4,7 @@ The name of a shard depends on its prompts. Prompts that are added later go into
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dmdr_models.families.protocols import Condition
 from torch import Tensor
 
 from dmdr_train.base.errors import naming
+from dmdr_train.data.cut_prompts import cuts
 from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash, read_hashes
 from dmdr_train.data.prompt_files import evaluation_prompts, open_prompts
 from dmdr_train.data.shard_folder import Made, ShardFolder, processes
@@ -38,13 +40,17 @@ def encode(settings: Recipe, folder: Path, dtype: str, batch_size: int) -> None:
             model.family, model.path, vae=model.vae, max_tokens=model.max_tokens, dtype=DTYPES[dtype]
         )
     family.to(choose_device(settings.run, "fp32"))
+    rank, world = processes()
+    if rank == 0:
+        for line in cuts("prompts", texts, model, family):
+            print(line, file=sys.stderr, flush=True)
 
     def condition(prompts: Sequence[str]) -> Condition:
         with naming("model.path"):  # the first call opens the text encoders
             return family.text(prompts)
 
     with naming("--output"):
-        write_cache(folder, texts, condition, DTYPES[dtype], batch_size, *processes())
+        write_cache(folder, texts, condition, DTYPES[dtype], batch_size, rank, world)
 
 
 def all_prompts(settings: Recipe) -> Any:

@@ -80,7 +80,7 @@ def check_data(recipe: Sections) -> None:
     if data.pairs is not None and not pairs:
         raise ValueError("data.pairs: has no effect without an objective of kind regression; add one, or leave it out")
     if data.prompts is None:
-        for key in ("column", "streaming", "embeddings"):
+        for key in ("name", "column", "streaming", "embeddings"):
             if getattr(data, key):
                 raise ValueError(f"data.{key}: has no effect without data.prompts; give both, or leave it out")
     elif data.classes != "all":

@@ -60,8 +60,9 @@ class Data(Section):
     classes: Literal["all"] | list[int] = "all"
     prompts: str | None = Field(
         default=None,
-        description="a text file with a prompt per line, .jsonl, .csv, .parquet, a dataset's folder or its hub name",
+        description="a text file with a prompt per line, .jsonl, .csv, .tsv, .parquet, a dataset's folder or hub name",
     )
+    name: str | None = Field(default=None, description="configuration of a dataset that has several")
     column: str | None = Field(default=None, description="column of the prompts; null: prompt, caption or text")
     split: str = Field(default="train", description="of a dataset that has several")
     streaming: bool = Field(default=False, description="read the prompts as they come, without a copy on disk")

@@ -18,6 +18,8 @@ from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.checkpoint.retention import remove_leftovers
+from dmdr_train.data.cut_prompts import recipe_cuts
+from dmdr_train.data.prompt_order import StreamedPrompts, TextPrompts
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import agreed, mean_over_processes
 from dmdr_train.distributed.device import choose_device
@@ -62,6 +64,7 @@ def run(settings: Recipe, callbacks: Sequence[Tracker] = ()) -> None:
                 trainer = build(settings, device, resumed=resume_from is not None)
                 training = Run(settings, trainer, resume_from, signals, callbacks)
                 agreed(lambda: say(space(settings, trainer).check()))
+                agreed(lambda: say_cuts(settings, trainer))
                 for lock in held:
                     sign(lock)  # not before: a run that is refused leaves everything as it was
                 training.carry_out()
@@ -74,6 +77,7 @@ def dry_run(settings: Recipe) -> dict[str, float]:
     with processes(device, settings.run.timeout), Peers().expected():
         trainer = build(settings, device)
         agreed(lambda: say(str(space(settings, trainer))))
+        agreed(lambda: say_cuts(settings, trainer))
         for trainer.step in sorted({objective.start for objective in settings.objectives}):
             logs |= mean_over_processes(trainer.train_step())
     return logs
@@ -278,6 +282,14 @@ def locked(folder: Path) -> Iterator[list[IO[str]]]:
         with suppress(OSError):  # unless something did
             for path in made:
                 path.rmdir()
+
+
+def say_cuts(settings: Recipe, trainer: Trainer) -> None:
+    """Warn of prompts that are longer than what the text encoders read."""
+    prompts = trainer.rollouts.prompts
+    if isinstance(prompts, TextPrompts | StreamedPrompts):
+        for line in recipe_cuts(settings, trainer.family, prompts.texts):
+            say(line)
 
 
 def say(text: str) -> None:

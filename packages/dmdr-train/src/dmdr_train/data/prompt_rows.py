@@ -1,0 +1,206 @@
+"""The rows of a file of prompts: .txt, .jsonl, .csv, .tsv or .parquet, read one after the other.
+
+Errors name the line, and how to mend it. Nothing slow is imported, so that a recipe's prompts are checked at once.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dmdr_models.base.text_files import text_lines
+
+if TYPE_CHECKING:
+    from pyarrow import DataType
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""Rows, with the numbers of the lines in which they end."""
+
+USUAL_COLUMNS = ("prompt", "caption", "text")
+
+
+class Column(NamedTuple):
+    """Whether a column holds texts, and beside them something else: a line that names the first such row, or ""."""
+
+    is_text: bool
+    mixed: str = ""
+
+
+def text_rows(path: Path) -> Rows:
+    """The lines of a text file that are not blank, in the column `text`."""
+    return ((number, {"text": line}) for number, line in text_lines(path) if line.strip())
+
+
+def json_rows(path: Path) -> Rows:
+    """The objects of a file with one JSON object per line.
+
+    Raises:
+        ValueError: a line is something else, or holds half a surrogate pair, which is no character.
+    """
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", error)  # without the position, whose line is not that of the file
+            raise ValueError(f"line {number} of {path} is not JSON ({reason}); give one object per line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f'line {number} of {path} is no object; give lines such as {{"prompt": "a cat"}}')
+        if "\\ud" in line.lower():
+            try:
+                json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"line {number} of {path} cannot be UTF-8 ({error.reason}); mend it") from None
+        yield number, row
+
+
+def csv_rows(path: Path, delimiters: str) -> Rows:
+    """The rows of a table whose first line names the columns; all fields are texts, and blank rows are left out.
+
+    Args:
+        delimiters: the characters that may separate fields. The header shows which of them does.
+
+    Raises:
+        ValueError: a row has more or fewer fields than the header, or quotes are wrong.
+    """
+    first = next((line for _, line in text_lines(path) if line.strip()), "")
+    fitting = [each for each in delimiters if len(next(csv.reader([first], delimiter=each))) > 1]
+    if len(fitting) > 1:
+        raise ValueError(f"the header of {path} has {' and '.join(map(repr, fitting))}; separate it by one of them")
+    # Line ends are put back for texts of several lines, which stand in quotes.
+    lines = (f"{line}\n" for _, line in text_lines(path))
+    reader = csv.reader(lines, delimiter=(fitting or delimiters)[0], skipinitialspace=True, strict=True)
+    header: list[str] = []
+    try:
+        for row in reader:
+            if not any(field.strip() for field in row):
+                continue
+            if not header:
+                header = unique([name.strip() for name in row], path)
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"line {reader.line_num} of {path} has {len(row)} fields and the header {len(header)}; put quotes "
+                    f"around texts that contain {reader.dialect.delimiter!r} or a line end"
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} of {path} cannot be read: {error}; mend its quotes") from None
+
+
+def unique(header: list[str], path: Path) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        ValueError: two columns have the same name.
+    """
+    for i, name in enumerate(header):
+        if name in header[:i]:
+            raise ValueError(f"the header of {path} names two columns {name!r}; rename one")
+    return header
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".txt": text_rows,
+    ".jsonl": json_rows,
+    ".csv": partial(csv_rows, delimiters=",;\t"),
+    ".tsv": partial(csv_rows, delimiters="\t"),
+}
+SUFFIXES = (*READERS, ".parquet")
+
+
+def columns_of(path: Path, wanted: str | None = None) -> dict[str, Column]:
+    """The columns of a file. A text file is read whole, so that a mistake shows early.
+
+    Args:
+        wanted: the column that the user names.
+
+    Raises:
+        ValueError: the file is empty or damaged, or has another format than its suffix says.
+    """
+    columns = _parquet_columns(path, wanted) if path.suffix.lower() == ".parquet" else _read_columns(path)
+    if not columns:
+        raise ValueError(f"{path} holds no prompt; put some there")
+    return columns
+
+
+def _parquet_columns(path: Path, wanted: str | None) -> dict[str, Column]:
+    from pyarrow import parquet
+
+    try:
+        found = parquet.read_metadata(path)
+        schema = found.schema.to_arrow_schema()
+    except Exception as error:  # readers of damaged files raise any exception
+        raise ValueError(f"{path} cannot be read: {error}; give a .parquet file") from None
+    usual = (wanted, *USUAL_COLUMNS)
+    return {field.name: Column(is_text(field.type, field.name in usual)) for field in schema if found.num_rows}
+
+
+def _read_columns(path: Path) -> dict[str, Column]:
+    texts: dict[str, bool] = {}
+    others: dict[str, str] = {}
+    for number, row in READERS[path.suffix.lower()](path):
+        for name, value in row.items():
+            texts[name] = texts.get(name, False) or isinstance(value, str)
+            if value is not None and not isinstance(value, str):
+                others.setdefault(name, _no_text(path, number, name, value))
+    return {name: Column(is_text, others.get(name, "")) for name, is_text in texts.items()}
+
+
+def _no_text(path: Path, number: int, column: str, value: Any) -> str:
+    return f"line {number} of {path} has no text in {column}, but {value!r:.40}; give texts or null"
+
+
+def is_text(kind: "DataType", binary: bool) -> bool:
+    """Whether a column of a parquet file holds texts.
+
+    Args:
+        binary: whether bytes are taken for texts in UTF-8, as some programs write them.
+    """
+    from pyarrow import types
+
+    name = str(kind.value_type if types.is_dictionary(kind) else kind)
+    return name in ("string", "large_string", "string_view") or (
+        binary and name in ("binary", "large_binary", "binary_view")
+    )
+
+
+def batches_of(path: Path, column: str, size: int = 10_000) -> Iterator[list[str]]:
+    """The texts of a column that are not blank, without the white space around them, about `size` at a time.
+
+    Raises:
+        ValueError: the file is damaged, or a row holds something else.
+    """
+    batch: list[str] = []
+    for number, text in _values(path, column, size):
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise ValueError(_no_text(path, number, column, text))
+        if text := text.removeprefix("\ufeff").strip():
+            batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _values(path: Path, column: str, size: int) -> Iterator[tuple[int, Any]]:
+    if path.suffix.lower() == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            rows = (
+                text
+                for batch in file.iter_batches(size, columns=[column])
+                for text in batch.column(0).cast(pyarrow.string()).to_pylist()
+            )
+            yield from enumerate(rows, 1)
+    else:
+        for number, row in READERS[path.suffix.lower()](path):
+            yield number, row.get(column)
