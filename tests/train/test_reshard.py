@@ -74,6 +74,7 @@ def test_counters_of_sub_groups_are_their_own() -> None:
 WORKER = """
 import json, os, torch
 from pathlib import Path
+from deepspeed import DeepSpeedEngine
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
@@ -81,6 +82,7 @@ from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 start_processes(torch.device("cpu"))
+DeepSpeedEngine.zero_max_reuse_distance = lambda engine: 0  # as `one_process` does
 recipes = [Recipe.model_validate(recipe) for recipe in json.loads(Path("recipes.json").read_text())]
 for first, last in ((0, 2), (3, 4)):
     for i, settings in enumerate(recipes):
@@ -99,10 +101,8 @@ for first, last in ((0, 2), (3, 4)):
 CASES: list[dict[str, Any]] = [
     {"optim__zero_stage": 0},
     {"optim__zero_stage": 1, "model__generator_lora": {"rank": 3, "alpha": 3}},
-    {"optim__zero_stage": 2},
-    {"optim__zero_stage": 3},
     {"optim__zero_stage": 2, "optim__precision": "bf16"},
-    {"optim__zero_stage": 3, "optim__precision": "bf16", "model__generator_lora": {"rank": 3, "alpha": 3}},
+    {"optim__zero_stage": 3},
 ]
 
 
