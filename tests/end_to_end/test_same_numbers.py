@@ -13,7 +13,7 @@ WEIGHTS = ("generator", "student", "fake_score")
 
 SPLITS = {
     "2 processes x 2 x 1": ({"processes": 2}, 2, 0),
-    "2 processes x 1 x 2, ZeRO 2, by torchrun": ({"processes": 2, "launcher": "torchrun"}, 1, 2),
+    "2 processes x 1 x 2, ZeRO 2": ({"processes": 2}, 1, 2),
     "one process, 4 x 1": ({}, 4, 0),
     "one process, 1 x 4": ({}, 1, 0),
 }

@@ -12,26 +12,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
 import torch
 from dmdr_train.checkpoint.find import checkpoints_in
 from dmdr_train.checkpoint.manifest import verify
+from forking import Process
 from safetensors.torch import load_file
 
 ROOT, BIN, RUN = Path(__file__).parents[2], Path(sys.executable).parent, "packages/dmdr-train/run.py"
 STEPS = 12
 LINK = "link0"
 ADDRESSES = {"first": "10.77.0.1", "second": "10.77.0.2"}
-# Two processes on one host, forked, so that everything is imported once.
-UNDISTURBED = """
-import os, sys
-from dmdr_train.run import runner
-from dmdr_train.cli import run_main
-os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29501"}
-os.environ["RANK"] = "1" if (child := os.fork()) == 0 else "0"
-run_main(sys.argv[1:])
-if child:
-    sys.exit(os.waitpid(child, 0)[1] != 0)
+# Moves a forked process to a host, as `ip netns exec SPACE unshare --uts` does, and runs a program there.
+ENTER = """
+import ctypes, runpy, socket, sys
+space, name, *sys.argv = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+NEW_NETWORK, NEW_NAMES = 0x40000000, 0x04000000
+with open(f"/run/netns/{space}") as file:
+    assert libc.setns(file.fileno(), NEW_NETWORK) == 0, ctypes.get_errno()
+assert libc.unshare(NEW_NAMES) == 0, ctypes.get_errno()
+socket.sethostname(name)
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -43,6 +46,7 @@ class Host:
         self.environment = {**environment, "GLOO_SOCKET_IFNAME": LINK}
         self.space = f"dmdr-{os.getpid()}-{name}"
         self.running: list[subprocess.Popen[str]] = []
+        self.forked: list[Process] = []
 
     def link(self, state: str) -> None:
         ip("-n", self.space, "link", "set", LINK, state)
@@ -61,7 +65,23 @@ class Host:
         self.running.append(process)
         return process
 
+    def fork(self, *program: str, **variables: str) -> Process:
+        """Start a Python program in a forked process, which has imported everything; `log` gets its output."""
+        enter = self.folder / "enter.py"
+        enter.write_text(ENTER)
+        command = [str(enter), self.space, f"{self.name}-host", *program]
+        process = forking.start(command, self.folder, {**self.environment, **variables}, self.log, self.log)
+        self.forked.append(process)
+        return process
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
     def end(self) -> None:
+        for forked in self.forked:
+            forked.kill()
+            forked.join()
         for process in self.running:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -134,9 +154,7 @@ def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
         time.sleep(0.02)
     hosts[1].link("down")
     # Meanwhile both hosts wait for each other in vain.
-    undisturbed = hosts[0].start(
-        sys.executable, "-c", UNDISTURBED, "--config", "recipe.yaml", "run.output=whole", GLOO_SOCKET_IFNAME="lo"
-    )
+    workshop.run("run.output=whole", processes=2).check()
     said = [output(process) for process in processes]
     for process, text, rank, host in zip(processes, said, (1, 0), ("second", "first"), strict=True):
         assert process.returncode == 69, text
@@ -150,14 +168,12 @@ def test_a_cut_link_stops_both_hosts_and_the_run_goes_on(
 
     hosts[1].link("up")
     command = documented("srun --nodes", RECIPE="recipe.yaml")
-    command = command[command.index(sys.executable) :]  # the processes that srun would start; there is no srun here
+    program = command[command.index(sys.executable) + 1 :]  # what srun would start with python; there is no srun here
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "10.77.0.[1-2]"}
-    processes = [
-        host.start(*command, **step, SLURM_PROCID=str(rank), SLURM_LOCALID="0") for rank, host in enumerate(hosts)
+    resumed = [
+        host.fork(*program, **step, SLURM_PROCID=str(rank), SLURM_LOCALID="0") for rank, host in enumerate(hosts)
     ]
-    for process in (undisturbed, *processes):
-        text = output(process)
-        assert process.returncode == 0, text
+    assert forking.wait(resumed, timeout=300) == [0, 0], [host.log.read_text() for host in hosts]
     assert not list((out / "checkpoints").glob(".*"))
     assert read_rows(out) == read_rows(workshop.folder / "whole")
     for name in ("generator", "student", "fake_score"):
