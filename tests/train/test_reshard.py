@@ -134,7 +134,8 @@ def test_two_processes_and_one_and_two_are_one(
     (tmp_path / "worker.py").write_text(WORKER)
     log = tmp_path / "log"
     two = [
-        forking.start(["worker.py"], tmp_path, plain_environment | rank, log, log) for rank in forking.group(processes=2)
+        forking.start(["worker.py"], tmp_path, plain_environment | rank, log, log)
+        for rank in forking.group(processes=2)
     ]
     whole = [steps(settings, 0, 4, tmp_path / "whole" / str(i)) for i, settings in enumerate(recipes)]
     try:
