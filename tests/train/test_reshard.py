@@ -133,9 +133,8 @@ def test_two_processes_and_one_and_two_are_one(
     (tmp_path / "recipes.json").write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
     (tmp_path / "worker.py").write_text(WORKER)
     log = tmp_path / "log"
-    two = [
-        forking.start(["worker.py"], tmp_path, plain_environment | rank, log, log) for rank in forking.group(processes=2)
-    ]
+    ranks = forking.group(processes=2)
+    two = [forking.start(["worker.py"], tmp_path, plain_environment | rank, log, log) for rank in ranks]
     whole = [steps(settings, 0, 4, tmp_path / "whole" / str(i)) for i, settings in enumerate(recipes)]
     try:
         while not all((tmp_path / f"saved-{rank}").exists() for rank in (0, 1)):
