@@ -15,19 +15,25 @@ import pytest
 
 # Before torch is imported: for the tests' small tensors a second thread costs more than it gains.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Numbers at the ticks take half of the time in which curves are drawn, and no test reads them.
+os.environ.setdefault("MATPLOTLIBRC", str(Path(__file__).with_name("matplotlibrc")))
 
 # Variables of launchers and earlier tests, which would make a plain process part of a group.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK")
 IMPORTED = (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
     "dmdr_models.sd3.family",
     "dmdr_models.sdxl.family",
     "dmdr_models.sit.family",
     "dmdr_rewards.score.command",
     "dmdr_train.run.runner",
+    "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "open_clip",
     "torch.utils.tensorboard",
     "torchmetrics.image",
+    "transformers.models.vit.modeling_vit",
 )
 
 

@@ -261,11 +261,7 @@ def test_a_checkpoint_of_another_recipe(finished: Any, workshop: Any) -> None:
     ("arguments", "started", "said"),
     [
         (["optim.accumulation=1"], {"WORLD_SIZE": "3"}, ["optim.batch_size", "4", "3 processes", "such as 6"]),
-        (
-            ["run.stepps=3"],
-            {"processes": 2, "launcher": "deepspeed"},
-            ["run.stepps: unknown key; did you mean run.steps?"],
-        ),
+        (["run.stepps=3"], {"processes": 2}, ["run.stepps: unknown key; did you mean run.steps?"]),
         ([f"{REWARD}.name=class-labels"], {"processes": 2}, [REWARD, "'class-labels'"]),
     ],
     ids=["more processes than the batch allows", "misspelt key", "unknown reward"],

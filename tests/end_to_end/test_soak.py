@@ -20,7 +20,7 @@ def tool() -> Any:
 
 
 def test_a_few_faults_of_each_kind_change_nothing(tool: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    faults = ["--kills", "4", "--signals", "1", "--damages", "1", "--second-runs", "1", "--full-disks", "1"]
+    faults = ["--kills", "2", "--signals", "1", "--damages", "1", "--second-runs", "1", "--full-disks", "1"]
     assert tool.main([*faults, "run.steps=8", "objectives.1.start=4"]) == 0
     out = capsys.readouterr().out
     rows = table(out)

@@ -92,7 +92,7 @@ for first, last in ((0, 2), (3, 4)):
             load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)
         for _ in range(first, last):
             trainer.train_step()
-            average.update(trainer.step)
+            average.update()
         Saving(Path(str(i)), settings, trainer, average).finish()
     Path("saved-" + os.environ["RANK"]).touch()
     while not first and not Path("go-on").exists():
@@ -114,7 +114,7 @@ def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
         load_checkpoint(folder / f"step-{first:08d}", trainer, average)
     for _ in range(first, last):
         trainer.train_step()
-        average.update(trainer.step)
+        average.update()
     return Saving(folder, settings, trainer, average).finish()
 
 
@@ -133,10 +133,8 @@ def test_two_processes_and_one_and_two_are_one(
     (tmp_path / "recipes.json").write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
     (tmp_path / "worker.py").write_text(WORKER)
     log = tmp_path / "log"
-    two = [
-        forking.start(["worker.py"], tmp_path, plain_environment | rank, log, log)
-        for rank in forking.group(processes=2)
-    ]
+    ranks = forking.group(processes=2)
+    two = [forking.start(["worker.py"], tmp_path, plain_environment | rank, log, log) for rank in ranks]
     whole = [steps(settings, 0, 4, tmp_path / "whole" / str(i)) for i, settings in enumerate(recipes)]
     try:
         while not all((tmp_path / f"saved-{rank}").exists() for rank in (0, 1)):
