@@ -92,7 +92,7 @@ for first, last in ((0, 2), (3, 4)):
             load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)
         for _ in range(first, last):
             trainer.train_step()
-            average.update()
+            average.update(trainer.step)
         Saving(Path(str(i)), settings, trainer, average).finish()
     Path("saved-" + os.environ["RANK"]).touch()
     while not first and not Path("go-on").exists():
@@ -114,7 +114,7 @@ def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
         load_checkpoint(folder / f"step-{first:08d}", trainer, average)
     for _ in range(first, last):
         trainer.train_step()
-        average.update()
+        average.update(trainer.step)
     return Saving(folder, settings, trainer, average).finish()
 
 

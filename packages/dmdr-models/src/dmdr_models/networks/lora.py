@@ -79,8 +79,8 @@ class LoRANetwork(nn.Module):
         self._seen: tuple[int, list[LoraLayer]] = 0, []
         for layer in self.layers:
             a: Any = layer.lora_A[name].weight
-            # peft would draw from the global generator.
             frozen: Any = layer.get_base_layer()
+            # peft would draw from the global generator.
             a.data.copy_(start_values(init, a, frozen.weight, generator))
         for parameter in (*trained, *self._adapter_parameters().values()):
             parameter.requires_grad_(True)
