@@ -60,7 +60,9 @@ def whole(folder: Path, make_workshop: Any) -> Any:
     workshop = make_workshop(folder, RECIPE)
     workshop.write()
     encode = ("encode", "--config", "recipe.yaml", "-o", "cache", "--dtype", "fp32", "data.embeddings=null")
-    assert all(" are cut to the " in remark for remark in workshop.dmdr_train(*encode).check().remarks)
+    *_, cut = workshop.dmdr_train(*encode).check().remarks
+    assert cut.startswith("warning: prompts: ")
+    assert " are cut to the 8 tokens of text_encoder_3 (model.max_tokens); the longest has " in cut
     shutil.copytree(folder / "sd3", folder / "sd3-without-texts", ignore=shutil.ignore_patterns("text_encoder*"))
     remarks = workshop.run("model.path=sd3-without-texts").check().remarks
     assert [line[:18] for line in remarks] == ["a checkpoint takes"]
@@ -87,7 +89,11 @@ def test_two_processes_equal_one(whole: Any, read_rows: Rows, same_numbers: Comp
     """Run with text encoders; ZeRO-3 with two networks, the other stages with one."""
     name = f"two-{stage}"
     changes = [f"run.output={name}", "data.embeddings=null", f"optim.zero_stage={stage}", "optim.accumulation=1"]
-    remark, *_ = whole.run(*changes, processes=2).check().remarks
+    remark, *cut = whole.run(*changes, processes=2).check().remarks
+    assert [line.split(": ")[:2] for line in cut] == [
+        ["warning", "data.prompts"],
+        ["warning", "tracking.samples.prompts"],
+    ]
     newest = checkpoints_in(whole.folder / name / "checkpoints")[-1]
     size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     said = float(remark.removeprefix("a checkpoint takes ").split()[0]) * 1e9
@@ -122,7 +128,7 @@ def test_a_gpu_is_emulated(whole: Any, read_rows: Rows, same_numbers: Compare) -
     changes += ["memory.gradient_checkpointing=[network, vae, rewards]"]
     changes += [f"watch={{every: 6, prompts: 2, pictures: 2, rewards: [{held_out}]}}"]
     remarks = whole.run(*changes, emulated=True).check().remarks
-    assert [line[:18] for line in remarks] == ["a checkpoint takes"]
+    assert [line[:18] for line in remarks] == ["a checkpoint takes", "warning: data.prom", "warning: tracking."]
     rows = read_rows(whole.folder / "emulated")
     assert "watch/held_out/clip" in rows[-1]
     same_numbers(rows, read_rows(whole.folder / "out"))

@@ -52,6 +52,7 @@ def test_t5_is_cut_at_max_tokens(families) -> None:
 
 def test_nothing_is_cut(families) -> None:
     assert families["sd3"].text.cut(["a cat", ""]) == []
+    assert families["sd3"].text.cut([]) == []
     assert families["sdxl"].text.cut(["a cat " * 10, ""]) == []
 
 

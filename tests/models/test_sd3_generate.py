@@ -160,7 +160,10 @@ MISTAKES = {
     "both": (["a", "--prompts", "list.txt"], "prompts are not given, or given twice"),
     "no list": (["--prompts", "none.txt"], "--prompts none.txt cannot be read: No such file or directory; give a text"),
     "empty list": (["--prompts", "empty.txt"], "--prompts empty.txt holds no prompt: write one per line"),
-    "latin": (["--prompts", "latin.txt"], "--prompts latin.txt is not UTF-8: save it as UTF-8 text"),
+    "latin": (
+        ["--prompts", "latin.txt"],
+        "--prompts: line 1 of latin.txt is not UTF-8 (invalid start byte); save it as",
+    ),
     "no model": (["a", "--model", "none"], "--model none holds no network of a known family"),
     "no folder": (["a", "--model", "none", "--family", "sd3"], "--model none: no model folder none"),
     "half": (["a", "--model", "half"], "--model half: half holds no text_encoder_2/config.json"),

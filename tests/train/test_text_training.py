@@ -10,6 +10,7 @@ import torch
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import runner
 from dmdr_train.run.build import build
 from dmdr_train.training.trainer import Trainer
 from torch import Tensor
@@ -143,3 +144,12 @@ def test_the_optimizers_state_can_stay_on_the_cpu(settings: Callable[..., Recipe
     found, _ = trained(settings(memory__offload_optimizer=True, optim__zero_stage=2))
     for row, row_expected in zip(found, expected, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-4, abs=1e-7)
+
+
+def test_a_dry_run_says_which_prompts_are_cut(
+    settings: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner.dry_run(settings())
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: data.prompts: ")]
+    assert len(said) == 1
+    assert " are cut to the 8 tokens of text_encoder_3 (model.max_tokens); the longest has " in said[0]

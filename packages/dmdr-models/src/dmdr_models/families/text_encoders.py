@@ -83,7 +83,7 @@ class TextEncoders(ABC):
         """Count the prompts that are longer than an encoder's sequence; encoders that cut the same are counted once."""
         found: dict[tuple[int, ...], list[str]] = {}
         for part, tokenizer, length in zip(self.layout.text_encoders, self.tokenizers, self.lengths, strict=True):
-            counts = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
+            counts = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
             longer = [count for count in counts if count > length]
             if longer:
                 found.setdefault((length, len(longer), max(longer)), []).append(part)
