@@ -88,7 +88,7 @@ recipes = [Recipe.model_validate(recipe) for recipe in json.loads(Path("recipes.
 for first, last in ((0, 2), (3, 4)):
     for i, settings in enumerate(recipes):
         trainer = build(settings, torch.device("cpu"))
-        average = Average(trainer.generator.module, settings.optim.ema)
+        average = Average(trainer.generator, settings.optim.ema)
         if first:
             load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)
         for _ in range(first, last):
@@ -115,7 +115,7 @@ CASES: list[dict[str, Any]] = [
 def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
     """From the checkpoint at one step to that at another, on this process."""
     trainer = build(settings, torch.device("cpu"))
-    average = Average(trainer.generator.module, settings.optim.ema)
+    average = Average(trainer.generator, settings.optim.ema)
     if first:
         load_checkpoint(folder / f"step-{first:08d}", trainer, average)
     for _ in range(first, last):

@@ -109,8 +109,11 @@ def prepared(network: Any, settings: schema.Recipe) -> Any:
 def add_lora(
     network: nn.Module, lora: schema.Lora, family: Family, seed: int, role: str, shared: bool = False
 ) -> LoRANetwork:
+    """A network with an adapter in float32; the optimizer keeps its master copy of the adapter."""
     draws = named_generator(seed, "lora", role)
     with naming(f"model.{role}_lora.targets"):
-        return LoRANetwork(
-            network, lora.rank, lora.alpha, lora.targets or family.lora_targets, draws, role, shared
-        ).eval()
+        adapted = LoRANetwork(network, lora.rank, lora.alpha, lora.targets or family.lora_targets, draws, role, shared)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted.eval()
