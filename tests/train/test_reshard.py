@@ -102,12 +102,13 @@ for first, last in ((0, 2), (3, 4)):
 if rank == 0:
     os.wait()
 """
+BF16: dict[str, Any] = {"optim__zero_stage": 2, "optim__precision": "bf16"}
 CASES: list[dict[str, Any]] = [
     {"optim__zero_stage": 0},
     {"optim__zero_stage": 1, "model__generator_lora": {"rank": 3, "alpha": 3}},
     {"optim__zero_stage": 2},
     {"optim__zero_stage": 3},
-    {"optim__zero_stage": 2, "optim__precision": "bf16"},
+    BF16,
     {"optim__zero_stage": 3, "optim__precision": "bf16", "model__generator_lora": {"rank": 3, "alpha": 3}},
 ]
 
@@ -159,3 +160,8 @@ def test_two_processes_and_one_and_two_are_one(make_recipe: Callable[..., Any], 
             saved, ours = load_file(expected / name), load_file(tmp_path / f"{i}/step-00000004" / name)
             for key, value in saved.items():
                 assert torch.allclose(ours[key], value, rtol=0, atol=near), (case, name, key)
+    two_wrote = tmp_path / f"{CASES.index(BF16)}/step-00000004"
+    computed = torch.load(two_wrote / "generator/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    for key, value in load_file(two_wrote / "generator.safetensors").items():
+        assert torch.equal(value.bfloat16(), computed[key]), "not the master weights of both processes"
+        assert not torch.equal(value, computed[key].float()), "no more exact than what the network computes with"

@@ -1,5 +1,7 @@
 """What cannot be in one recipe together. Each check raises a ValueError "KEY: what is wrong; how to mend it"."""
 
+from dmdr_models import registry
+
 from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.derived import Sections, merged
 from dmdr_train.recipe.objective_kinds import needs
@@ -17,6 +19,11 @@ def check(recipe: Sections) -> None:
         raise ValueError(
             f"guidance.cfg_jitter: {guidance.cfg_jitter} takes guidance.cfg {guidance.cfg} below 1; "
             f"use at most {guidance.cfg - 1:g}"
+        )
+    if guidance.unconditional == "empty_text" and registry.find(recipe.model.family).takes == "labels":
+        raise ValueError(
+            f"guidance.unconditional: empty_text does not go with family {recipe.model.family}, which takes class "
+            f"labels; use model"
         )
     for i, objective in enumerate(recipe.objectives):
         check_objective(recipe, f"objectives.{i}", objective)

@@ -187,6 +187,9 @@ class Guidance(Section):
     cfg_jitter: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="w is uniform in [w - jitter, w + jitter]"
     )
+    unconditional: Literal["model", "empty_text"] = Field(
+        default="model", description="the prediction without a prompt: as the model says, or of the empty text"
+    )
     dynamics: Dynamics | None = Field(
         default=None, description="null: the bare teacher and uniform renoising from the start"
     )

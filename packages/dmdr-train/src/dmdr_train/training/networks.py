@@ -30,6 +30,9 @@ def load_family(settings: schema.Recipe, dtype: torch.dtype | None = None) -> Fa
             max_tokens=model.max_tokens,
             dtype=dtype or FAMILY_DTYPES[settings.optim.precision],
         )
+    if settings.guidance.unconditional == "empty_text":
+        with naming("guidance.unconditional"):
+            family.use_empty_text()
     if settings.data.embeddings is not None:
         with naming("data.embeddings"):
             family.text = EmbeddingCache(settings.data.embeddings)
