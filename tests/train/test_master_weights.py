@@ -7,11 +7,14 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
+from dmdr_train.base.errors import UserError
+from dmdr_train.checkpoint.compatibility import check_moments
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.distributed.master_weights import masters
+from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.student_export import export_student
 from dmdr_train.run.build import build
@@ -135,3 +138,48 @@ def test_a_lora_of_a_text_model_is_exported_in_float32(
     assert equal({n.replace("base_model.model.", "network."): t for n, t in exported.items()}, expected)
     networks = make_networks(recipe, trainer.family, CPU)
     assert {p.dtype for p in networks.generator.base.parameters()} == {torch.bfloat16, torch.float32}
+
+
+def state(engine: Any) -> list[Tensor]:
+    """Moments and counters of AdamW, inside DeepSpeed's wrapper or bare."""
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return [value for values in inner.state.values() for value in values.values() if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_moments_may_come_along(settings: Callable[..., Recipe], tmp_path: Path, stage: int) -> None:
+    recipe = settings(stage, None)
+    trainer = build(recipe, CPU)
+    for _ in range(2):
+        trainer.train_step()
+    path = Saving(tmp_path, recipe, trainer, Average(trainer.generator, None)).finish()
+    changes = {"optim__generator": {"lr": 3e-4, "betas": (0.5, 0.7), "warmup": 1}, "run__init_from": str(path)}
+    for moments in (True, False):
+        other = build(settings(stage, None, **changes, run__init_moments=moments), CPU)
+        assert equal(exact(other.generator), exact(trainer.generator))
+        for ours, theirs in ((other.generator, trainer.generator), (other.guidance, trainer.guidance)):
+            same = [torch.equal(a, b) for a, b in zip(state(ours), state(theirs), strict=bool(moments))]
+            assert len(same) > 2 if moments else not same or not all(same)
+            assert all(same) or not moments
+            assert ours.lr_scheduler.last_epoch == ours.global_steps == 0
+        (group,) = other.generator.optimizer.param_groups
+        assert (group["lr"], group["betas"]) == (1.5e-4, (0.5, 0.7))
+    other.train_step()
+    assert other.generator.get_lr() == [3e-4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim__precision": "fp32"}, "optim.precision bf16 and this run fp32"),
+        ({"optim__zero_stage": 1}, "optim.zero_stage 2 and this run 1"),
+        ({"optim__eight_bit": True}, "optim.eight_bit False and this run True"),
+    ],
+)
+def test_moments_of_another_optimizer_are_refused(
+    settings: Callable[..., Recipe], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(settings(2, LORA)))
+    check_moments(settings(2, LORA), tmp_path)
+    with pytest.raises(UserError, match=rf"^run.init_moments: .* has {message}; use the same, or init_moments: false$"):
+        check_moments(settings(2, LORA, **changes), tmp_path)

@@ -106,6 +106,8 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
         ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
         ("guidance={cfg: 1.2, cfg_jitter: 0.5}", "guidance.cfg_jitter: 0.5 takes guidance.cfg 1.2 below 1"),
+        ("guidance.unconditional=empty_text", "guidance.unconditional: empty_text does not go with family sit"),
+        ("run.init_moments=true", "run.init_moments: true has no effect without run.init_from; give one, or use false"),
         # the override itself
         ("run.steps", "run.steps: an override is written key=value"),
         ("=3", "=3: an override is written key=value"),
@@ -274,7 +276,9 @@ def test_the_authors_numbers_of_sdxl() -> None:
     assert (cold.optim.batch_size, refl.optim.batch_size) == (8 * 8, 8 * 4)
     assert [(o.weight, o.reward.name) for o in refl.objectives[1:]] == [(0.3, "dfn-clip"), (0.3, "hpsv2.1")]
     for found in (cold, refl):
-        assert found.guidance == schema.Guidance(ratio=5, fake_scale=2.0, cfg=7.0, cfg_jitter=0.5, dynamics=None)
+        assert found.guidance == schema.Guidance(
+            ratio=5, fake_scale=2.0, cfg=7.0, cfg_jitter=0.5, unconditional="empty_text", dynamics=None
+        )
         assert (found.model.generator_lora, found.model.fake_score_lora.rank) == (None, 32)
         assert (found.optim.precision, found.optim.zero_stage, found.optim.eight_bit) == ("fp16", 2, True)
         assert (found.rollout.steps, found.rollout.mode, found.run.seed) == (1, "sde", 30)

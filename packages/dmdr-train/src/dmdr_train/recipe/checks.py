@@ -120,6 +120,8 @@ def check_backbone(recipe: Sections) -> None:
 def check_keeping(recipe: Sections) -> None:
     """Check which checkpoints are kept."""
     run, evaluation = recipe.run, recipe.tracking.evaluation
+    if run.init_moments and run.init_from is None:
+        raise ValueError("run.init_moments: true has no effect without run.init_from; give one, or use false")
     if run.keep_every and (not run.checkpoint_every or run.keep_every % run.checkpoint_every):
         raise ValueError(
             f"run.keep_every: {run.keep_every} must be a multiple of run.checkpoint_every {run.checkpoint_every}; "

@@ -259,6 +259,9 @@ class Run(Section):
     )
     resume: str = Field("never", description="never, auto, or a checkpoint folder")
     init_from: str | None = Field(default=None, description="checkpoint whose networks a new run starts from")
+    init_moments: bool = Field(
+        default=False, description="with init_from, also take the moments that its optimizers have"
+    )
     max_skipped: Positive = Field(
         default=20, description="steps in a row without finite losses and gradients after which the run stops"
     )
