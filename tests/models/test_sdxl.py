@@ -66,6 +66,15 @@ def test_condition_is_the_pipelines(sdxl_model, tmp_path, zeros):
     assert not any(value.requires_grad for value in found.values())
 
 
+def test_the_unconditional_may_be_the_empty_text(sdxl_model):
+    family = dmdr_models.load("sdxl", sdxl_model)
+    family.use_empty_text()
+    null, empty = family.null_condition(2), family.condition(["", ""])
+    assert null["text_embeds"].abs().max() > 0
+    assert null.keys() == empty.keys()
+    torch.testing.assert_close(null, empty)
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (8, 64), (1024, 2048)])
 def test_sizes_are_the_pipelines(xl_pipeline, height, width):
     seen = []
@@ -274,7 +283,9 @@ def test_the_full_size(sdxl, full_size):
     check_targets(sdxl.lora_targets, layer_names(full_size))
     layers = [name for name, module in full_size.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     left = [name for name in layers if not name.endswith(tuple(f".{target}" for target in sdxl.lora_targets))]
-    assert left == ["conv_in", "conv_out"]
+    embeddings = [f"{name}_embedding.linear_{i}" for name in ("time", "add") for i in (1, 2)]
+    assert left == ["conv_in", *embeddings, "conv_out"]
+    assert len(layers) - len(left) == 788
     assert kinds_of_layers(sdxl.load_network()) == kinds_of_layers(full_size), "the tiny one has all of its layers"
 
 

@@ -24,7 +24,7 @@ def test_the_average_is_the_formula() -> None:
     for step, decay in enumerate((2 / 11, 3 / 12, 0.3, 0.3, 0.3), start=1):  # 4 / 13 would be more
         expected = decay * expected + (1 - decay) * move(made).double()
         average.update(step)
-    torch.testing.assert_close(average.state["0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(average.shares()["0.weight"].whole().double(), expected, rtol=1e-5, atol=1e-6)
     assert average.state.keys() == {"0.weight", "0.bias"}  # what is trained
 
 
@@ -56,7 +56,7 @@ def test_applied_and_restored() -> None:
     trained = move(made)
     average.update(1)
     with average.applied():
-        assert torch.equal(made[0].weight, average.state["0.weight"])  # type: ignore[index]
+        assert torch.equal(made[0].weight, average.shares()["0.weight"].whole())  # type: ignore[index]
         assert not torch.equal(made[0].weight, trained)  # type: ignore[index]
     assert torch.equal(made[0].weight, trained)  # type: ignore[index]
     with pytest.raises(KeyError), average.applied():
@@ -72,7 +72,7 @@ def test_the_average_of_coarse_weights_is_float32() -> None:
         made[0].weight.add_(1)  # type: ignore[index]
     average.update(10_000)
     assert average.state["0.weight"].dtype == torch.float32
-    torch.testing.assert_close(average.state["0.weight"] - start, torch.full((2, 2), 0.001), rtol=0.1, atol=1e-4)
+    torch.testing.assert_close(average.state["0.weight"] - start, torch.full((4,), 0.001), rtol=0.1, atol=1e-4)
 
 
 def test_no_average() -> None:

@@ -25,7 +25,8 @@ from torch import nn
 
 PACKAGE = Path(str(dmdr_train.__file__)).parent
 OF_ENGINES = {"checkpoint_engine", "_copy_recovery_script", "_get_all_ckpt_names"}
-OF_OPTIMIZERS = {"fp16_groups", "bit16_groups", "nccl_start_alignment_factor"}
+OF_OPTIMIZERS = {"fp16_groups", "fp32_groups", "bit16_groups", "nccl_start_alignment_factor"}
+OF_MASTERS = {"_hp_mapping", "lp_fragment_address", "get_hp_fragment", "_get_fp32_opt_state_partition"}
 OF_PARAMETERS = {"ds_tensor", "ds_shape", "ds_numel", "ds_status", "partition"}
 OF_DEEPSPEED = {"_WORLD_GROUP", "__compatible_ops__"}
 OF_FILES = {"dp_world_size", "optimizer_state_dict", *WEIGHTS, *MOMENTS, MODEL_FILES, OPTIMIZER_FILES}
@@ -62,7 +63,7 @@ def _name(node: ast.expr) -> str:
 
 
 def test_one_module_uses_them() -> None:
-    known = OF_ENGINES | OF_OPTIMIZERS | OF_PARAMETERS - {"partition"} | OF_DEEPSPEED
+    known = OF_ENGINES | OF_OPTIMIZERS | OF_MASTERS | OF_PARAMETERS - {"partition"} | OF_DEEPSPEED
     home = Path(str(deepspeed_internals.__file__))
     assert known <= attributes(home)
     for path in PACKAGE.rglob("*.py"):

@@ -39,7 +39,7 @@ def test_the_size_of_a_checkpoint(
     basis = {"model__path": str(model), "guidance__ratio": 1, "optim__batch_size": 2, "optim__zero_stage": stage}
     settings = make_recipe(**basis, optim__precision=precision, run__output=str(tmp_path), **changes)
     trainer = build(settings, CPU)
-    average = Average(trainer.generator.module, settings.optim.ema)
+    average = Average(trainer.generator, settings.optim.ema)
     expected = space(settings, trainer).checkpoint
     trainer.train_step()
     written = Saving(tmp_path / "checkpoints", settings, trainer, average).finish()
@@ -52,7 +52,7 @@ def test_the_size_of_a_checkpoint(
 def test_the_size_of_the_student(make_recipe: Any, model: Path, tmp_path: Path, lora: Any) -> None:
     settings = make_recipe(model__path=str(model), model__generator_lora=lora, run__output=str(tmp_path))
     trainer = build(settings, CPU)
-    average = Average(trainer.generator.module, None)
+    average = Average(trainer.generator, None)
     save_student(tmp_path / "weights", trainer, average)
     export_student(tmp_path / "student", settings, tmp_path / "weights")
     size = sum(path.stat().st_size for path in (tmp_path / "student/transformer").iterdir())

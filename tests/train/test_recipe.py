@@ -112,6 +112,8 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
         ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
         ("guidance={cfg: 1.2, cfg_jitter: 0.5}", "guidance.cfg_jitter: 0.5 takes guidance.cfg 1.2 below 1"),
+        ("guidance.unconditional=empty_text", "guidance.unconditional: empty_text does not go with family sit"),
+        ("run.init_moments=true", "run.init_moments: true has no effect without run.init_from; give one, or use false"),
         # the override itself
         ("run.steps", "run.steps: an override is written key=value"),
         ("=3", "=3: an override is written key=value"),

@@ -1,5 +1,6 @@
 """What objectives are given: samples with their states, groups and next states; and the guide's predictions."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,25 @@ def test_the_next_state_of_a_deterministic_rollout_is_the_rollouts_own(make_roll
     final = made.draw(DRAWS, 0, needs={"final_sample"})
     torch.testing.assert_close(final.x0, whole.x0)
     assert final.t_next.tolist() == [0.0] * 8
+
+
+def test_the_fake_score_learns_from_what_the_public_trainers_show_it(
+    make_rollouts: Callable[..., Rollouts], toy_generator: Any
+) -> None:
+    """In a deterministic rollout, from its own end; otherwise from the samples that the generator is trained on."""
+    made = make_rollouts(mode="ode", states="authors")
+    sample = made.draw_for_fake_score(DRAWS, 0)
+    a, b, c, d = toy_generator.base.tolist()
+    x, times = torch.stack([fresh("noise", i) for i in range(8)]), made.grid.times.tolist()
+    label = torch.tensor(sample.prompts).reshape(-1, 1, 1, 1) + 1
+    for t, t_next in itertools.pairwise(times):
+        x = x + (t_next - t) * (a * x + b * torch.sin(3 * x) + c * t + d * label)
+    torch.testing.assert_close(sample.x0, x)
+    assert sample.t.tolist() == [times[-2]] * 8
+    assert not torch.allclose(made.draw(DRAWS, 0).x0, x)
+    for other in ({"mode": "sde", "states": "authors"}, {"mode": "ode"}, {"mode": "sde"}):
+        made = make_rollouts(**other)
+        assert torch.equal(made.draw_for_fake_score(DRAWS, 0).x0, made.draw(DRAWS, 0).x0), other
 
 
 def test_samples_of_a_group_have_one_prompt_and_noise_of_their_own(make_rollouts: Callable[..., Rollouts]) -> None:

@@ -129,7 +129,7 @@ def test_the_average_is_what_is_sampled_and_saved(settings: Callable[..., Recipe
     """Also where ZeRO-3 holds the weights in parts."""
     trainer = build(settings(optim__zero_stage=stage), CPU)
     network = trainer.generator
-    average = Average(network.module, 0.5)
+    average = Average(network, 0.5)
     start = full(network)
     trainer.train_step()
     average.update(8)  # at which the ramp has reached a half
@@ -143,7 +143,7 @@ def test_the_average_is_what_is_sampled_and_saved(settings: Callable[..., Recipe
     )
     condition = trainer.family.condition([1, 2])
     with torch.no_grad(), average.applied():
-        save_weights(tmp_path / "student.safetensors", network.module)
+        save_weights(tmp_path / "student.safetensors", average.shares())
         found = trainer.family.predict(network, x, t, condition)
     torch.testing.assert_close(load_file(tmp_path / "student.safetensors"), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(found, trainer.family.predict(bare, x, t, condition), rtol=1e-5, atol=1e-6)

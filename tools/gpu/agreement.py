@@ -101,11 +101,11 @@ def resumed(bench: Bench) -> Measured:
         with training.built(bench, settings, random=False) as whole:
             steps(whole, 2)
             middle = weights(whole)
-            average = Average(whole.generator.module, settings.optim.ema)
+            average = Average(whole.generator, settings.optim.ema)
             path = Saving(folder, settings, whole, average).finish()
             expected, end = steps(whole, 2), weights(whole)
         with training.built(bench, settings, random=False) as again:
-            load_checkpoint(path, again, Average(again.generator.module, settings.optim.ema))
+            load_checkpoint(path, again, Average(again.generator, settings.optim.ema))
             found = steps(again, 2)
             compare_losses(found, expected, 0.0)
             compare_bits(weights(again), end)

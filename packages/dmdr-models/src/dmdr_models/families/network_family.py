@@ -107,6 +107,10 @@ class NetworkFamily(ABC):
         """
         raise ValueError("offload_text: there are no text encoders to offload; leave it out")
 
+    def use_empty_text(self) -> None:
+        """See `dmdr_models.families.protocols.Family.use_empty_text`."""
+        raise ValueError(f"empty_text: the family {self.layout.name} takes no texts; leave it out")
+
     def to(self, device: torch.device | str) -> Any:
         self.device = torch.device(device)
         return self

@@ -95,6 +95,13 @@ class Family(Protocol):
     def null_condition(self, batch: int) -> Condition:
         """The condition of the unconditional prediction."""
 
+    def use_empty_text(self) -> None:
+        """Make `null_condition` the condition of the empty text, where a model's config says otherwise.
+
+        Raises:
+            ValueError: the family takes no texts.
+        """
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, h, w]` to pictures `[B, 3, H, W]` in [0, 1], float32; gradients flow."""
 

@@ -55,6 +55,9 @@ class TextFamily(LatentFamily, ABC):
             raise ValueError(f"prompts must be a list of texts, got {prompts!r}")
         return {name: value.to(self.device) for name, value in self.text(prompts).items()}
 
+    def use_empty_text(self) -> None:
+        """Do nothing: the unconditional prediction is that of the empty text, unless a family says otherwise."""
+
     def null_condition(self, batch: int) -> Condition:
         if self._null is None or self._null[0] is not self.text:
             self._null = self.text, self.condition([""])

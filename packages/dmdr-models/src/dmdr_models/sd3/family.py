@@ -21,6 +21,9 @@ from dmdr_models.sd3.students import SD3Students
 from dmdr_models.sd3.text_encoders import SD3TextEncoders
 from dmdr_models.sd3.times import T_END
 
+PROJECTIONS = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
+"""Of the joint attention, `attn`, of both streams. SD3.5-Medium's second attention, `attn2`, is not adapted."""
+
 
 class SD3(TextFamily):
     """The SD3 family; see `dmdr_models.families.protocols.Family`.
@@ -41,7 +44,7 @@ class SD3(TextFamily):
     network_class = SD3Transformer2DModel
     fixed = ("in_channels", "out_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim")
     process = FlowMatching(t_end=T_END)
-    lora_targets = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
+    lora_targets = tuple(f"attn.{projection}" for projection in PROJECTIONS)
 
     def __init__(
         self,

@@ -26,7 +26,8 @@ from dmdr_models.sdxl.text_encoders import SDXLTextEncoders
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
 FEED_FORWARD = ("net.0.proj", "net.2")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
-EMBEDDINGS = ("time_emb_proj", "linear_1", "linear_2")
+TIME_PROJECTIONS = ("time_emb_proj",)
+"""In the resnets. The embeddings of time and size themselves (`linear_1`, `linear_2`) are not adapted."""
 
 
 class SDXL(TextFamily):
@@ -47,7 +48,7 @@ class SDXL(TextFamily):
     network_class = UNet2DConditionModel
     fixed = ("in_channels", "out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
     process: VariancePreserving
-    lora_targets = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS, *EMBEDDINGS)
+    lora_targets = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS, *TIME_PROJECTIONS)
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class SDXL(TextFamily):
         except OSError:  # a folder of parts, without a pipeline's config
             config = {}
         self.zero_null: bool = config.get("force_zeros_for_empty_prompt", True)
+        """Whether the unconditional embeddings are zeros, instead of those of the empty text."""
 
     @property
     def students(self) -> Students:
@@ -90,6 +92,9 @@ class SDXL(TextFamily):
     def condition(self, prompts: Sequence[Any]) -> Condition:
         size = time_ids(*self.size).to(self.device)
         return {**super().condition(prompts), "time_ids": size.repeat(len(prompts), 1)}
+
+    def use_empty_text(self) -> None:
+        self.zero_null = False
 
     def null_condition(self, batch: int) -> Condition:
         null = super().null_condition(batch)

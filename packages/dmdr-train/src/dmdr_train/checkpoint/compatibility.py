@@ -22,6 +22,8 @@ FIXED_KEYS = (
     "memory.offload_optimizer",
     *(f"tracking.evaluation.{name}" for name in ("classifier", "reference", "pictures", "rewards", "seed")),
 )  # fmt: skip
+OPTIMIZER_KEYS = ("optim.precision", "optim.zero_stage", "optim.eight_bit")
+"""What the form of an optimizer's saved state depends on, besides the shapes of the weights."""
 SILENT_KEYS = ("run.resume", "run.output")
 
 
@@ -37,6 +39,33 @@ class Change:
         return f"{self.kind}: {self.key} {self.difference}"
 
 
+def check_moments(settings: Recipe, path: Path) -> None:
+    """Check that the optimizers of a recipe can take the moments of a checkpoint's.
+
+    Raises:
+        UserError: they are of another form, or the checkpoint's recipe cannot be read.
+    """
+    saved, asked = saved_recipe("run.init_from", path), flat(settings.model_dump(mode="json"))
+    for key in OPTIMIZER_KEYS:
+        if saved.get(key) != asked[key]:
+            raise UserError(
+                "run.init_moments",
+                f"{path} has {key} {saved.get(key)} and this run {asked[key]}; use the same, or init_moments: false",
+            )
+
+
+def saved_recipe(key: str, path: Path) -> dict[str, Any]:
+    """Return the values of a checkpoint's recipe by their dotted keys.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return flat(completed(from_yaml((path / RECIPE).read_text(encoding="utf-8"))))
+    except (ValueError, OSError) as error:
+        raise UserError(key, f"{path / RECIPE} is damaged ({error}); give another checkpoint") from None
+
+
 def changes(settings: Recipe, path: Path) -> list[Change]:
     """Return the differences between a recipe and a checkpoint's recipe, sorted by key.
 
@@ -46,10 +75,7 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
     Raises:
         UserError: the checkpoint's recipe or an input cannot be read.
     """
-    try:
-        saved = flat(completed(from_yaml((path / RECIPE).read_text(encoding="utf-8"))))
-    except (ValueError, OSError) as error:
-        raise UserError("run.resume", f"{path / RECIPE} is damaged ({error}); give another checkpoint") from None
+    saved = saved_recipe("run.resume", path)
     asked = flat(settings.model_dump(mode="json"))
     before, now = read_manifest("run.resume", path).get("inputs", {}), fingerprints(settings)
     replaced = {key for key in before.keys() & now.keys() if before[key] != now[key]}

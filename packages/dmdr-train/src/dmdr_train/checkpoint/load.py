@@ -48,6 +48,27 @@ def load_checkpoint(path: Path, trainer: Trainer, average: Average) -> None:
     trainer.step = manifest["step"]
 
 
+def load_moments(path: Path, trainer: Trainer) -> None:
+    """Take the state of both optimizers from a checkpoint of another run; schedules and counters begin anew.
+
+    Raises:
+        UserError: a file contains objects that are not weights.
+    """
+    manifest = read_manifest("run.init_from", path)
+    for name in ENGINES:
+        engine = getattr(trainer, name)
+        own = [
+            {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
+        ]
+        schedule = engine.lr_scheduler.state_dict()
+        with torch.serialization.safe_globals(saved_types()):
+            _load_engine(engine, path, name, manifest)
+        engine.lr_scheduler.load_state_dict(schedule)
+        for group, settings in zip(engine.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        engine.global_steps = engine.global_samples = engine.micro_steps = engine.skipped_steps = 0
+
+
 def load_weights(key: str, path: Path, network: nn.Module) -> None:
     """Copy saved weights into the trainable parameters of a network.
 

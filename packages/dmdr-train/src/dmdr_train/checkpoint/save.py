@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import nn
 
 from dmdr_train.base.atomic_files import settle, settle_names
 from dmdr_train.base.errors import DmdrTrainError
@@ -22,7 +21,8 @@ from dmdr_train.checkpoint.manifest import ENGINES, FAKE_SCORE, GENERATOR, MANIF
 from dmdr_train.checkpoint.retention import remove
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import anywhere
-from dmdr_train.distributed.deepspeed_internals import gathered, save_engine
+from dmdr_train.distributed.deepspeed_internals import save_engine
+from dmdr_train.distributed.master_weights import Share, masters
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.tracking.metrics_file import METRICS
@@ -108,10 +108,9 @@ class Saving:
             save_engine(getattr(trainer, name), self.partial, name, partial(self.writes, _save_state))
         if average.state and (trainer.rank == 0 or average.split):
             self.writes(save_file, average.state, self.partial / f"average-rank{trainer.rank}.safetensors")
-        save_weights(self.partial / GENERATOR, trainer.generator.module, self.writes)
-        save_weights(self.partial / FAKE_SCORE, trainer.guidance.module, self.writes)
-        with average.applied():
-            save_weights(self.partial / STUDENT, trainer.generator.module, self.writes)
+        save_weights(self.partial / GENERATOR, masters(trainer.generator), self.writes)
+        save_weights(self.partial / FAKE_SCORE, masters(trainer.guidance), self.writes)
+        save_weights(self.partial / STUDENT, average.shares(), self.writes)
         if trainer.rank == 0:
             for name, text in self.texts.items():
                 self.writes(_save_text, text, self.partial / name)
@@ -147,19 +146,22 @@ def save_student(folder: Path, trainer: Trainer, average: Average) -> None:
     writes = Writes()
     if trainer.rank == 0:
         writes.attempt(folder.mkdir)
-    with average.applied():
-        save_weights(folder / STUDENT, trainer.generator.module, writes)
+    save_weights(folder / STUDENT, average.shares(), writes)
     if anywhere(writes.error is not None):
         raise NotSavedError(writes.error or "another process could not write")
 
 
-def save_weights(path: Path, network: nn.Module, write: Callable[..., object] = lambda write, *a: write(*a)) -> None:
-    """Save the trainable parameters of a network, complete and in float32; rank 0 writes."""
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    with gathered(trained.values()):
+def save_weights(
+    path: Path, shares: Mapping[str, Share], write: Callable[..., object] = lambda write, *a: write(*a)
+) -> None:
+    """Save weights, complete and in float32, of which every process holds shares; rank 0 writes."""
+    complete = {}
+    for name, share in shares.items():
+        tensor = share.whole()
         if dist.get_rank() == 0:
-            whole = {name: p.detach().float().cpu().contiguous() for name, p in trained.items()}
-            write(save_file, whole, path)
+            complete[name] = tensor.cpu()
+    if dist.get_rank() == 0:
+        write(save_file, complete, path)
 
 
 def _save_state(state: Any, path: Path) -> None:

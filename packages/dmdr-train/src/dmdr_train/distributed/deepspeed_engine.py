@@ -6,8 +6,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from dmdr_train.distributed.master_weights import start_masters
 from dmdr_train.recipe.schema import Optim, Optimizer
 
 
@@ -15,6 +16,8 @@ def make_engine(
     network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device, offload: bool = False
 ) -> Any:
     """Return a DeepSpeed engine for the trainable parameters of `network`, with AdamW and its schedule.
+
+    Trainable parameters in float32 become the master weights without rounding, whatever the precision of the training.
 
     Args:
         updates: number of optimizer updates in the run; the schedule spans them.
@@ -43,10 +46,21 @@ def make_engine(
         config["zero_force_ds_cpu_optimizer"] = False
     if optim.precision != "fp32":
         config[optim.precision] = {"enabled": True}
+    exact = exact_weights(network) if optim.precision != "fp32" else {}
     engine, *_ = deepspeed.initialize(
         model=network, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
     )
+    start_masters(engine, exact)
     return engine
+
+
+def exact_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy, in the CPU's memory, of the trainable parameters that are in float32.
+
+    DeepSpeed casts the network to the precision of the training, and copies the master weights from what is left.
+    """
+    trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+    return {name: p.to("cpu", copy=True) for name, p in trained.items() if p.dtype == torch.float32}
 
 
 def adamw(eight_bit: bool, careful: bool = False) -> Any:

@@ -6,10 +6,14 @@ this module needs to be adapted.
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
 WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
@@ -55,11 +59,15 @@ def shard(parameter: nn.Parameter) -> Tensor:
 
 
 def overwrite(parameter: nn.Parameter, value: Tensor) -> None:
-    """Overwrite the part of a parameter that `shard` returns."""
+    """Overwrite the part of a parameter that `shard` returns, or the first elements of this part.
+
+    Args:
+        value: the elements, in the order of the part.
+    """
     split: Any = parameter
     if is_split(split) and split.ds_status.name == "AVAILABLE":
         split.partition()  # a gathered copy would outlive the change
-    shard(parameter).copy_(value)
+    shard(parameter).view(-1)[: value.numel()].copy_(value.flatten())
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
@@ -68,6 +76,42 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
     if any(is_split(p) for p in parameters):
         return deepspeed.zero.GatheredParameters(parameters)
     return nullcontext()
+
+
+# -- master weights
+
+
+def master_parts(engine: Any) -> dict[str, tuple[int, Tensor]]:
+    """Return the part of each trained parameter's master copy that this process holds, by the parameter's name.
+
+    The optimizer updates the master copy, in float32. The network computes with a copy of it in its own precision.
+
+    Args:
+        engine: the DeepSpeed engine; or a module, whose parameters are their own master copies.
+
+    Returns:
+        The position of the part in the flattened parameter, and the part itself, flat. It shares the memory of the
+        optimizer, so that writing to it changes the master copy.
+    """
+    optimizer = getattr(engine, "optimizer", None)
+    copies: dict[nn.Parameter, Tensor] = {}  # of half precision without ZeRO
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        copies = dict(zip(chain(*optimizer.fp16_groups), chain(*optimizer.fp32_groups), strict=True))
+    named = getattr(engine, "module", engine).named_parameters()
+    return {name: _master_part(optimizer, p, copies.get(p, p)) for name, p in named if p.requires_grad}
+
+
+def _master_part(optimizer: Any, parameter: Any, copy: Tensor) -> tuple[int, Tensor]:
+    if is_split(parameter):
+        part, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=True)
+        start = min(parameter.ds_numel, dist.get_rank() * part.numel())
+        return start, part.detach()[: parameter.ds_numel - start]  # without the zeros that fill up the last parts
+    if not hasattr(parameter, "_hp_mapping"):
+        return 0, copy.detach().view(-1)
+    mapping = parameter._hp_mapping
+    if mapping is None:  # all of it belongs to other processes
+        return 0, torch.empty(0, device=parameter.device)
+    return mapping.lp_fragment_address.start, mapping.get_hp_fragment().detach()
 
 
 # -- checkpoints

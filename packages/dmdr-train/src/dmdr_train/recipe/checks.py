@@ -1,5 +1,7 @@
 """What cannot be in one recipe together. Each check raises a ValueError "KEY: what is wrong; how to mend it"."""
 
+from dmdr_models import registry
+
 from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.derived import Sections, merged
 from dmdr_train.recipe.objective_kinds import needs
@@ -17,6 +19,11 @@ def check(recipe: Sections) -> None:
         raise ValueError(
             f"guidance.cfg_jitter: {guidance.cfg_jitter} takes guidance.cfg {guidance.cfg} below 1; "
             f"use at most {guidance.cfg - 1:g}"
+        )
+    if guidance.unconditional == "empty_text" and registry.find(recipe.model.family).takes == "labels":
+        raise ValueError(
+            f"guidance.unconditional: empty_text does not go with family {recipe.model.family}, which takes class "
+            f"labels; use model"
         )
     for i, objective in enumerate(recipe.objectives):
         check_objective(recipe, f"objectives.{i}", objective)
@@ -113,6 +120,8 @@ def check_backbone(recipe: Sections) -> None:
 def check_keeping(recipe: Sections) -> None:
     """Check which checkpoints are kept."""
     run, evaluation = recipe.run, recipe.tracking.evaluation
+    if run.init_moments and run.init_from is None:
+        raise ValueError("run.init_moments: true has no effect without run.init_from; give one, or use false")
     if run.keep_every and (not run.checkpoint_every or run.keep_every % run.checkpoint_every):
         raise ValueError(
             f"run.keep_every: {run.keep_every} must be a multiple of run.checkpoint_every {run.checkpoint_every}; "

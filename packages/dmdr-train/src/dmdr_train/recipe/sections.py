@@ -197,6 +197,9 @@ class Guidance(Section):
     cfg_jitter: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="w is uniform in [w - jitter, w + jitter]"
     )
+    unconditional: Literal["model", "empty_text"] = Field(
+        default="model", description="the prediction without a prompt: as the model says, or of the empty text"
+    )
     dynamics: Dynamics | None = Field(
         default=None, description="null: the bare teacher and uniform renoising from the start"
     )
@@ -267,6 +270,9 @@ class Run(Section):
     )
     resume: str = Field("never", description="never, auto, or a checkpoint folder")
     init_from: str | None = Field(default=None, description="checkpoint whose networks a new run starts from")
+    init_moments: bool = Field(
+        default=False, description="with init_from, also take the moments that its optimizers have"
+    )
     max_skipped: Positive = Field(
         default=20, description="steps in a row without finite losses and gradients after which the run stops"
     )

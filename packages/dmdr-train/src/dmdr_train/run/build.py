@@ -1,11 +1,13 @@
 """Building the trainer of a run from its recipe: family, networks, engines, objectives, rollouts."""
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.find import newest_verified
-from dmdr_train.checkpoint.load import load_weights
+from dmdr_train.checkpoint.load import load_moments, load_weights
 from dmdr_train.checkpoint.manifest import FAKE_SCORE, GENERATOR
 from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import make_prompts
@@ -37,15 +39,14 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     if settings.data.pairs is not None:
         pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
-    if not resumed:
-        start_from(settings, networks)
+    source = None if resumed else start_from(settings, networks)
     offload = settings.memory.offload_optimizer
     generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
     updates = sum(map(len, settings.matching)) * settings.guidance.ratio
     guidance = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
     with naming("memory.reward_crop"):
         view = View(family, settings.memory)
-    return Trainer(
+    trainer = Trainer(
         settings,
         family,
         generator,
@@ -57,11 +58,16 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
         dist.get_world_size(),
         mean_over_processes,
     )
+    if source is not None and settings.run.init_moments:
+        load_moments(source, trainer)
+    return trainer
 
 
-def start_from(settings: Recipe, networks: Networks) -> None:
-    """Put the weights of `run.init_from` into new networks."""
-    if settings.run.init_from is not None:
-        source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
-        load_weights("run.init_from", source / GENERATOR, networks.generator)
-        load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
+def start_from(settings: Recipe, networks: Networks) -> Path | None:
+    """Put the weights of `run.init_from` into new networks; returns the checkpoint that they are from."""
+    if settings.run.init_from is None:
+        return None
+    source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
+    load_weights("run.init_from", source / GENERATOR, networks.generator)
+    load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
+    return source

@@ -98,9 +98,13 @@ def checkpoint_bytes(generator: Any, guidance: Any, settings: Recipe, world: int
     """
     optim, engines = settings.optim, (generator, guidance)
     weights = [sum(sizes) * 4 + len(sizes) * NAME + FILE for sizes in map(_trained, engines)]
-    copies = 2 + (optim.ema is not None)  # generator.safetensors, student.safetensors, the average
     texts = 2 * FILE
-    return sum(engine_bytes(e, optim, world) for e in engines) + copies * weights[0] + weights[1] + texts
+    average = 0
+    if optim.ema is not None:  # one file, or with ZeRO a file of every process, which has all names
+        files = world if optim.zero_stage else 1
+        average = 4 * sum(_trained(generator)) + files * (len(_trained(generator)) * NAME + FILE)
+    engines_bytes = sum(engine_bytes(engine, optim, world) for engine in engines)
+    return engines_bytes + 2 * weights[0] + weights[1] + average + texts  # generator and student, fake score
 
 
 def engine_bytes(engine: Any, optim: Optim, world: int) -> int:

@@ -99,7 +99,7 @@ class Run:
         self.callbacks = callbacks
         self.folder = Path(settings.run.output)
         inputs = agreed(lambda: fingerprints(settings))
-        self.average = Average(self.trainer.generator.module, settings.optim.ema)
+        self.average = Average(self.trainer.generator, settings.optim.ema)
         if resume_from is not None:
             load_checkpoint(resume_from, self.trainer, self.average)
         self.tracker: RunTracker | None = None

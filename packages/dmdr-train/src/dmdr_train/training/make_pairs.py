@@ -51,6 +51,8 @@ def make_pairs(
     sampling = {"steps": steps, "guidance": scale, "shift": settings.rollout.shift}
     shards = pairs_folder("--output", folder)
     made = {"resolution": family.size[0], **sampling, "seed": settings.run.seed, "dtype": dtype}
+    if settings.guidance.unconditional != "model":
+        made["unconditional"] = settings.guidance.unconditional
     shards.prepare(made_with(settings.model) | made)
     network = load_network(settings.model, family).to(device)
     family.to(device)

@@ -30,6 +30,9 @@ def load_family(settings: schema.Recipe, dtype: torch.dtype | None = None) -> Fa
             max_tokens=model.max_tokens,
             dtype=dtype or FAMILY_DTYPES[settings.optim.precision],
         )
+    if settings.guidance.unconditional == "empty_text":
+        with naming("guidance.unconditional"):
+            family.use_empty_text()
     if settings.data.embeddings is not None:
         with naming("data.embeddings"):
             family.text = EmbeddingCache(settings.data.embeddings)
@@ -109,7 +112,12 @@ def prepared(network: Any, settings: schema.Recipe) -> Any:
 def add_lora(
     network: nn.Module, lora: schema.Lora, family: Family, seed: int, role: str, shared: bool = False
 ) -> LoRANetwork:
+    """A network with an adapter in float32; the optimizer keeps its master copy of the adapter."""
     draws = named_generator(seed, "lora", role)
     with naming(f"model.{role}_lora.targets"):
         targets = lora.targets or family.lora_targets
-        return LoRANetwork(network, lora.rank, lora.alpha, targets, draws, role, shared, lora.init).eval()
+        adapted = LoRANetwork(network, lora.rank, lora.alpha, targets, draws, role, shared, lora.init)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted.eval()

@@ -58,6 +58,18 @@ class Rollouts:
             step: of the training.
             needs: of the objectives that the sample is for.
         """
+        return self._draw(draws, step, needs, STATES[self.settings.states])
+
+    def draw_for_fake_score(self, draws: Draws, step: int, needs: Collection[str] = ()) -> Sample:
+        """What the fake score learns from: a sample as `draw` makes it, with one exception.
+
+        With the states of the public trainers, a deterministic rollout goes to its end, and its final x0 is the sample.
+        """
+        if self.settings.states == "authors" and self.settings.mode == "ode":
+            return self._draw(draws, step, {*needs, "final_sample"}, visited_states)
+        return self.draw(draws, step, needs)
+
+    def _draw(self, draws: Draws, step: int, needs: Collection[str], states: Any) -> Sample:
         start = self.start(draws, needs)
         condition = self.family.condition(start.prompts)
         chosen = self.choose_steps(draws, needs).to(self.device)
@@ -69,7 +81,6 @@ class Rollouts:
         process, mode = self.family.process, self.settings.mode
         with torch.no_grad():
             fresh = draws.each("rollout")
-            states = STATES[self.settings.states]
             x_t, t = states(predict, process, self.grid, start.noise, chosen, mode, fresh, self.in_step)
         prediction = self.family.predict(self.generator, x_t, t, condition)
 

@@ -102,7 +102,7 @@ class Trainer:
         losses = []
         for draws in self.micro_batches("fake_score", update):
             with torch.no_grad():
-                sample = self.rollouts.draw(draws, self.step, self.needs())
+                sample = self.rollouts.draw_for_fake_score(draws, self.step, self.needs())
             losses.append(self.guide.learn(sample))
             self.note("fake_score", sample, losses[-1])
         return {"loss/fake_score": sum(losses) / len(losses)}
