@@ -100,6 +100,7 @@ def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, 
         sd3.students.save(adapter.merged(), folder)
     monkeypatch.chdir(tmp_path)
     sampling = {"steps": 3, "method": "sde" if stochastic else "euler", "shift": 5.0, "size": 64, "max_tokens": 40}
+    sd3.students.save_scheduler(folder, 5.0, stochastic)
     text = sd3.students.usage(Path("student"), sampling, lora)
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert "dmdr" not in code

@@ -78,6 +78,7 @@ def test_the_usage_runs(sdxl, lora, folder, tmp_path, monkeypatch, draw_as_told,
     monkeypatch.chdir(tmp_path)
     method = "sde" if stochastic else "euler"
     sampling = {"steps": steps, "method": method, "shift": 1.0, "size": 64, "max_tokens": None}
+    sdxl.students.save_scheduler(folder, shift=1.0, stochastic=stochastic)
     text = sdxl.students.usage(Path("student"), sampling, lora_kept)
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert "dmdr" not in code

@@ -63,25 +63,34 @@ class StockStudents(NetworkStudents):
 Or with diffusers alone, at the times of the training (a plain call with as many steps visits others):
 
 ```python
-{self.snippet(*self.opening(str(folder), lora, device, dtype), sampling)}```
+{self.snippet(*self.opening(str(folder), self.scheduler_class(sampling), lora, device, dtype), sampling)}```
 """
 
-    def opening(self, folder: str, lora: bool, device: str, dtype: str) -> tuple[str, str]:
+    def opening(self, folder: str, scheduler: str, lora: bool, device: str, dtype: str) -> tuple[str, str]:
         """The names of diffusers that a snippet imports, and its code that opens the model as `pipe`, with the student.
 
         Args:
-            folder: of the student: that of the LoRA, or the one above the sub-folder of its whole network.
+            folder: of the student: that of the LoRA, or the one above the sub-folder of its whole network. Its
+                `scheduler/` is the one of the training; the model's own may have any flags.
+            scheduler: the class of the student's scheduler.
         """
         whole, own = self.pipeline_class.__name__, self.family.network_class.__name__
         part = self.family.layout.network_part
         base, folder, dtype = json.dumps(self.family.path), json.dumps(folder), f"torch_dtype=torch.{dtype}"
-        there = f".to({json.dumps(device)})"
+        there, times = (
+            f".to({json.dumps(device)})",
+            f'scheduler = {scheduler}.from_pretrained({folder}, subfolder="scheduler")\n',
+        )
         if lora:
-            code = f"pipe = {whole}.from_pretrained({base}, {dtype}){there}\npipe.load_lora_weights({folder})\n"
-            return whole, code
+            code = f"{times}pipe = {whole}.from_pretrained({base}, scheduler=scheduler, {dtype}){there}\n"
+            return f"{scheduler}, {whole}", f"{code}pipe.load_lora_weights({folder})\n"
         code = f'{part} = {own}.from_pretrained({folder}, subfolder="{part}", {dtype})\n'
-        code += f"pipe = {whole}.from_pretrained({base}, {part}={part}, {dtype}){there}\n"
-        return ", ".join(sorted((own, whole))), code
+        code += f"{times}pipe = {whole}.from_pretrained({base}, {part}={part}, scheduler=scheduler, {dtype}){there}\n"
+        return ", ".join(sorted((own, whole, scheduler))), code
+
+    @abstractmethod
+    def scheduler_class(self, sampling: Mapping[str, Any]) -> str:
+        """The class of diffusers that `save_scheduler` saves for a student with this dmdr.json."""
 
     @abstractmethod
     def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
