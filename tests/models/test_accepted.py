@@ -25,7 +25,7 @@ REFUSED = {
         (SCHEDULER, {"prediction_type": "flow_prediction"}, "has the prediction_type flow_prediction, only epsilon"),
         (SCHEDULER, {"rescale_betas_zero_snr": True}, "has the rescale_betas_zero_snr True, only False is known"),
         (SCHEDULER, {"use_flow_sigmas": True}, "has the use_flow_sigmas True, only False is known"),
-        (SCHEDULER, {"variance_type": "learned_range"}, "has the variance_type learned_range, only fixed_small is known"),
+        (SCHEDULER, {"variance_type": "learned_range"}, "has the variance_type learned_range, only fixed_small is"),
         (SCHEDULER, {"beta_schedule": "sigmoid"}, "has the beta_schedule sigmoid, only linear, scaled_linear, squared"),
         (SCHEDULER, {"beta_end": 1.0}, "has the beta 1.0, which is not between 0 and 1"),
         (SCHEDULER, {"beta_start": "low"}, "has the beta low, which is not between 0 and 1"),

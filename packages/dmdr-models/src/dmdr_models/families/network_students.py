@@ -34,6 +34,10 @@ class NetworkStudents:
     def save_lora(self, network: LoRANetwork, folder: Path) -> None:
         raise NotImplementedError(f"{self.family.layout.name} keeps no LoRA: merge it, and save the network")
 
+    def save_original(self, network: nn.Module, file: Path) -> None:
+        """Raise a ValueError: there is no other layout."""
+        raise ValueError(f"the family {self.family.layout.name} has no layout but diffusers'")
+
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Nothing: there is no pipeline to be told."""
 

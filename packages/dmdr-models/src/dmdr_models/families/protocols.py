@@ -145,7 +145,15 @@ class Students(Protocol):
         """Write a whole network into `folder`, such that `load_network` opens the folder."""
 
     def save_lora(self, network: "LoRANetwork", folder: Path) -> None:
-        """Write only the adapter, for PEFT and for diffusers' own loader. A family that keeps no LoRA refuses."""
+        """Write only the adapter, for PEFT, diffusers and other programs. A family that keeps no LoRA refuses."""
+
+    def save_original(self, network: nn.Module, file: Path) -> None:
+        """Write a whole network as one .safetensors file in its authors' layout, for programs that read no other.
+
+        Raises:
+            ValueError: the family has no such layout.
+            OSError: the file cannot be written.
+        """
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Write `folder/scheduler/scheduler_config.json`, which tells a stock pipeline how to sample a student.

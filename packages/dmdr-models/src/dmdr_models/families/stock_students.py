@@ -8,9 +8,11 @@ from typing import Any
 
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dmdr_models.base.atomic_files import write_whole
 from dmdr_models.families.network_students import NetworkStudents, flags
+from dmdr_models.families.original_layout import Place, kohya_lora, original_state
 from dmdr_models.networks.lora import LoRANetwork
 
 
@@ -25,28 +27,37 @@ class StockStudents(NetworkStudents):
         return {"size": self.family.size[0], "max_tokens": getattr(self.family, "max_tokens", None)}
 
     def save_lora(self, network: LoRANetwork, folder: Path) -> None:
-        """Write an adapter twice into `folder`, each with its rank and alpha.
+        """Write an adapter three times into `folder`. Its alpha is its rank in all: alpha / rank is folded into B.
 
         - `adapter_model.safetensors` and `adapter_config.json`, for `PeftModel.from_pretrained(network, folder)`;
-        - `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder)`.
+        - `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder)`;
+        - `kohya_lora.safetensors`, for ComfyUI, kohya's sd-scripts, Forge and others that read no alpha from a config.
         """
         path, part = self.family.path, self.family.layout.network_part
         config: dict[str, Any] = LoraConfig(
             r=network.rank,
-            lora_alpha=network.alpha,  # type: ignore[arg-type]
+            lora_alpha=network.rank,
             base_model_name_or_path=Path(path).name if Path(path).is_dir() else path,
             inference_mode=True,
         ).to_dict()
         config["target_modules"] = sorted(network.targets)  # peft keeps a set, whose order is another each time
-        state = {name: tensor.cpu().contiguous() for name, tensor in network.adapter_state().items()}
+        state = {name: folded(name, tensor, network) for name, tensor in network.adapter_state().items()}
         layers = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": config}
         self.pipeline_class.save_lora_weights(folder, **layers)
-        named = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
-        write_whole(
-            folder / "adapter_model.safetensors", lambda partial: save_file(named, partial, metadata={"format": "pt"})
+        write_tensors(
+            folder / "adapter_model.safetensors", {f"base_model.model.{name}": tensor for name, tensor in state.items()}
         )
+        write_tensors(folder / "kohya_lora.safetensors", kohya_lora(state, self.place))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_whole(folder / "adapter_config.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+    def save_original(self, network: nn.Module, file: Path) -> None:
+        """See `dmdr_models.families.protocols.Students.save_original`."""
+        write_tensors(file, original_state(network.state_dict(), self.place))
+
+    @abstractmethod
+    def place(self, layer: str) -> Place:
+        """Where a layer of the network lies in the network that the model's authors published."""
 
     def usage(
         self,
@@ -100,3 +111,14 @@ Or with diffusers alone, at the times of the training (a plain call with as many
             names, opening: what `opening` gives.
             sampling: the student's dmdr.json.
         """
+
+
+def folded(name: str, tensor: Tensor, network: LoRANetwork) -> Tensor:
+    """A tensor of an adapter for its alpha to be its rank, which is what programs take for granted."""
+    return (tensor.cpu() * (network.alpha / network.rank if ".lora_B." in name else 1)).contiguous()
+
+
+def write_tensors(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as a .safetensors file, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_whole(file, lambda partial: save_file(plain, partial, metadata={"format": "pt"}))

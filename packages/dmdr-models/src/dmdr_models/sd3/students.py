@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 
+from dmdr_models.families.original_layout import Place
 from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.sd3.original_layout import place
 from dmdr_models.sd3.student_scheduler import student_scheduler
 from dmdr_models.sd3.times import T_END
 
@@ -18,6 +20,9 @@ class SD3Students(StockStudents):
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         student_scheduler(shift, stochastic).save_pretrained(folder / "scheduler")
+
+    def place(self, layer: str) -> Place:
+        return place(self.family.config, layer)
 
     def scheduler_class(self, sampling: Mapping[str, Any]) -> str:
         return "FlowMatchEulerDiscreteScheduler"

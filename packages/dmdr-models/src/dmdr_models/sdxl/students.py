@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers import StableDiffusionXLPipeline
 
+from dmdr_models.families.original_layout import Place
 from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.sdxl.original_layout import place
 from dmdr_models.sdxl.student_scheduler import student_scheduler
 
 
@@ -17,6 +19,9 @@ class SDXLStudents(StockStudents):
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         student_scheduler(self.family.scheduler_config, stochastic).save_pretrained(folder / "scheduler")
+
+    def place(self, layer: str) -> Place:
+        return place(self.family.config, layer)
 
     def scheduler_class(self, sampling: Mapping[str, Any]) -> str:
         return "LCMScheduler" if sampling["method"] == "sde" else "EulerDiscreteScheduler"
