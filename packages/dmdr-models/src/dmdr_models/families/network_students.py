@@ -20,6 +20,7 @@ class NetworkStudents:
     """
 
     keeps_lora = False
+    has_original = False
 
     def __init__(self, family: Any):
         self.family = family
@@ -35,8 +36,7 @@ class NetworkStudents:
         raise NotImplementedError(f"{self.family.layout.name} keeps no LoRA: merge it, and save the network")
 
     def save_original(self, network: nn.Module, file: Path) -> None:
-        """Raise a ValueError: there is no other layout."""
-        raise ValueError(f"the family {self.family.layout.name} has no layout but diffusers'")
+        raise NotImplementedError(f"{self.family.layout.name} has no layout but diffusers'")
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Nothing: there is no pipeline to be told."""

@@ -133,10 +133,12 @@ class Students(Protocol):
 
     Attributes:
         keeps_lora: whether stock diffusers can load a student's LoRA. If not, the LoRA is merged into the network.
+        has_original: whether the model's authors published it in another layout, which other programs read.
         sampling: the family's own entries of a student's dmdr.json, by the name of `dmdr-generate`'s option.
     """
 
     keeps_lora: bool
+    has_original: bool
 
     @property
     def sampling(self) -> dict[str, Any]: ...
@@ -150,9 +152,7 @@ class Students(Protocol):
     def save_original(self, network: nn.Module, file: Path) -> None:
         """Write a whole network as one .safetensors file in its authors' layout, for programs that read no other.
 
-        Raises:
-            ValueError: the family has no such layout.
-            OSError: the file cannot be written.
+        A family without one refuses.
         """
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:

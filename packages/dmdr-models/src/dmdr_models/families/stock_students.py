@@ -20,6 +20,7 @@ class StockStudents(NetworkStudents):
     """Students that diffusers and PEFT open; see `dmdr_models.families.protocols.Students`."""
 
     keeps_lora = True
+    has_original = True
     pipeline_class: Any
 
     @property
