@@ -65,7 +65,7 @@ def kohya_lora(adapter: Mapping[str, Tensor], places: Places) -> dict[str, Tenso
         if marker:
             place, b = places(layer), adapter[f"{layer}.lora_B.weight"]
             layers[LORA + place.layer.replace(".", "_")].append((place, a, _in_order(b, place)))
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, found in layers.items():
         down, up = torch.cat([a for _, a, _ in found]), _blocks([(place, b) for place, _, b in found])
         alpha = torch.tensor(float(len(down)))

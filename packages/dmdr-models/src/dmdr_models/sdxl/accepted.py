@@ -46,10 +46,10 @@ def check_scheduler(config: dict[str, Any]) -> None:
 
 
 def _check_betas(config: dict[str, Any]) -> None:
-    missing = [name for name in PROCESS if name not in config and name != "trained_betas"]
+    missing = [name for name in ("beta_start", "beta_end", "beta_schedule") if name not in config]
     if missing:
         raise ValueError(f"{FILE} lacks {missing[0]}: save it again with the scheduler's save_pretrained")
-    steps, betas = config["num_train_timesteps"], config.get("trained_betas")
+    steps, betas = config.get("num_train_timesteps", 1000), config.get("trained_betas")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"{FILE} has the num_train_timesteps {steps}, which is no count of timesteps")
     if betas is not None and (not isinstance(betas, list) or len(betas) != steps):

@@ -38,8 +38,8 @@ def place(config: Mapping[str, Any], name: str) -> Place:
     if name in OUTSIDE:
         return Place(OUTSIDE[name])
     if name.startswith("mid_block."):
-        _, kind, number, layer = name.split(".", 3)
-        return Place(f"middle_block.{MIDDLE[f'{kind}.{number}']}.{_inner(kind, layer)}")
+        _, kind, at, layer = name.split(".", 3)
+        return Place(f"middle_block.{MIDDLE[f'{kind}.{at}']}.{_inner(kind, layer)}")
     found = BLOCK.fullmatch(name)
     if found is None:
         raise ValueError(f"{name} has no place in SDXL's original UNet")

@@ -39,7 +39,7 @@ EULER: dict[str, Any] = {
 
 def process_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a scheduler's config that describe its noise process; every scheduler of diffusers takes them."""
-    return {name: config.get(name) for name in PROCESS}
+    return {"num_train_timesteps": 1000, **{name: config[name] for name in PROCESS if name in config}}
 
 
 def student_scheduler(config: Mapping[str, Any], stochastic: bool) -> Any:
