@@ -68,12 +68,12 @@ def test_an_adapter_that_shares_its_network(sd3, folder, tmp_path, asked):
 
 def test_what_the_files_say(folder, sd3):
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 6)
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     assert config["target_modules"] == sorted(sd3.lora_targets)
     assert config["base_model_name_or_path"] == "sd3", "a local path says nothing elsewhere"
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-        assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 6)
+        assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 4)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     assert (scheduler.shift, scheduler.config.stochastic_sampling) == (5.0, False)
     sd3.students.save_scheduler(folder, shift=2.0, stochastic=True)
@@ -100,6 +100,7 @@ def test_the_usage_runs(sd3, sd3_model, adapter, folder, tmp_path, monkeypatch, 
         sd3.students.save(adapter.merged(), folder)
     monkeypatch.chdir(tmp_path)
     sampling = {"steps": 3, "method": "sde" if stochastic else "euler", "shift": 5.0, "size": 64, "max_tokens": 40}
+    sd3.students.save_scheduler(folder, 5.0, stochastic)
     text = sd3.students.usage(Path("student"), sampling, lora)
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert "dmdr" not in code

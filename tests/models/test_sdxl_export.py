@@ -56,12 +56,12 @@ def test_every_loader_gives_the_same_network(sdxl, xl_pipeline, lora, folder):
 
 def test_what_the_files_say(folder, sdxl):
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 6)
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     assert config["target_modules"] == sorted(sdxl.lora_targets)
     assert config["base_model_name_or_path"] == "sdxl", "a local path says nothing elsewhere"
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-        assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (4, 6)
+        assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (4, 4)
     for stochastic, kind in ((True, LCMScheduler), (False, EulerDiscreteScheduler)):
         sdxl.students.save_scheduler(folder, shift=1.0, stochastic=stochastic)
         scheduler = kind.from_pretrained(folder, subfolder="scheduler")
@@ -78,6 +78,7 @@ def test_the_usage_runs(sdxl, lora, folder, tmp_path, monkeypatch, draw_as_told,
     monkeypatch.chdir(tmp_path)
     method = "sde" if stochastic else "euler"
     sampling = {"steps": steps, "method": method, "shift": 1.0, "size": 64, "max_tokens": None}
+    sdxl.students.save_scheduler(folder, shift=1.0, stochastic=stochastic)
     text = sdxl.students.usage(Path("student"), sampling, lora_kept)
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert "dmdr" not in code

@@ -78,6 +78,13 @@ def test_train_evaluate_and_export(recipe: Path, tmp_path: Path, capsys: pytest.
     source = dmdr_train.export("out", tmp_path / "student.safetensors")
     assert source.name == "step-00000003"
     assert (tmp_path / "student.safetensors").is_file()
+    for place, layout, message in (
+        ("a.safetensors", "comfy", "comfy is unknown; give one of diffusers, original"),
+        ("a.bin", "original", "original is for a file; give --output a name that ends in .safetensors"),
+        ("a.safetensors", "original", "the family sit has no original layout; use diffusers"),
+    ):
+        with pytest.raises(dmdr_train.UserError, match=f"^--layout: {message}"):
+            dmdr_train.export("out", tmp_path / place, layout)
 
 
 def test_mistakes_are_raised_and_not_printed(recipe: Path) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dmdr_models.base.errors import UsageError
 from dmdr_models.drawing.prompts import read_texts
 from dmdr_models.drawing.settings import DTYPES, Settings, check_device, read_object
-from dmdr_models.folder.checks import check_adapter, check_part, check_weights
-from dmdr_models.folder.contents import describe
-from dmdr_models.folder.layout import VAES, Layout
+from dmdr_models.folder.checks import check_adapter, check_weights
+from dmdr_models.folder.contents import check_vae, describe
+from dmdr_models.folder.layout import Layout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -137,7 +137,7 @@ class StockPipeline(ABC):
             layers = None if found is None else found.layers
             if args.vae is not None:
                 option = f"--vae {args.vae}"
-                check_part(args.vae, "", VAES)
+                check_vae(self.layout, args.vae)
             if args.weights is not None:
                 option = f"--weights {args.weights}"
                 check_weights(self.layout, args.weights, layers)
@@ -154,7 +154,7 @@ class StockPipeline(ABC):
         import torch
         from peft import PeftModel
 
-        from dmdr_models.folder.read_parts import load_network, load_vae
+        from dmdr_models.folder.read_parts import load_network, load_vae, part_config
 
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older releases know no other name
         dtype = getattr(torch, DTYPES[args.dtype])
@@ -170,13 +170,16 @@ class StockPipeline(ABC):
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)
             option = f"--model {args.model}"
+            # Of a folder here they are checked already; of a name on the hub only now, before its weights are fetched.
+            if "scheduler" in self.layout.checks:
+                self.layout.check_config("scheduler", part_config(diffusers.DDPMScheduler, args.model, "scheduler", ()))
             pipeline = getattr(diffusers, self.pipeline).from_pretrained(
                 args.model, torch_dtype=dtype, use_safetensors=True, **parts
             )
             if args.adapter is not None:
                 option = f"--adapter {args.adapter}"
                 PeftModel.from_pretrained(getattr(pipeline, part), args.adapter)  # puts its layers into the network
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"{option}: {error}") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(args.device)

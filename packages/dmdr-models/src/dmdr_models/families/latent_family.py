@@ -48,7 +48,9 @@ class LatentFamily(NetworkFamily):
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
-        return read_parts.part_config(AutoencoderKL, *self.vae_place, VAES)
+        config = read_parts.part_config(AutoencoderKL, *self.vae_place, VAES)
+        self.layout.check_config("vae", config)
+        return config
 
     @cached_property
     def factor(self) -> int:  # type: ignore[override]
@@ -91,14 +93,25 @@ class LatentFamily(NetworkFamily):
             vae_memory.tile(self.vae, max(self.size) // self.factor, self.factor)
 
     def decode(self, latents: Tensor) -> Tensor:
-        unscaled = latents.float() / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        scale, shift = self._statistics(latents)
+        unscaled = latents.float() / scale + shift
         return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures in [0, 1] to the mean of their latents."""
         coded = self.vae.encode((images.float() * 2 - 1).to(self.vae.dtype))
         mean = coded.latents if "latents" in coded else coded.latent_dist.mean  # AutoencoderTiny's have no spread
-        return (mean.float() - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        scale, shift = self._statistics(mean)
+        return (mean.float() - shift) * scale
+
+    def _statistics(self, like: Tensor) -> tuple[Any, Any]:
+        """The scale and the shift of the VAE's latents: latents = (coded − shift) · scale; numbers, or per channel."""
+        config = self.vae.config
+        scale, shift = config.scaling_factor, config.shift_factor or 0.0
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
+            return scale, shift
+        mean, std = (like.new_tensor(config[name], dtype=torch.float32) for name in ("latents_mean", "latents_std"))
+        return scale / std.view(-1, 1, 1), mean.view(-1, 1, 1) + shift
 
 
 class LatentStudents(NetworkStudents):

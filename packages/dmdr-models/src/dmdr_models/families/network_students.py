@@ -23,6 +23,7 @@ class NetworkStudents:
     """
 
     keeps_lora = False
+    has_original = False
 
     def __init__(self, family: Any):
         self.family = family
@@ -38,6 +39,9 @@ class NetworkStudents:
 
     def save_lora(self, network: LoRANetwork, folder: Path) -> None:
         raise NotImplementedError(f"{self.family.layout.name} keeps no LoRA: merge it, and save the network")
+
+    def save_original(self, network: nn.Module, file: Path) -> None:
+        raise NotImplementedError(f"{self.family.layout.name} has no layout but diffusers'")
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Nothing: there is no pipeline to be told."""

@@ -140,10 +140,12 @@ class Students(Protocol):
 
     Attributes:
         keeps_lora: whether stock diffusers can load a student's LoRA. If not, the LoRA is merged into the network.
+        has_original: whether the model's authors published it in another layout, which other programs read.
         sampling: the family's own entries of a student's dmdr.json, by the name of `dmdr-generate`'s option.
     """
 
     keeps_lora: bool
+    has_original: bool
 
     @property
     def sampling(self) -> dict[str, Any]: ...
@@ -152,7 +154,13 @@ class Students(Protocol):
         """Write a whole network into `folder`, such that `load_network` opens the folder."""
 
     def save_lora(self, network: "LoRANetwork", folder: Path) -> None:
-        """Write only the adapter, for PEFT and for diffusers' own loader. A family that keeps no LoRA refuses."""
+        """Write only the adapter, for PEFT, diffusers and other programs. A family that keeps no LoRA refuses."""
+
+    def save_original(self, network: nn.Module, file: Path) -> None:
+        """Write a whole network as one .safetensors file in its authors' layout, for programs that read no other.
+
+        A family without one refuses.
+        """
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Write `folder/scheduler/scheduler_config.json`, which tells a stock pipeline how to sample a student.

@@ -86,17 +86,6 @@ def check_index(folder: Path) -> None:
             raise ValueError(f"{path} asks for other code: {name} is of {library!r}, not diffusers or transformers")
 
 
-def check_noise(scheduler: dict[str, Any]) -> None:
-    """Check that a scheduler's config is that of a network which predicts noise.
-
-    Raises:
-        ValueError: it predicts something else.
-    """
-    kind = scheduler.get("prediction_type", "epsilon")
-    if kind != "epsilon":
-        raise ValueError(f"scheduler/scheduler_config.json has the prediction_type {kind}, only epsilon is known")
-
-
 def check_side(network: dict[str, Any], factor: int, side: int) -> None:
     """Check that a network can draw a picture with this height or width.
 

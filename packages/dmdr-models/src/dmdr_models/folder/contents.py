@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dmdr_models.base.json_files import read_json
-from dmdr_models.folder.checks import check_index, check_noise, check_part, check_side
-from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.checks import check_index, check_part, check_side
+from dmdr_models.folder.layout import VAES, Layout
 from dmdr_models.folder.safetensors_header import layers_in
 
 
@@ -49,8 +49,9 @@ def describe(
     check_index(folder)
     try:
         network = _config(folder, layout.network_part)
-        if "scheduler" in layout.parts:
-            check_noise(read_json(folder / "scheduler/scheduler_config.json"))
+        for part in layout.checks:
+            if part != "vae" or not own_vae:
+                layout.check_config(part, _config(folder, part))
         if not own_vae and layout.takes == "texts":
             factor = pixels_per_latent(_config(folder, "vae")) if "vae" in layout.parts else 1
             check_side(network, factor, network["sample_size"] * factor if resolution is None else resolution)
@@ -61,10 +62,22 @@ def describe(
         raise ValueError(f"a config or a file of weights in {folder} is damaged: {error!r}") from error
 
 
+def check_vae(layout: Layout, path: str | Path) -> None:
+    """Check another VAE for a family: a local folder, or a hub name, which passes.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no model.
+        ValueError: it holds something else, or a VAE that the family cannot use.
+    """
+    check_part(path, "", VAES)
+    if Path(path).is_dir():
+        layout.check_config("vae", _config(Path(path), ""))
+
+
 def pixels_per_latent(vae: dict[str, Any]) -> int:
     """How many pixels the VAE with this config makes of one latent, along a side."""
     return 2 ** (len(vae.get("block_out_channels") or vae["decoder_block_out_channels"]) - 1)
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
-    return read_json(folder / part / "config.json")
+    return read_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -29,6 +29,8 @@ class Layout:
         takes: what a picture is drawn of, class labels or texts.
         max_tokens: length of the longest sequence of a text unless a recipe says otherwise; None where the family
             leaves no choice.
+        checks: "module:function" by part, for what the family demands of the part's config beyond its class. It is
+            called with the config and raises a ValueError; importing it must not import torch.
         draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
             `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
     """
@@ -39,6 +41,7 @@ class Layout:
     takes: Literal["labels", "texts"] = "labels"
     max_tokens: int | None = None
     draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
+    checks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def network_part(self) -> str:
@@ -53,6 +56,15 @@ class Layout:
     def text_encoders(self) -> dict[str, tuple[str, ...]]:
         """The parts that are text encoders, in their order."""
         return {part: classes for part, classes in self.parts.items() if part.startswith("text_encoder")}
+
+    def check_config(self, part: str, config: dict[str, Any]) -> None:
+        """Check the config of one part with the family's own check, if it has one.
+
+        Raises:
+            ValueError: the family cannot use such a part.
+        """
+        if part in self.checks:
+            resolve_name(self.checks[part])(config)
 
     def open(self, path: str | Path, **options: Any) -> Any:
         """Import the family's code and open a folder with it; see `dmdr_models.load`."""

@@ -7,6 +7,7 @@ from dmdr_models.base.errors import UsageError
 from dmdr_models.drawing.settings import Settings
 from dmdr_models.drawing.stock_pipeline import StockPipeline
 from dmdr_models.sd3.layout import MAX_TOKENS
+from dmdr_models.sd3.student_scheduler import student_scheduler
 from dmdr_models.sd3.times import T_END
 
 
@@ -47,8 +48,11 @@ class SD3Drawing(StockPipeline):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         steps, shift, length = sampling["steps"], sampling["shift"], sampling["max_tokens"]
-        changed = {"stochastic_sampling": sampling["method"] == "sde", **({} if shift is None else {"shift": shift})}
-        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **changed)
+        shift = pipeline.scheduler.config.shift if shift is None else shift
+        scheduler = student_scheduler(shift, sampling["method"] == "sde")
+        if sampling["times"] == "stock":
+            changed = {"shift": shift, "stochastic_sampling": sampling["method"] == "sde"}
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **changed)
         scheduler.step = partial(scheduler.step, generator=generator)  # the pipeline hands it none
         pipeline.register_modules(scheduler=scheduler)
         if sampling["times"] == "trained":

@@ -59,8 +59,8 @@ class SD3(TextFamily):
         if not 1 <= max_tokens <= 512:
             raise ValueError(f"max_tokens {max_tokens} is not in 1 to 512, the length of T5's sequence")
         config = part_config(FlowMatchEulerDiscreteScheduler, self.path, "scheduler")
-        self.scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
-        self.shift = self.scheduler.shift
+        self.layout.check_config("scheduler", config)
+        self.shift = config.get("shift", 1.0)
 
     @property
     def students(self) -> Students:

@@ -17,6 +17,7 @@ LAYOUT = Layout(
     },
     opens="dmdr_models.sd3.family:SD3",
     takes="texts",
+    checks={"scheduler": "dmdr_models.sd3.accepted:check_scheduler", "vae": "dmdr_models.sd3.accepted:check_vae"},
     max_tokens=MAX_TOKENS,
     draws="dmdr_models.sd3.drawing:SD3Drawing",
 )

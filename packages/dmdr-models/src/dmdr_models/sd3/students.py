@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 
+from dmdr_models.families.original_layout import Place
 from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.sd3.original_layout import place
+from dmdr_models.sd3.student_scheduler import student_scheduler
 from dmdr_models.sd3.times import T_END
 
 
@@ -16,26 +19,26 @@ class SD3Students(StockStudents):
     pipeline_class = StableDiffusion3Pipeline
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
-        """Write the model's own scheduler with another shift, and with renoising if `stochastic`."""
-        config = self.family.scheduler.config
-        own: Any = FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift, stochastic_sampling=stochastic)
-        own.save_pretrained(folder / "scheduler")
+        student_scheduler(shift, stochastic).save_pretrained(folder / "scheduler")
+
+    def place(self, layer: str) -> Place:
+        return place(self.family.config, layer)
+
+    def scheduler_class(self, sampling: Mapping[str, Any]) -> str:
+        return "FlowMatchEulerDiscreteScheduler"
 
     def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
         """See `StockStudents.snippet`.
 
-        A plain call with as many steps would visit other times: it spreads them over the scheduler's own range, and
-        assigning into `scheduler.config` changes no shift.
+        A plain call with as many steps would visit other times: it spreads them over the scheduler's own range.
         """
         stochastic, size = sampling["method"] == "sde", sampling["size"]
-        scheduler = f"pipe.scheduler.config, shift={sampling['shift']!r}, stochastic_sampling={stochastic}"
         # A pipeline hands its generator to no scheduler: the noise between steps would come from torch's global one.
         renoise = "pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)\n" if stochastic else ""
         return f"""{"from functools import partial" + 2 * chr(10) if stochastic else ""}import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, {names}
+from diffusers import {names}
 
-{opening}pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config({scheduler})
-generator = torch.Generator().manual_seed(0)
+{opening}generator = torch.Generator().manual_seed(0)
 {renoise}image = pipe(
     "a photo of a fox in the snow",
     sigmas=torch.linspace(1, {T_END!r}, {sampling["steps"] + 1})[:-1].tolist(),  # as in training, before the shift

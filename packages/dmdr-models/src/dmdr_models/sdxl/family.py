@@ -17,9 +17,9 @@ from torch import Tensor
 from dmdr_models.families.network_family import in_own_dtype
 from dmdr_models.families.protocols import Condition, Students
 from dmdr_models.families.text_family import TextFamily
-from dmdr_models.folder.checks import check_noise
 from dmdr_models.folder.read_parts import part_config
 from dmdr_models.sdxl.layout import LAYOUT
+from dmdr_models.sdxl.student_scheduler import process_of
 from dmdr_models.sdxl.students import SDXLStudents
 from dmdr_models.sdxl.text_encoders import SDXLTextEncoders
 
@@ -41,7 +41,8 @@ class SDXL(TextFamily):
 
     Raises:
         FileNotFoundError: no such folder or hub name, or a part is missing.
-        ValueError: a part is of another class, or the resolution is impossible.
+        ValueError: a part is of another class, the scheduler describes another process than one with betas whose noise
+            is predicted, or the resolution is impossible.
     """
 
     layout = LAYOUT
@@ -59,8 +60,8 @@ class SDXL(TextFamily):
     ):
         super().__init__(path, SDXLTextEncoders(str(path), dtype), vae, resolution, dtype)
         self.scheduler_config = part_config(DDPMScheduler, self.path, "scheduler", classes=())
-        check_noise(self.scheduler_config)
-        ddpm: Any = DDPMScheduler.from_config(self.scheduler_config)
+        self.layout.check_config("scheduler", self.scheduler_config)
+        ddpm = DDPMScheduler(**process_of(self.scheduler_config))
         self.process = VariancePreserving(ddpm.alphas_cumprod)
         try:
             config = StableDiffusionXLPipeline.load_config(self.path)

@@ -13,5 +13,6 @@ LAYOUT = Layout(
     },
     opens="dmdr_models.sdxl.family:SDXL",
     takes="texts",
+    checks={"scheduler": "dmdr_models.sdxl.accepted:check_scheduler", "vae": "dmdr_models.sdxl.accepted:check_vae"},
     draws="dmdr_models.sdxl.drawing:SDXLDrawing",
 )

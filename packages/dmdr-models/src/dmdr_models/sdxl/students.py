@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers import StableDiffusionXLPipeline
 
+from dmdr_models.families.original_layout import Place
 from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.sdxl.original_layout import place
 from dmdr_models.sdxl.student_scheduler import student_scheduler
 
 
@@ -18,17 +20,20 @@ class SDXLStudents(StockStudents):
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         student_scheduler(self.family.scheduler_config, stochastic).save_pretrained(folder / "scheduler")
 
+    def place(self, layer: str) -> Place:
+        return place(self.family.config, layer)
+
+    def scheduler_class(self, sampling: Mapping[str, Any]) -> str:
+        return "LCMScheduler" if sampling["method"] == "sde" else "EulerDiscreteScheduler"
+
     def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
         """See `StockStudents.snippet`."""
         times = self.family.grid(sampling["steps"]).times[:-1].tolist()
-        stochastic, size = sampling["method"] == "sde", sampling["size"]
-        scheduler = "LCMScheduler" if stochastic else "EulerDiscreteScheduler"
-        changed = "" if stochastic else ', timestep_spacing="leading", use_karras_sigmas=False'
+        size = sampling["size"]
         return f"""import torch
-from diffusers import {scheduler}, {names}
+from diffusers import {names}
 
-{opening}pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{changed})
-image = pipe(
+{opening}image = pipe(
     "a photo of a fox in the snow",
     num_inference_steps={len(times)},
     timesteps={times},

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dmdr_models.folder.fingerprints import content_fingerprint
+
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.versions import versions
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
@@ -93,6 +95,23 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
             switched = key.startswith("tracking.evaluation") and not (key in saved and key in asked)
             found.append(Change(key, "changed" if switched or _free(key) else "must not change", difference))
     return found
+
+
+def check_same_base(settings: Recipe, source: Path) -> None:
+    """Check that the LoRA of `run.init_from` goes onto the weights that it was trained on.
+
+    Raises:
+        UserError: `model.generator` of that run has other contents, or only one of the runs has it.
+    """
+    before = read_manifest("run.init_from", source).get("inputs", {})
+    if settings.model.generator_lora is None or not before:
+        return
+    own = settings.model.generator
+    if before.get("model.generator") != (None if own is None else content_fingerprint(own)):
+        raise UserError(
+            "model.generator",
+            f"is {own}, and the LoRA of run.init_from {source} was trained on other weights; give those of that run",
+        )
 
 
 def completed(saved: Any) -> Any:

@@ -22,18 +22,30 @@ def sampling_settings(settings: Recipe, family: Family) -> dict[str, Any]:
 
 def usage(settings: Recipe, family: Family, folder: Path) -> str:
     """How to draw from the student in `folder`, on the run's device and in its precision, as Markdown."""
-    lora = settings.model.generator_lora is not None and family.students.keeps_lora
+    lora = keeps_lora(settings, family)
     dtype = str(DTYPES[settings.optim.precision]).removeprefix("torch.")
     device = kind_of_device(settings.run)
     return family.students.usage(folder, sampling_settings(settings, family), lora, device, dtype)
 
 
+def keeps_lora(settings: Recipe, family: Family) -> bool:
+    """Whether the student is written as a LoRA: one of the family's own weights, where stock diffusers can load it.
+
+    A LoRA of the weights of `model.generator` would be put on other weights than it was trained on by all who have the
+    model alone; it is merged into them instead.
+    """
+    model = settings.model
+    return model.generator_lora is not None and model.generator is None and family.students.keeps_lora
+
+
 def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
     """The README.md of an exported student: how to sample it, its scores, and its recipe."""
     steps, base = settings.rollout.steps, settings.model.path
+    start = settings.model.generator
+    began = "" if start is None else f" It began with the weights `{Path(start).name}`, which it contains."
     text = f"""# Student ({settings.model.family}, {steps} step{"s" if steps > 1 else ""})
 
-Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
+Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.{began}
 
 {usage(settings, family, folder)}
 """

@@ -1,7 +1,8 @@
 """Export of the trained student as a folder that `dmdr-generate`, diffusers and PEFT open.
 
-The LoRA of a text-to-image model is written as a LoRA; other students are written as a whole network. The folder also
-says how to sample the student, in dmdr.json and for diffusers in scheduler/, and has a model card.
+The LoRA of a text-to-image model is written as a LoRA, unless it was trained on other weights than the model's; other
+students are written as a whole network. The folder also says how to sample the student, in dmdr.json and for diffusers
+in scheduler/, and has a model card.
 """
 
 import json
@@ -14,11 +15,12 @@ from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.base.atomic_files import write_folder
+from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.load import load_weights
 from dmdr_train.checkpoint.manifest import STUDENT
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.recipe import schema
-from dmdr_train.reporting.model_card import model_card, sampling_settings
+from dmdr_train.reporting.model_card import keeps_lora, model_card, sampling_settings
 from dmdr_train.training.networks import load_family, make_generator
 
 
@@ -48,27 +50,35 @@ def export_student(
     write_folder(folder, write)
 
 
-def export_state_dict(file: Path, settings: schema.Recipe, source: Path) -> None:
+def export_state_dict(file: Path, settings: schema.Recipe, source: Path, original: bool = False) -> None:
     """Write the averaged generator of the checkpoint `source` as one file with its state dict; a LoRA is merged.
 
+    Args:
+        original: by the names of the model's authors, which other programs read, instead of diffusers' names.
+
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint is of another model, or the family has no other names.
     """
-    _, network = load_student(settings, source, whole=True)
+    if original and not load_family(settings).students.has_original:
+        raise UserError("--layout", f"the family {settings.model.family} has no original layout; use diffusers")
+    family, network = load_student(settings, source, whole=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_state_dict(network, file)
+    if original:
+        family.students.save_original(network, file)
+    else:
+        save_state_dict(network, file)
 
 
 def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> tuple[Family, Any]:
     """Load the averaged generator of a checkpoint, and its family.
 
     Args:
-        whole: merge a LoRA. Otherwise the result is a LoRANetwork if the family exports LoRA.
+        whole: merge a LoRA. Otherwise the result is a LoRANetwork if `keeps_lora`.
     """
     family = load_family(settings)
-    keeps_lora = settings.model.generator_lora is not None and family.students.keeps_lora and not whole
-    if not keeps_lora:
+    as_lora = keeps_lora(settings, family) and not whole
+    if not as_lora:
         family = load_family(settings, torch.float32)  # whatever the precision of the training was
     network: Any = make_generator(settings, family)
     load_weights("run", source / STUDENT, network)
-    return family, network.merged() if isinstance(network, LoRANetwork) and not keeps_lora else network
+    return family, network.merged() if isinstance(network, LoRANetwork) and not as_lora else network

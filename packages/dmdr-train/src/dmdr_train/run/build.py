@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from dmdr_train.base.errors import naming
+from dmdr_train.checkpoint.compatibility import check_same_base
 from dmdr_train.checkpoint.find import newest_verified
 from dmdr_train.checkpoint.load import load_moments, load_weights
 from dmdr_train.checkpoint.manifest import FAKE_SCORE, GENERATOR
@@ -68,6 +69,7 @@ def start_from(settings: Recipe, networks: Networks) -> Path | None:
     if settings.run.init_from is None:
         return None
     source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
+    agreed(lambda: check_same_base(settings, source))
     load_weights("run.init_from", source / GENERATOR, networks.generator)
     load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
     return source

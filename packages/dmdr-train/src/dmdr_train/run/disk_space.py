@@ -15,6 +15,7 @@ from dmdr_train.checkpoint.find import checkpoints_in, step_of
 from dmdr_train.checkpoint.retention import kept_steps
 from dmdr_train.distributed.deepspeed_internals import full_size
 from dmdr_train.recipe.schema import Optim, Recipe, Run
+from dmdr_train.reporting.model_card import keeps_lora
 from dmdr_train.training.trainer import Trainer
 
 FILE, RECORD, NAME = 8192, 1100, 256
@@ -67,7 +68,7 @@ def space(settings: Recipe, trainer: Trainer) -> Space:
     size = checkpoint_bytes(trainer.generator, trainer.guidance, settings, trainer.world)
     found = [step_of(path) for path in checkpoints_in(folder / "checkpoints")]
     most, left = checkpoints_at_once(settings.run, trainer.step, found)
-    student = student_bytes(trainer.generator.module, trainer.family.students.keeps_lora)
+    student = student_bytes(trainer.generator.module, keeps_lora(settings, trainer.family))
     needed = max(size * (most - len(found)), size * (left - len(found)) + student)
     half_done = sum(path.stat().st_size for path in folder.glob("checkpoints/.step-*/**/*") if path.is_file())
     return Space(folder, size, most, needed, shutil.disk_usage(nearest(folder / "checkpoints")).free + half_done)
@@ -138,10 +139,11 @@ def moment_bytes(size: int, eight_bit: bool) -> int:
     return 2 * (size + 4 * -(-size // 256) + 4 * 256)
 
 
-def student_bytes(generator: nn.Module, keeps_lora: bool) -> int:
+def student_bytes(generator: nn.Module, as_lora: bool) -> int:
     """The exported student, at most: in float32 a LoRA that stays one, or the whole network."""
-    if isinstance(generator, LoRANetwork) and keeps_lora:
-        return 4 * sum(full_size(p) for p in generator.parameters() if p.requires_grad)
+    if isinstance(generator, LoRANetwork) and as_lora:
+        copies = 3  # for PEFT, for diffusers and for programs that read kohya's layout
+        return copies * 4 * sum(full_size(p) for p in generator.parameters() if p.requires_grad)
     network = generator.base if isinstance(generator, LoRANetwork) else generator
     return 4 * sum(map(full_size, network.parameters()))
 

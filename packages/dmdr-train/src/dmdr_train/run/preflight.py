@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
 from dmdr_models.folder.checks import STATE_DICTS
-from dmdr_models.folder.contents import Description, describe
+from dmdr_models.folder.contents import Description, check_vae, describe
 from dmdr_models.folder.lora_targets import check_targets
 
 from dmdr_train.base.errors import UserError, naming
@@ -88,8 +88,9 @@ def check_model(settings: Recipe) -> Description | None:
     model = settings.model
     found = read_description(settings)
     check_options(settings)
-    if model.vae is not None and Path(model.vae).is_absolute():
-        folder("model.vae", model.vae)
+    if model.vae is not None:
+        with naming("model.vae"):
+            check_vae(registry.find(model.family), model.vae)
     if model.generator is not None:
         check_generator(model.generator)
     if found is None:

@@ -26,6 +26,9 @@ from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight
 from dmdr_train.tracking.tracker import Tracker
 
+LAYOUTS = ("diffusers", "original")
+"""The names that the weights in an exported file may have."""
+
 
 def load_recipe(config: str | Path, *overrides: str) -> Recipe:
     """Read a recipe file, or a built-in recipe by its name.
@@ -104,20 +107,26 @@ def evaluate(run: str | Path) -> Scores:
     return evaluate_student(settings, source)
 
 
-def export(run: str | Path, output: str | Path) -> Path:
+def export(run: str | Path, output: str | Path, layout: str = "diffusers") -> Path:
     """Write the student of a run's newest checkpoint.
 
     Args:
         run: the folder of the run.
         output: a new folder; or a file that ends in .safetensors, .bin, .pt or .pth, for a state dict.
+        layout: names of the weights in a file, "diffusers" or "original": those of the model's authors, which ComfyUI
+            and kohya's scripts read.
 
     Returns:
         The checkpoint that the student is from.
 
     Raises:
-        UserError: the folder holds no run, or the output exists or cannot be written to.
+        UserError: the folder holds no run, the output exists or cannot be written to, or it cannot have this layout.
     """
     settings, output = open_run(run), Path(output)
+    if layout not in LAYOUTS:
+        raise UserError("--layout", f"{layout} is unknown; give one of {', '.join(LAYOUTS)}")
+    if layout == "original" and output.suffix != ".safetensors":
+        raise UserError("--layout", "original is for a file; give --output a name that ends in .safetensors")
     if output.exists():
         raise UserError("--output", f"{output} already exists; give a new folder or file")
     check_writable("--output", output.parent)
@@ -125,7 +134,7 @@ def export(run: str | Path, output: str | Path) -> Path:
     from dmdr_train.reporting.student_export import export_state_dict, export_student
 
     if output.suffix in STATE_DICTS:
-        export_state_dict(output, settings, source)
+        export_state_dict(output, settings, source, layout == "original")
     else:
         export_student(output, settings, source, read_scores(Path(run)))
     return source
