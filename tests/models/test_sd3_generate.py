@@ -236,6 +236,7 @@ def test_mistakes_are_told_in_one_line(name, sd3_model, workshop, monkeypatch, c
 
 
 NESTED = "[" * 200_000
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -248,8 +249,8 @@ NESTED = "[" * 200_000
         ("model/transformer/config.json", "--model model: model/transformer/config.json is not a model's config: the"),
         ("model/scheduler/scheduler_config.json", "scheduler_config.json is not a model's config: the brackets of"),
         ("model/model_index.json", "--model model: model/model_index.json is not a pipeline's config: the brackets"),
-        ("model/transformer/a.safetensors.index.json", "a.safetensors.index.json is not an index of weights: "),
-        ("model/transformer/a.safetensors", "--model model: the brackets of model/transformer/a.safetensors are nest"),
+        (f"model/transformer/{WEIGHTS}.index.json", f"{WEIGHTS}.index.json is not an index of weights: "),
+        (f"model/transformer/{WEIGHTS}", f"--model model: the brackets of model/transformer/{WEIGHTS} are nest"),
     ],
 )
 def test_brackets_that_nest_too_deeply(sd3_model, published, tmp_path, monkeypatch, capsys, file, message):

@@ -16,7 +16,8 @@ import dmdr_rewards
 import pytest
 import torch
 from dmdr_models import registry
-from dmdr_models.folder.checks import STATE_DICTS, check_adapter
+from dmdr_models.folder.adapter_files import check_adapter
+from dmdr_models.folder.checks import STATE_DICTS
 from dmdr_models.folder.contents import describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint

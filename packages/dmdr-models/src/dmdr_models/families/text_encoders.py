@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dmdr_models.families.protocols import Condition
-from dmdr_models.folder.checks import check_part
 from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.read_parts import load_text_encoder
 
 TOKENIZERS = {
     "CLIPTextModel": "CLIPTokenizer",
@@ -39,19 +39,18 @@ class TextEncoders(ABC):
 
     @cached_property
     def parts(self) -> list[tuple[Any, Any]]:
-        """Each encoder with its tokenizer."""
+        """Each encoder with its tokenizer, without those that the model lacks."""
         import transformers
 
-        found = []
+        found, lacking = [], self.layout.lacking(self.path)
         for part, kinds in self.layout.text_encoders.items():
-            check_part(self.path, part, kinds)
-            encoder = getattr(transformers, kinds[0]).from_pretrained(
-                self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
-            )
+            if part in lacking:
+                continue
+            encoder = load_text_encoder(self.path, part, kinds, self.dtype)
             folder = part.replace("text_encoder", "tokenizer")
             tokenizer = getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder)
             where = "cpu" if self.offload else self.device
-            found.append((encoder.eval().requires_grad_(False).to(where), tokenizer))
+            found.append((encoder.requires_grad_(False).to(where), tokenizer))
         return found
 
     @abstractmethod

@@ -18,5 +18,6 @@ LAYOUT = Layout(
     opens="dmdr_models.sd3.family:SD3",
     takes="texts",
     max_tokens=MAX_TOKENS,
+    optional=("text_encoder_3",),
     draws="dmdr_models.sd3.drawing:SD3Drawing",
 )
