@@ -22,7 +22,7 @@ def sampling_settings(settings: Recipe, family: Family) -> dict[str, Any]:
 
 def usage(settings: Recipe, family: Family, folder: Path) -> str:
     """How to draw from the student in `folder`, on the run's device and in its precision, as Markdown."""
-    lora = settings.model.generator_lora is not None and family.students.keeps_lora
+    lora = settings.lora_stands_alone and family.students.keeps_lora
     dtype = str(DTYPES[settings.optim.precision]).removeprefix("torch.")
     device = kind_of_device(settings.run)
     return family.students.usage(folder, sampling_settings(settings, family), lora, device, dtype)
@@ -31,9 +31,12 @@ def usage(settings: Recipe, family: Family, folder: Path) -> str:
 def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
     """The README.md of an exported student: how to sample it, its scores, and its recipe."""
     steps, base = settings.rollout.steps, settings.model.path
+    loras = "".join(
+        f", and from its LoRA `{Path(x.path).name}` at {x.strength:g}" for x in settings.model.teacher_loras
+    )
     text = f"""# Student ({settings.model.family}, {steps} step{"s" if steps > 1 else ""})
 
-Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.
+Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}{loras}.
 
 {usage(settings, family, folder)}
 """

@@ -1,7 +1,8 @@
 """Export of the trained student as a folder that `dmdr-generate`, diffusers and PEFT open.
 
-The LoRA of a text-to-image model is written as a LoRA; other students are written as a whole network. The folder also
-says how to sample the student, in dmdr.json and for diffusers in scheduler/, and has a model card.
+The LoRA of a text-to-image model is written as a LoRA, unless the teacher had LoRAs that it builds on; other students
+are written as a whole network, with all LoRAs in it. The folder also says how to sample the student, in dmdr.json and
+for diffusers in scheduler/, and has a model card.
 """
 
 import json
@@ -66,7 +67,7 @@ def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> 
         whole: merge a LoRA. Otherwise the result is a LoRANetwork if the family exports LoRA.
     """
     family = load_family(settings)
-    keeps_lora = settings.model.generator_lora is not None and family.students.keeps_lora and not whole
+    keeps_lora = settings.lora_stands_alone and family.students.keeps_lora and not whole
     if not keeps_lora:
         family = load_family(settings, torch.float32)  # whatever the precision of the training was
     network: Any = make_generator(settings, family)

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from dmdr_models.families.protocols import Family
 
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.find import newest_verified
@@ -37,7 +38,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
         pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
     if not resumed:
-        start_from(settings, networks)
+        start_from(settings, family, networks)
     offload = settings.memory.offload_optimizer
     generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
     updates = sum(map(len, settings.matching)) * settings.guidance.ratio
@@ -58,8 +59,12 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     )
 
 
-def start_from(settings: Recipe, networks: Networks) -> None:
-    """Put the weights of `run.init_from` into new networks."""
+def start_from(settings: Recipe, family: Family, networks: Networks) -> None:
+    """Put the weights of `run.init_from`, or of `model.generator_lora.start`, into new networks."""
+    lora = settings.model.generator_lora
+    if lora is not None and lora.start is not None:
+        with naming("model.generator_lora.start"):
+            networks.generator.start_from(family.read_lora(lora.start))
     if settings.run.init_from is not None:
         source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
         load_weights("run.init_from", source / GENERATOR, networks.generator)

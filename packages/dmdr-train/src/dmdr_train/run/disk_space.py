@@ -67,7 +67,7 @@ def space(settings: Recipe, trainer: Trainer) -> Space:
     size = checkpoint_bytes(trainer.generator, trainer.guidance, settings, trainer.world)
     found = [step_of(path) for path in checkpoints_in(folder / "checkpoints")]
     most, left = checkpoints_at_once(settings.run, trainer.step, found)
-    student = student_bytes(trainer.generator.module, trainer.family.students.keeps_lora)
+    student = student_bytes(trainer.generator.module, settings.lora_stands_alone and trainer.family.students.keeps_lora)
     needed = max(size * (most - len(found)), size * (left - len(found)) + student)
     half_done = sum(path.stat().st_size for path in folder.glob("checkpoints/.step-*/**/*") if path.is_file())
     return Space(folder, size, most, needed, shutil.disk_usage(nearest(folder / "checkpoints")).free + half_done)
