@@ -1,6 +1,7 @@
 """Model folders as people have them: variants, shards, a missing T5; and what is refused, in one line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import dmdr_models
 import numpy as np
 import pytest
 import torch
-from dmdr_models import registry
+from dmdr_models import registry, unpack
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.fingerprints import network_fingerprint, text_fingerprint
 from dmdr_models.folder.weight_files import weight_files
 from dmdr_models.generate import main
 from PIL import Image
+from safetensors.torch import save_file
 
 PIPELINES = {"sd3": "StableDiffusion3Pipeline", "sdxl": "StableDiffusionXLPipeline"}
 NETWORKS = {"sd3": "transformer", "sdxl": "unet"}
@@ -180,8 +182,100 @@ def test_a_model_in_one_file_is_refused(sdxl_model, tmp_path, capsys, options):
         drawn(file, tmp_path / "a.png", *options)
     assert end.value.code == 2
     shown = capsys.readouterr().err
-    assert f"StableDiffusionXLPipeline.from_single_file('{file}', config=BASE).save_pretrained(FOLDER)" in shown
+    assert f"python -m dmdr_models.unpack {file} BASE FOLDER" in shown
     assert shown.count("\n") == 1
     (tmp_path / "style.gguf").touch()
     with pytest.raises(ValueError, match=r"style\.gguf is a file, and a model is a folder"):
         describe(registry.find("sdxl"), tmp_path / "style.gguf")
+
+
+# Names of layers in the original files of SD3, and in diffusers' networks. Of `…qkv` diffusers has three layers.
+BLOCK = {
+    "x_block.adaLN_modulation.1": "norm1.linear", "context_block.adaLN_modulation.1": "norm1_context.linear",
+    "x_block.attn.qkv": "attn.to_{}", "context_block.attn.qkv": "attn.add_{}_proj",
+    "x_block.attn.proj": "attn.to_out.0", "context_block.attn.proj": "attn.to_add_out",
+    "x_block.mlp.fc1": "ff.net.0.proj", "x_block.mlp.fc2": "ff.net.2",
+    "context_block.mlp.fc1": "ff_context.net.0.proj", "context_block.mlp.fc2": "ff_context.net.2",
+}  # fmt: skip
+AROUND = {
+    "x_embedder.proj": "pos_embed.proj", "context_embedder": "context_embedder", "final_layer.linear": "proj_out",
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}  # fmt: skip
+VAE = [
+    (r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"attn_1\.group_norm", "attn_1.norm"),
+    (r"attn_1\.to_([qkv])", r"attn_1.\1"), (r"attn_1\.to_out\.0", "attn_1.proj_out"),
+    (r"down_blocks\.(\d)\.resnets", r"down.\1.block"), (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{3 - int(m[1])}.block"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample"),
+    (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
+]  # fmt: skip
+
+
+def one_file(pipeline, file: Path) -> None:
+    """Write network and VAE as the published single files of SD3 hold them, without text encoders."""
+    ours, depth = pipeline.transformer.state_dict(), pipeline.transformer.config.num_layers
+    layers = dict(AROUND)
+    for i in range(depth):
+        layers |= {f"joint_blocks.{i}.{old}": f"transformer_blocks.{i}.{new}" for old, new in BLOCK.items()}
+    state = {"pos_embed": ours["pos_embed.pos_embed"]}
+    for old, new in layers.items():
+        for kind in ("weight", "bias"):
+            parts = [ours.get(f"{new.format(x)}.{kind}") for x in ("qkv" if "{}" in new else "-")]
+            if parts[0] is None:  # the last block has no context after it
+                continue
+            tensor = torch.cat(parts)
+            if old in ("final_layer.adaLN_modulation.1", f"joint_blocks.{depth - 1}.context_block.adaLN_modulation.1"):
+                tensor = torch.cat(tensor.chunk(2)[::-1])  # diffusers has scale before shift there
+            state[f"{old}.{kind}"] = tensor
+    state = {f"model.diffusion_model.{name}": tensor.clone() for name, tensor in state.items()}
+    for name, tensor in pipeline.vae.state_dict().items():
+        for pattern, original in VAE:
+            name = re.sub(pattern, original, name)
+        matrix = "attn_1" in name and tensor.ndim == 2
+        state[f"first_stage_model.{name}"] = tensor[:, :, None, None].clone() if matrix else tensor.clone()
+    save_file(state, file)
+
+
+@pytest.mark.bits
+def test_the_line_about_a_model_in_one_file_makes_a_folder_of_it(sd3_model, tmp_path):
+    pipeline = opened("sd3", sd3_model)
+    with torch.no_grad():
+        for part in (pipeline.transformer, pipeline.vae):
+            for parameter in part.parameters():
+                parameter.mul_(1.1)
+    one_file(pipeline, tmp_path / "style.safetensors")
+    with pytest.raises(ValueError, match="is a model in one file") as caught:
+        describe(registry.find("sd3"), tmp_path / "style.safetensors")
+    module, *command = str(caught.value).partition("python -m ")[2].split()
+    assert module == unpack.__name__
+    places = {"BASE": str(sd3_model), "FOLDER": str(tmp_path / "style")}
+    unpack.main([places.get(word, word) for word in command])
+    assert (drawn(tmp_path / "style", tmp_path / "a.png") == by_stock("sd3", pipeline)).all()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "style", "style.safetensors"]
+
+
+@pytest.mark.parametrize("fault", ["base", "folder", "file", "quantised", "another"])
+def test_what_cannot_be_unpacked(sd3_model, tmp_path, capsys, fault):
+    file, base, folder = tmp_path / "a.safetensors", sd3_model, tmp_path / "new"
+    tensor = torch.zeros(1, dtype=torch.int8 if fault == "quantised" else torch.float16)
+    save_file({"model.diffusion_model.x": tensor}, file)
+    base = tmp_path if fault == "base" else sd3_model
+    folder = tmp_path if fault == "folder" else tmp_path / "new"
+    file = sd3_model / "model_index.json" if fault == "file" else file
+    with pytest.raises(SystemExit) as end:
+        unpack.main([str(file), str(base), str(folder)])
+    assert end.value.code == 2
+    line = {
+        "base": "is no folder of a model with a pipeline in diffusers",
+        "folder": "exists already: give a new place",
+        "file": "model_index.json is no safetensors file",
+        "quantised": "quantised ones are not read",
+        "another": "a.safetensors is no whole model like",
+    }
+    assert line[fault] in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()

@@ -174,6 +174,10 @@ PLACES: dict[str, Place] = {
     **{f"model.generator, a file {ending}": state_dict(f"unet{ending}") for ending in STATE_DICTS},
     "model.vae": other_vae,
     "--adapter": adapter,
+    "a LoRA in one file": lambda trap, copied, folder: dmdr_models.load("sdxl", copied("sdxl")).read_lora(
+        trap(folder / "style.safetensors")
+    ),
+    "a LoRA of another ending": lambda trap, copied, folder: check_adapter(trap(folder / "style.bin")),
     "a published SiT": lambda trap, copied, folder: read_checkpoint(trap(folder / "sit.pt")),
     "run.resume": resumed,
     "run.init_from": init_from,

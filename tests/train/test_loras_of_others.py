@@ -10,10 +10,11 @@ import pytest
 import torch
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.base.errors import UserError
+from dmdr_train.checkpoint import compatibility
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
-from dmdr_train.checkpoint.manifest import STUDENT
+from dmdr_train.checkpoint.manifest import RECIPE, STUDENT
 from dmdr_train.data.pairs import made_with
-from dmdr_train.recipe.load import resolve_paths
+from dmdr_train.recipe.load import dump_recipe, resolve_paths
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.model_card import model_card
 from dmdr_train.reporting.student_export import load_student
@@ -128,10 +129,24 @@ def test_the_style_decides_what_goes_on(recipe: Callable[..., Recipe], style: Pa
         for loras in ([], [(style, 0.5)], [(style, 0.6)])
     )
     assert len({made_with(settings.model)["network"] for settings in (plain, one, two)}) == 3
-    start = recipe(model__generator_lora={"rank": 4, "start": str(style)})
-    found = fingerprints(start)["model.generator_lora.start"]
-    assert fingerprints(one)["model.teacher_loras.0.path"] == found
+    found = fingerprints(one)["model.teacher_loras.0.path"]
+    assert fingerprints(two)["model.teacher_loras.0.path"] == found
     assert found != fingerprints(recipe(model__teacher_loras=[{"path": str(other)}]))["model.teacher_loras.0.path"]
+
+
+def test_a_resumed_run_needs_its_start_no_more(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {"rank": 4, "start": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match=r"model\.generator_lora\.start: no folder"):
+        preflight.check(recipe(model__generator_lora=lora), 1, dry_run=True)
+    preflight.check(recipe(model__generator_lora=lora, run__resume=str(tmp_path)), 1, dry_run=True)
+    saved, asked = tmp_path / "saved", recipe(model__generator_lora={"rank": 4})
+    saved.mkdir()
+    (saved / RECIPE).write_text(dump_recipe(recipe(model__generator_lora=lora)))
+    monkeypatch.setattr(compatibility, "read_manifest", lambda key, path: {"inputs": fingerprints(asked)})
+    [change] = compatibility.changes(asked, saved)
+    assert (change.key, change.kind) == ("model.generator_lora.start", "changed")
 
 
 def test_paths_are_looked_up_beside_the_recipe(style: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,9 +124,7 @@ def _layout(args: argparse.Namespace, source: Path, student: dict[str, Any]) -> 
     if args.family and student.get("family", args.family) != args.family:
         raise UsageError(f"--family {args.family} contradicts {source}, which says {student['family']}: leave it out")
     if Path(args.model).is_file():
-        pipelines = [getattr(layout.drawing(), "pipeline", None) for layout in registry.layouts()]
-        fix = single_file(Path(args.model), " or ".join(filter(None, pipelines)))
-        raise UsageError(f"--model {args.model}: {fix}")
+        raise UsageError(f"--model {args.model}: {single_file(Path(args.model))}")
     name = args.family or student.get("family")
     found = registry.recognise(Path(args.model)) if name is None else None
     if found is not None:

@@ -1,5 +1,6 @@
 """What a folder or a file must be before it is read: the right class, no pickle, no other code. Imports no torch."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,13 @@ def _refuse_quantised(config: Path, read: dict[str, Any]) -> None:
         )
 
 
-def single_file(file: Path, pipeline: str) -> str:
-    """What to do with a whole model in one file.
-
-    Args:
-        pipeline: the name of the class in diffusers that reads it.
-    """
+def single_file(file: Path) -> str:
+    """What to do with a whole model in one file."""
     if file.suffix != ".safetensors":
         return f"{file} is a file, and a model is a folder in diffusers' layout with its weights as safetensors"
     return (
-        f"{file} is a model in one file; make a folder of it once, with diffusers and the folder BASE of the model "
-        f"that it was trained from: {pipeline}.from_single_file({str(file)!r}, config=BASE).save_pretrained(FOLDER)"
+        f"{file} is a model in one file; make a folder of it once, with the folder BASE of the model that it was "
+        f"trained from: python -m dmdr_models.unpack {shlex.quote(str(file))} BASE FOLDER"
     )
 
 

@@ -42,7 +42,7 @@ def describe(
     """
     folder = Path(path)
     if folder.is_file():
-        raise ValueError(single_file(folder, getattr(layout.drawing(), "pipeline", "the pipeline")))
+        raise ValueError(single_file(folder))
     lacking = layout.lacking(path)
     for part, expected in layout.parts.items():
         elsewhere = own_text if part in layout.text_encoders else own_vae and part == "vae"

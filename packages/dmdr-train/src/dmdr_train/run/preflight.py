@@ -110,7 +110,7 @@ def check_loras(settings: Recipe, layers: Sequence[str] | None) -> None:
         with naming(f"model.teacher_loras.{i}.path"):
             check_adapter(lora.path, layers, part)
     own = model.generator_lora
-    if own is not None and own.start is not None:
+    if own is not None and own.start is not None and not goes_on(settings):
         with naming("model.generator_lora.start"):
             check_adapter(own.start, layers, part)
             ranks = adapter_ranks(own.start)
