@@ -110,14 +110,15 @@ class LoRANetwork(nn.Module):
             raise ValueError(f"{lora.source} adapts other layers, for example as to {name}: set targets to its own")
         for name, layer in self._layers.items():
             a, b, scale = lora.changes[name]
-            for found, own in ((a, layer.lora_A[self.name].weight), (b, layer.lora_B[self.name].weight)):
-                if found.shape != own.shape:
-                    shapes = f"{tuple(found.shape)}, not {tuple(own.shape)}"
+            own: Any = layer.lora_A[self.name].weight, layer.lora_B[self.name].weight
+            for found, weight in zip((a, b), own, strict=True):
+                if found.shape != weight.shape:
+                    shapes = f"{tuple(found.shape)}, not {tuple(weight.shape)}"
                     raise ValueError(
                         f"{lora.source} adapts {name} with a matrix of shape {shapes}: set rank to its own"
                     )
-            layer.lora_A[self.name].weight.data.copy_(a)
-            layer.lora_B[self.name].weight.data.copy_(b * (scale * self.rank / self.alpha))
+            own[0].data.copy_(a)
+            own[1].data.copy_(b * (scale * self.rank / self.alpha))
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
         return {

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from dmdr_models.families.protocols import Family
+from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.find import newest_verified
@@ -61,10 +62,11 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
 
 def start_from(settings: Recipe, family: Family, networks: Networks) -> None:
     """Put the weights of `run.init_from`, or of `model.generator_lora.start`, into new networks."""
-    lora = settings.model.generator_lora
+    lora, generator = settings.model.generator_lora, networks.generator
     if lora is not None and lora.start is not None:
+        assert isinstance(generator, LoRANetwork)
         with naming("model.generator_lora.start"):
-            networks.generator.start_from(family.read_lora(lora.start))
+            generator.start_from(family.read_lora(lora.start))
     if settings.run.init_from is not None:
         source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
         load_weights("run.init_from", source / GENERATOR, networks.generator)
