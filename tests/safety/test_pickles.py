@@ -16,7 +16,8 @@ import dmdr_rewards
 import pytest
 import torch
 from dmdr_models import registry
-from dmdr_models.folder.checks import STATE_DICTS, check_adapter
+from dmdr_models.folder.adapter_files import check_adapter
+from dmdr_models.folder.checks import STATE_DICTS
 from dmdr_models.folder.contents import describe
 from dmdr_models.generate import main as generate
 from dmdr_models.sit.convert import read_checkpoint
@@ -174,6 +175,10 @@ PLACES: dict[str, Place] = {
     **{f"model.generator, a file {ending}": state_dict(f"unet{ending}") for ending in STATE_DICTS},
     "model.vae": other_vae,
     "--adapter": adapter,
+    "a LoRA in one file": lambda trap, copied, folder: dmdr_models.load("sdxl", copied("sdxl")).read_lora(
+        trap(folder / "style.safetensors")
+    ),
+    "a LoRA of another ending": lambda trap, copied, folder: check_adapter(trap(folder / "style.bin")),
     "a published SiT": lambda trap, copied, folder: read_checkpoint(trap(folder / "sit.pt")),
     "run.resume": resumed,
     "run.init_from": init_from,

@@ -21,7 +21,8 @@ from dmdr_models import __version__, registry
 from dmdr_models.base.errors import UsageError
 from dmdr_models.base.secrets import redact_tracebacks, redacted
 from dmdr_models.drawing.interface import Drawing
-from dmdr_models.drawing.settings import DTYPES, Settings, read_student, student_folder
+from dmdr_models.drawing.settings import DTYPES, Settings, read_student, student_of
+from dmdr_models.folder.checks import single_file
 from dmdr_models.folder.layout import Layout
 
 DRAWING_OPTIONS = (
@@ -80,7 +81,12 @@ def _parser() -> Parser:
     texts = parser.add_argument_group("of texts")
     texts.add_argument("texts", nargs="*", metavar="PROMPT", help="what to draw")
     texts.add_argument("--prompts", metavar="FILE", help="take prompts from here, one per line")
-    texts.add_argument("--adapter", metavar="FOLDER", help="a student's LoRA, in PEFT's layout")
+    texts.add_argument(
+        "--adapter",
+        action="append",
+        metavar="PLACE[=STRENGTH]",
+        help="a LoRA, of a student or another: a folder or a .safetensors file; may be given several times",
+    )
     texts.add_argument("--size", type=int, help="side of the picture in pixels (default: the model's own)")
     texts.add_argument(
         "--max-tokens", type=int, help=f"length of the longest sequence of a text {_default('max_tokens', defaults)}"
@@ -99,7 +105,7 @@ def _default(name: str, defaults: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _run(args: argparse.Namespace) -> None:
     parts = {layout.network_part for layout in registry.layouts()}
-    folder = student_folder(Path(args.adapter or args.weights or args.model), parts)
+    folder = student_of(args, parts)
     source, student = read_student(folder)
     layout = _layout(args, source, student)
     drawing: Drawing = layout.drawing()
@@ -117,6 +123,8 @@ def _layout(args: argparse.Namespace, source: Path, student: dict[str, Any]) -> 
     """The layout of the family that the command line, the student or the model's folder names."""
     if args.family and student.get("family", args.family) != args.family:
         raise UsageError(f"--family {args.family} contradicts {source}, which says {student['family']}: leave it out")
+    if Path(args.model).is_file():
+        raise UsageError(f"--model {args.model}: {single_file(Path(args.model))}")
     name = args.family or student.get("family")
     found = registry.recognise(Path(args.model)) if name is None else None
     if found is not None:

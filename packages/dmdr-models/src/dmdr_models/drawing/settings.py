@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,44 @@ class Settings(dict[str, Any]):
     def check_positive(self, name: str, none: str) -> None:
         if not _is_finite(self[name]) or self[name] <= 0:
             raise UsageError(f"{self.origin(name)} is not a positive number: give {none}")
+
+
+def adapters(given: Sequence[str] | None) -> list[tuple[str, float]]:
+    """The places of the LoRAs that `--adapter PLACE[=STRENGTH]` gives, each with its strength; 1 if it gives none.
+
+    Raises:
+        UsageError: a strength is not a finite number.
+    """
+    found = []
+    for text in given or []:
+        place, equals, strength = text.rpartition("=")
+        if not equals or Path(text).exists():
+            found.append((text, 1.0))
+            continue
+        try:
+            value = float(strength)
+        except ValueError:
+            value = math.nan
+        if not place or not math.isfinite(value):
+            raise UsageError(f"--adapter {text}: {strength!r} is not a finite number: give PLACE=0.8")
+        found.append((place, value))
+    return found
+
+
+def student_of(args: argparse.Namespace, network_parts: Collection[str]) -> Path:
+    """The folder of the student among the LoRAs, the weights and the model of the command line.
+
+    Raises:
+        UsageError: two LoRAs are students, so that it is open whose settings hold.
+    """
+    places = [student_folder(Path(place), network_parts) for place, _ in adapters(args.adapter)]
+    students = [place for place in places if (place / STUDENT_FILE).is_file()]
+    if len(set(students)) > 1:
+        raise UsageError(
+            f"--adapter {students[0]} and --adapter {students[1]} both hold a {STUDENT_FILE}: rename that of the one "
+            "whose settings are not to hold"
+        )
+    return (students or places or [student_folder(Path(args.weights or args.model), network_parts)])[0]
 
 
 def student_folder(place: Path, network_parts: Collection[str]) -> Path:

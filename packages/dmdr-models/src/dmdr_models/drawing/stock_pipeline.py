@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dmdr_models.base.errors import UsageError
 from dmdr_models.drawing.prompts import read_texts
-from dmdr_models.drawing.settings import DTYPES, Settings, check_device, read_object
-from dmdr_models.folder.checks import check_adapter, check_weights
+from dmdr_models.drawing.settings import DTYPES, Settings, adapters, check_device, read_object
+from dmdr_models.folder.adapter_files import check_adapter
+from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import check_vae, describe
 from dmdr_models.folder.layout import Layout
 
@@ -141,9 +142,9 @@ class StockPipeline(ABC):
             if args.weights is not None:
                 option = f"--weights {args.weights}"
                 check_weights(self.layout, args.weights, layers)
-            if args.adapter is not None:
-                option = f"--adapter {args.adapter}"
-                check_adapter(args.adapter, layers)
+            for place, _ in adapters(args.adapter):
+                option = f"--adapter {place}"
+                check_adapter(place, layers, self.layout.network_part)
         except (OSError, ValueError) as error:
             if str(error).startswith("resolution"):
                 option = settings.origin("size")
@@ -152,20 +153,27 @@ class StockPipeline(ABC):
     def _load(self, args: argparse.Namespace) -> Any:
         import diffusers
         import torch
-        from peft import PeftModel
 
         from dmdr_models.folder.read_parts import load_network, load_vae, part_config
+        from dmdr_models.networks.applied_loras import add_loras
+        from dmdr_models.networks.lora_files import read_lora
 
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older releases know no other name
         dtype = getattr(torch, DTYPES[args.dtype])
-        part = self.layout.network_part
+        part, network = self.layout.network_part, getattr(diffusers, self.layout.network_classes[0])
         parts: dict[str, Any] = {}
+        loras: list[tuple[Any, float]] = []
         option = f"--model {args.model}"
         try:
             if args.weights is not None:
                 option = f"--weights {args.weights}"
-                network = getattr(diffusers, self.layout.network_classes[0])
-                parts[part] = load_network(network, args.model, part, args.weights, dtype)
+            parts[part] = load_network(network, args.model, part, args.weights, dtype)
+            for place, strength in adapters(args.adapter):
+                option = f"--adapter {place}"
+                lora = read_lora(place, part, getattr(diffusers, self.pipeline), parts[part].config)
+                lora.check(parts[part])
+                loras.append((lora, strength))
+            add_loras(parts[part], loras)
             if args.vae is not None:
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)
@@ -173,13 +181,24 @@ class StockPipeline(ABC):
             # Of a folder here they are checked already; of a name on the hub only now, before its weights are fetched.
             if "scheduler" in self.layout.checks:
                 self.layout.check_config("scheduler", part_config(diffusers.DDPMScheduler, args.model, "scheduler", ()))
-            pipeline = getattr(diffusers, self.pipeline).from_pretrained(
-                args.model, torch_dtype=dtype, use_safetensors=True, **parts
-            )
-            if args.adapter is not None:
-                option = f"--adapter {args.adapter}"
-                PeftModel.from_pretrained(getattr(pipeline, part), args.adapter)  # puts its layers into the network
+            pipeline = self._open(args.model, dtype, parts)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"{option}: {error}") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(args.device)
+
+    def _open(self, path: str, dtype: Any, parts: dict[str, Any]) -> Any:
+        """The pipeline with the given parts, and with those of the model that are not given."""
+        import diffusers
+
+        from dmdr_models.folder.read_parts import load_text_encoder, load_vae
+
+        if "vae" not in parts:
+            parts["vae"] = load_vae(path, "vae", dtype)
+        lacking = self.layout.lacking(path)
+        for encoder, classes in self.layout.text_encoders.items():
+            if encoder in lacking:
+                parts |= {encoder: None, encoder.replace("text_encoder", "tokenizer"): None}
+            else:
+                parts[encoder] = load_text_encoder(path, encoder, classes, dtype)
+        return getattr(diffusers, self.pipeline).from_pretrained(path, torch_dtype=dtype, **parts)

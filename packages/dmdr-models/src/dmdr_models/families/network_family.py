@@ -13,6 +13,7 @@ from dmdr_models.families.protocols import Condition, Students
 from dmdr_models.folder import read_parts
 from dmdr_models.folder.checks import check_side
 from dmdr_models.folder.layout import Layout
+from dmdr_models.networks.lora_files import LoRA, read_lora
 
 
 class NetworkFamily(ABC):
@@ -41,6 +42,8 @@ class NetworkFamily(ABC):
     process: FlowMatching | VariancePreserving = FlowMatching(t_end=0.0)
     shift: float = 1.0
     lora_targets: tuple[str, ...]
+    lora_pipeline: Any = None
+    """The class in diffusers whose converters read LoRAs in other layouts than PEFT's."""
 
     def __init__(self, path: str | Path, resolution: int | None = None, dtype: torch.dtype = torch.float32):
         self.path = str(path)
@@ -65,6 +68,9 @@ class NetworkFamily(ABC):
         same = {name: self.config[name] for name in self.fixed}
         part = self.layout.network_part
         return read_parts.load_network(self.network_class, self.path, part, weights, dtype or self.dtype, same)
+
+    def read_lora(self, path: str | Path) -> LoRA:
+        return read_lora(path, self.layout.network_part, self.lora_pipeline, self.config)
 
     def grid(self, steps: int, shift: float = 1.0) -> Grid:
         assert isinstance(self.process, FlowMatching)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from dmdr_models.networks.lora import LoRANetwork
+    from dmdr_models.networks.lora_files import LoRA
 
 Condition = dict[str, Tensor]
 """What a network is conditioned on, by the name of the network's argument; every tensor starts with the batch."""
@@ -68,6 +69,14 @@ class Family(Protocol):
         Raises:
             FileNotFoundError: a folder or file is missing.
             ValueError: it holds another model, or weights that do not fit.
+        """
+
+    def read_lora(self, path: str | Path) -> "LoRA":
+        """Read a LoRA of the network from a folder or a file, in any layout that the family knows.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: it is no LoRA, or one with a tensor that has no place in the network.
         """
 
     def grid(self, steps: int, shift: float = 1.0) -> Grid:

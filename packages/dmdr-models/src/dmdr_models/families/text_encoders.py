@@ -12,6 +12,7 @@ from torch import Tensor
 from dmdr_models.families.protocols import Condition
 from dmdr_models.folder.checks import check_part
 from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.read_parts import load_text_encoder
 
 TOKENIZERS = {
     "CLIPTextModel": "CLIPTokenizer",
@@ -49,12 +50,18 @@ class TextEncoders(ABC):
         self.offload = False
 
     @cached_property
+    def present(self) -> dict[str, tuple[str, ...]]:
+        """The text encoders that the model has, with their classes."""
+        lacking = self.layout.lacking(self.path)
+        return {part: kinds for part, kinds in self.layout.text_encoders.items() if part not in lacking}
+
+    @cached_property
     def tokenizers(self) -> list[Any]:
         """The tokenizer of each encoder; the encoders are not read."""
         import transformers
 
         found = []
-        for part, kinds in self.layout.text_encoders.items():
+        for part, kinds in self.present.items():
             check_part(self.path, part, kinds)
             folder = part.replace("text_encoder", "tokenizer")
             found.append(getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder))
@@ -62,16 +69,12 @@ class TextEncoders(ABC):
 
     @cached_property
     def parts(self) -> list[tuple[Any, Any]]:
-        """Each encoder with its tokenizer."""
-        import transformers
-
+        """Each encoder with its tokenizer, without those that the model lacks."""
         found = []
-        for (part, kinds), tokenizer in zip(self.layout.text_encoders.items(), self.tokenizers, strict=True):
-            encoder = getattr(transformers, kinds[0]).from_pretrained(
-                self.path, subfolder=part, dtype=self.dtype, use_safetensors=True
-            )
+        for (part, kinds), tokenizer in zip(self.present.items(), self.tokenizers, strict=True):
+            encoder = load_text_encoder(self.path, part, kinds, self.dtype)
             where = "cpu" if self.offload else self.device
-            found.append((encoder.eval().requires_grad_(False).to(where), tokenizer))
+            found.append((encoder.requires_grad_(False).to(where), tokenizer))
         return found
 
     @property
@@ -82,7 +85,7 @@ class TextEncoders(ABC):
     def cut(self, prompts: Sequence[str]) -> list[Cut]:
         """Count the prompts that are longer than an encoder's sequence; encoders that cut the same are counted once."""
         found: dict[tuple[int, ...], list[str]] = {}
-        for part, tokenizer, length in zip(self.layout.text_encoders, self.tokenizers, self.lengths, strict=True):
+        for part, tokenizer, length in zip(self.present, self.tokenizers, self.lengths, strict=True):
             counts = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
             longer = [count for count in counts if count > length]
             if longer:

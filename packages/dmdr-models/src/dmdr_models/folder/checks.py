@@ -1,12 +1,14 @@
 """What a folder or a file must be before it is read: the right class, no pickle, no other code. Imports no torch."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmdr_models.base.json_files import read_json
 from dmdr_models.folder.layout import Layout
-from dmdr_models.folder.safetensors_header import layers_in, read_header
+from dmdr_models.folder.safetensors_header import layers_in
+from dmdr_models.folder.weight_files import weight_files
 
 STATE_DICTS = (".safetensors", ".bin", ".pt", ".pth")
 """The endings of a file that holds a network's state dict and nothing else."""
@@ -21,9 +23,12 @@ def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: the folder or its part is missing.
-        ValueError: the part is of another class, or its weights are no safetensors.
+        ValueError: the part is of another class, its weights are no safetensors or are quantised, or `path` is a
+            single file.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise ValueError(f"{path} is a file, not a folder in diffusers' layout")
     if not folder.is_dir():
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
             raise FileNotFoundError(f"no model folder {path}")
@@ -37,7 +42,9 @@ def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{config} is not a model's config: {error}") from error
     check_class(folder / part, found, expected)
-    _refuse_pickles(folder / part)
+    if part != "scheduler":
+        _refuse_quantised(config, read)
+        weight_files(folder / part)
 
 
 def check_class(where: str | Path, found: str | None, expected: Sequence[str]) -> None:
@@ -50,22 +57,23 @@ def check_class(where: str | Path, found: str | None, expected: Sequence[str]) -
         raise ValueError(f"{where} holds a {found}, not a {' or '.join(expected)}")
 
 
-def _refuse_pickles(folder: Path) -> None:
-    """Raise a ValueError if all weights of a folder are pickles, or if an index names a file of another kind."""
-    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in (*STATE_DICTS[1:], ".ckpt"))
-    if pickles and not any(folder.glob("*.safetensors")):
+def _refuse_quantised(config: Path, read: dict[str, Any]) -> None:
+    if quantised := read.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
         raise ValueError(
-            f"{folder} holds {pickles[0]}, a pickle; only safetensors are read: open it with the library that wrote it "
-            "and save it with save_pretrained(…, safe_serialization=True)"
+            f"{config} says that the weights are quantised ({method}), which is not supported: give the folder of the "
+            "weights before quantisation"
         )
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = set(read_json(index)["weight_map"].values())
-            strange = [name for name in shards if Path(name).name != name or Path(name).suffix != ".safetensors"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not an index of weights: {error!r}") from error
-        if strange:
-            raise ValueError(f"{index} names {strange[0]!r}, which is no .safetensors file beside it")
+
+
+def single_file(file: Path) -> str:
+    """What to do with a whole model in one file."""
+    if file.suffix != ".safetensors":
+        return f"{file} is a file, and a model is a folder in diffusers' layout with its weights as safetensors"
+    return (
+        f"{file} is a model in one file; make a folder of it once, with the folder BASE of the model that it was "
+        f"trained from: python -m dmdr_models.unpack {shlex.quote(str(file))} BASE FOLDER"
+    )
 
 
 def check_index(folder: Path) -> None:
@@ -147,37 +155,3 @@ def check_names(where: str | Path, found: Collection[str], expected: Collection[
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{where} {fault} {names[0]}{more}")
-
-
-def check_adapter(path: str | Path, layers: Collection[str] | None = None) -> None:
-    """Check that a folder is a LoRA in PEFT's layout.
-
-    Args:
-        layers: names of the network's layers, if they are known; the LoRA may adapt only these.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: it holds another kind of adapter, or adapts a layer that the network does not have.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {path}")
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{path} holds no {name}")
-    try:
-        config = read_json(folder / "adapter_config.json")
-        kind = config.get("peft_type")
-        names = list(read_header(folder / "adapter_model.safetensors"))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not an adapter: {error}") from error
-    if kind != "LORA":
-        raise ValueError(f"{path} holds a {kind} adapter, not a LORA")
-    if config.get("megatron_config"):  # peft would import the module that the file names
-        raise ValueError(f"{path} is an adapter for Megatron, which is not supported")
-    adapted = [name.removeprefix("base_model.model.").split(".lora_A.")[0] for name in names if ".lora_A." in name]
-    if not adapted:
-        raise ValueError(f"{path} adapts no layer")
-    for layer in adapted:
-        if layers is not None and layer not in layers:
-            raise ValueError(f"{path} adapts {layer}, which the network does not have")

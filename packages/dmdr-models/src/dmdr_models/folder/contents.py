@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dmdr_models.base.json_files import read_json
-from dmdr_models.folder.checks import check_index, check_part, check_side
+from dmdr_models.folder.checks import check_index, check_part, check_side, single_file
 from dmdr_models.folder.layout import VAES, Layout
 from dmdr_models.folder.safetensors_header import layers_in
+from dmdr_models.folder.weight_files import weight_files
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,17 @@ def describe(
             with "resolution".
     """
     folder = Path(path)
+    if folder.is_file():
+        raise ValueError(single_file(folder))
+    lacking = layout.lacking(path)
     for part, expected in layout.parts.items():
         elsewhere = own_text if part in layout.text_encoders else own_vae and part == "vae"
-        if not elsewhere:
-            check_part(path, part, expected)
+        if elsewhere or part in lacking:
+            continue
+        if part in layout.optional and folder.is_dir() and not (folder / part).is_dir():
+            fix = f'download it, or for a model without it set "{part}" to [null, null] in its model_index.json'
+            raise FileNotFoundError(f"{path} holds no {part}: {fix}")
+        check_part(path, part, expected)
     if not folder.is_dir():
         return None
     check_index(folder)
@@ -55,7 +63,7 @@ def describe(
         if not own_vae and layout.takes == "texts":
             factor = pixels_per_latent(_config(folder, "vae")) if "vae" in layout.parts else 1
             check_side(network, factor, network["sample_size"] * factor if resolution is None else resolution)
-        files = sorted((folder / layout.network_part).glob("*.safetensors"))
+        files = weight_files(folder / layout.network_part).tensors
         layers = [name for file in files for name in layers_in(file)]
         return Description(network["num_classes"] if layout.takes == "labels" else None, tuple(layers))
     except (KeyError, TypeError, AttributeError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dmdr_models.folder.checks import check_part
 from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.weight_files import is_weights, weight_files
 
 
 def text_fingerprint(layout: Layout, path: str | Path, max_tokens: int | None) -> str:
@@ -23,10 +24,12 @@ def text_fingerprint(layout: Layout, path: str | Path, max_tokens: int | None) -
         ValueError: one is of another class.
     """
     digest = hashlib.sha256(f"{max_tokens}".encode())
+    lacking = layout.lacking(path)
     for part, expected in layout.text_encoders.items():
-        check_part(path, part, expected)
-        for folder in (Path(path) / part, Path(path) / part.replace("text_encoder", "tokenizer")):
-            _add(digest, sorted(file for file in folder.glob("[!.]*") if file.is_file()))
+        if part not in lacking:
+            check_part(path, part, expected)
+            _add(digest, _in_force(Path(path) / part))
+            _add(digest, _files(Path(path) / part.replace("text_encoder", "tokenizer")))
     if not Path(path).is_dir():
         digest.update(str(path).encode())
     return digest.hexdigest()
@@ -41,7 +44,7 @@ def network_fingerprint(layout: Layout, path: str | Path) -> str:
     """
     check_part(path, layout.network_part, layout.network_classes)
     digest = hashlib.sha256()
-    _add(digest, sorted((Path(path) / layout.network_part).glob("[!.]*")))
+    _add(digest, _in_force(Path(path) / layout.network_part))
     if not Path(path).is_dir():
         digest.update(str(path).encode())
     return digest.hexdigest()
@@ -60,6 +63,16 @@ def content_fingerprint(path: str | Path) -> str:
     else:
         digest.update(str(path).encode())
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("[!.]*") if file.is_file())
+
+
+def _in_force(folder: Path) -> list[Path]:
+    """The files of a part without weights that are not read, such as those of another variant."""
+    read = set(weight_files(folder).files) if folder.is_dir() else set()
+    return [file for file in _files(folder) if file in read or not is_weights(file)]
 
 
 def _add(digest: Any, files: Iterable[Path]) -> None:

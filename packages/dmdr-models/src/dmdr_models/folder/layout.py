@@ -7,6 +7,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
+from dmdr_models.base.json_files import read_json
+
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 """The classes that a family's part `vae` may have."""
 
@@ -31,6 +33,7 @@ class Layout:
             leaves no choice.
         checks: "module:function" by part, for what the family demands of the part's config beyond its class. It is
             called with the config and raises a ValueError; importing it must not import torch.
+        optional: the parts that a model may do without; its model_index.json says so by a null.
         draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
             `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
     """
@@ -40,6 +43,7 @@ class Layout:
     opens: str
     takes: Literal["labels", "texts"] = "labels"
     max_tokens: int | None = None
+    optional: tuple[str, ...] = ()
     draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
     checks: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,6 +69,21 @@ class Layout:
         """
         if part in self.checks:
             resolve_name(self.checks[part])(config)
+
+    def lacking(self, path: str | Path) -> tuple[str, ...]:
+        """The optional parts without which the model in a local folder works; none for a hub name.
+
+        Raises:
+            ValueError: the folder's model_index.json is no pipeline's config.
+        """
+        index = Path(path) / "model_index.json"
+        if not self.optional or not index.is_file():
+            return ()
+        try:
+            named = read_json(index)
+            return tuple(part for part in self.optional if not (named.get(part) or [None])[0])
+        except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"{index} is not a pipeline's config: {error}") from error
 
     def open(self, path: str | Path, **options: Any) -> Any:
         """Import the family's code and open a folder with it; see `dmdr_models.load`."""

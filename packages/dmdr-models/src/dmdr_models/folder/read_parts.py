@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmdr_models.folder.checks import check_class, check_names, check_part
 from dmdr_models.folder.layout import VAES
 from dmdr_models.folder.state_dicts import load_state_dict
+from dmdr_models.folder.weight_files import weight_files
 
 # An AutoencoderTiny saves block_out_channels in its config, and warns of it when it is loaded.
 logging.getLogger("diffusers.configuration_utils").addFilter(
@@ -55,9 +56,36 @@ def load_vae(path: str, part: str, dtype: torch.dtype) -> Any:
     """
     kind = part_config(diffusers.AutoencoderKL, path, part, VAES)["_class_name"]
     vae = getattr(diffusers, kind).from_pretrained(
-        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True
+        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True, variant=variant(path, part)
     )
     return vae.eval()
+
+
+def load_text_encoder(path: str, part: str, classes: Sequence[str], dtype: torch.dtype) -> Any:
+    """A text encoder of transformers, in eval mode.
+
+    Args:
+        path: folder or hub name.
+        part: its sub-folder.
+        classes: names of the classes that it may have; it is opened as the first.
+
+    Raises:
+        FileNotFoundError: no such folder, or it lacks the part.
+        ValueError: the part is of another class.
+    """
+    import transformers
+
+    check_part(path, part, classes)
+    encoder = getattr(transformers, classes[0]).from_pretrained(
+        path, subfolder=part, dtype=dtype, use_safetensors=True, variant=variant(path, part)
+    )
+    return encoder.eval()
+
+
+def variant(path: str, part: str) -> str | None:
+    """The variant of the weights in a local folder's part; None for plain weights and for a hub name."""
+    folder = Path(path) / part
+    return weight_files(folder).variant if folder.is_dir() else None
 
 
 def load_network(
@@ -95,7 +123,12 @@ def load_network(
             raise FileNotFoundError(f"no folder {weights}, nor such a file")
     check_part(path, part, (model.__name__,))
     network, faults = model.from_pretrained(
-        path, subfolder=part or None, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        path,
+        subfolder=part or None,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        variant=variant(path, part),
+        output_loading_info=True,
     )
     found = "; ".join(f"{fault}: {', '.join(map(str, names))}" for fault, names in faults.items() if names)
     if found:

@@ -12,13 +12,26 @@ def read_header(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no safetensors file.
     """
+    header = _whole_header(file)
+    header.pop("__metadata__", None)
+    return header
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What the writer of a file noted in its header; empty if it noted nothing.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    return _whole_header(file).get("__metadata__", {})
+
+
+def _whole_header(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         if not 2 <= size <= file.stat().st_size:
             raise ValueError(f"{file} is no safetensors file")
-        header = parse_json(stream.read(size), file)
-    header.pop("__metadata__", None)
-    return header
+        return parse_json(stream.read(size), file)
 
 
 def layers_in(file: Path) -> list[str]:

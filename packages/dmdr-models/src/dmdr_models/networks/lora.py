@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dmdr_models.folder.lora_targets import check_targets
+from dmdr_models.networks.lora_files import LoRA
 
 Init = Literal["kaiming", "gaussian", "output_gaussian"]
 
@@ -101,6 +102,26 @@ class LoRANetwork(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's weights by the names that PEFT saves them under, such as `blocks.0.to_q.lora_A.weight`."""
         return {at.replace(f".{self.name}.", "."): p.detach() for at, p in self._adapter_parameters().items()}
+
+    def start_from(self, lora: LoRA) -> None:
+        """Take over the weights of a LoRA with the same layers and rank; B makes up for another alpha.
+
+        Raises:
+            ValueError: it has other layers, another rank, or does not fit them.
+        """
+        for name in sorted(lora.changes.keys() ^ self._layers.keys()):
+            raise ValueError(f"{lora.source} adapts other layers, for example as to {name}: set targets to its own")
+        for name, layer in self._layers.items():
+            a, b, scale = lora.changes[name]
+            own: Any = layer.lora_A[self.name].weight, layer.lora_B[self.name].weight
+            for found, weight in zip((a, b), own, strict=True):
+                if found.shape != weight.shape:
+                    shapes = f"{tuple(found.shape)}, not {tuple(weight.shape)}"
+                    raise ValueError(
+                        f"{lora.source} adapts {name} with a matrix of shape {shapes}: set rank to its own"
+                    )
+            own[0].data.copy_(a)
+            own[1].data.copy_(b * (scale * self.rank / self.alpha))
 
     def _adapter_parameters(self) -> dict[str, nn.Parameter]:
         return {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from dmdr_core import FlowMatching
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class SD3(TextFamily):
 
     layout = LAYOUT
     network_class = SD3Transformer2DModel
+    lora_pipeline = StableDiffusion3Pipeline
     fixed = ("in_channels", "out_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim")
     process = FlowMatching(t_end=T_END)
     lora_targets = tuple(f"attn.{projection}" for projection in PROJECTIONS)
@@ -55,7 +56,8 @@ class SD3(TextFamily):
         dtype: torch.dtype = torch.float32,
     ):
         self.max_tokens = max_tokens
-        super().__init__(path, SD3TextEncoders(str(path), max_tokens, dtype), vae, resolution, dtype)
+        width = part_config(SD3Transformer2DModel, str(path), "transformer")["joint_attention_dim"]
+        super().__init__(path, SD3TextEncoders(str(path), max_tokens, width, dtype), vae, resolution, dtype)
         if not 1 <= max_tokens <= 512:
             raise ValueError(f"max_tokens {max_tokens} is not in 1 to 512, the length of T5's sequence")
         config = part_config(FlowMatchEulerDiscreteScheduler, self.path, "scheduler")

@@ -19,5 +19,6 @@ LAYOUT = Layout(
     takes="texts",
     checks={"scheduler": "dmdr_models.sd3.accepted:check_scheduler", "vae": "dmdr_models.sd3.accepted:check_vae"},
     max_tokens=MAX_TOKENS,
+    optional=("text_encoder_3",),
     draws="dmdr_models.sd3.drawing:SD3Drawing",
 )

@@ -47,6 +47,7 @@ class SDXL(TextFamily):
 
     layout = LAYOUT
     network_class = UNet2DConditionModel
+    lora_pipeline = StableDiffusionXLPipeline
     fixed = ("in_channels", "out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
     process: VariancePreserving
     lora_targets = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS, *TIME_PROJECTIONS)

@@ -18,6 +18,7 @@ from dmdr_train.recipe.schema import Recipe
 # A resumed run may change these keys and everything below them, except FIXED_KEYS.
 FREE_KEYS = (
     "run", "tracking", "watch", "memory", "optim.generator.lr", "optim.fake_score.lr", "optim.accumulation",
+    "model.generator_lora.start",
 )  # fmt: skip
 FIXED_KEYS = (
     "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",

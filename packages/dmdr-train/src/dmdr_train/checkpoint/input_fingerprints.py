@@ -23,6 +23,7 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
     model, data = settings.model, settings.data
     paths = {"model.generator": model.generator, "data.prompts": data.prompts, "data.pairs": data.pairs}
     paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
+    paths |= {f"model.teacher_loras.{i}.path": lora.path for i, lora in enumerate(model.teacher_loras)}
     if evaluation := settings.tracking.evaluation:
         paths["tracking.evaluation.classifier"] = evaluation.classifier
         if evaluation.reference not in DRAWN:

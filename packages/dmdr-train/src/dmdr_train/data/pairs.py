@@ -4,11 +4,12 @@ They are a folder of shards, see `dmdr_train.data.shard_folder`. A shard has n p
 `[n, C, H, W]` float32, and in its metadata the text `prompts`, a list in JSON.
 """
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
-from dmdr_models.folder.fingerprints import network_fingerprint
+from dmdr_models.folder.fingerprints import content_fingerprint, network_fingerprint
 from dmdr_rewards.base.safe_reading import from_json
 
 from dmdr_train.base.errors import UserError, naming
@@ -32,8 +33,10 @@ def pairs_folder(key: str, folder: str | Path) -> ShardFolder:
 
 def made_with(model: Model) -> dict[str, Any]:
     """The entries of a manifest that identify the teacher of pairs."""
-    layout = registry.find(model.family)
-    return {"format": FORMAT, "family": model.family, "network": network_fingerprint(layout, model.path)}
+    network = network_fingerprint(registry.find(model.family), model.path)
+    for lora in model.teacher_loras:
+        network = sha256(f"{network} {content_fingerprint(lora.path)} {lora.strength}".encode()).hexdigest()
+    return {"format": FORMAT, "family": model.family, "network": network}
 
 
 def check_pairs(settings: Recipe) -> None:

@@ -33,6 +33,7 @@ def check(recipe: Sections) -> None:
     check_data(recipe)
     check_groups(recipe)
     check_backbone(recipe)
+    check_start(recipe)
     check_keeping(recipe)
     check_watch(recipe)
 
@@ -115,6 +116,13 @@ def check_backbone(recipe: Sections) -> None:
         raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
     if recipe.model.generator is not None:
         raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+
+def check_start(recipe: Sections) -> None:
+    """Check that the generator's LoRA starts from one place."""
+    lora = recipe.model.generator_lora
+    if lora is not None and lora.start is not None and recipe.run.init_from is not None:
+        raise ValueError("model.generator_lora.start: has no effect beside run.init_from; leave one of them out")
 
 
 def check_keeping(recipe: Sections) -> None:

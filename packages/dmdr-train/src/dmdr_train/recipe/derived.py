@@ -94,6 +94,12 @@ class Sections(Section):
             return self.memory.shared_backbone
         return self.model.generator_lora is not None and self.optim.zero_stage < 3 and self.model.generator is None
 
+    @property
+    def lora_stands_alone(self) -> bool:
+        """Whether the student is a LoRA that fits the weights at `model.path` as they are."""
+        model = self.model
+        return model.generator_lora is not None and model.generator is None and not model.teacher_loras
+
     # -- early warning
 
     @property

@@ -30,6 +30,18 @@ class Lora(Section):
     )
 
 
+class GeneratorLora(Lora):
+    start: str | None = Field(
+        default=None,
+        description="a LoRA to continue, folder or file, of the same rank and layers; null: a new one",
+    )
+
+
+class TeacherLora(Section):
+    path: str = Field(description="folder or file, in PEFT's, diffusers' or kohya's layout")
+    strength: float = 1.0
+
+
 class Model(Section):
     """What is distilled, and how its roles are built."""
 
@@ -44,8 +56,11 @@ class Model(Section):
     generator: str | None = Field(
         None, description="folder, or file of the state dict, that the generator starts from; null: the teacher"
     )
-    generator_lora: Lora | None = Field(default=None, description="train a LoRA; null: train all weights")
+    generator_lora: GeneratorLora | None = Field(default=None, description="train a LoRA; null: train all weights")
     fake_score_lora: Lora = Lora()
+    teacher_loras: list[TeacherLora] = Field(
+        default=[], description="added to the teacher's weights, and to those that the generator starts from"
+    )
 
     @field_validator("family")
     @classmethod

@@ -29,13 +29,12 @@ def usage(settings: Recipe, family: Family, folder: Path) -> str:
 
 
 def keeps_lora(settings: Recipe, family: Family) -> bool:
-    """Whether the student is written as a LoRA: one of the family's own weights, where stock diffusers can load it.
+    """Whether the student is written as a LoRA, which fits the weights at `model.path`; otherwise it is merged.
 
-    A LoRA of the weights of `model.generator` would be put on other weights than it was trained on by all who have the
-    model alone; it is merged into them instead.
+    A LoRA that was trained on the weights of `model.generator`, or on a teacher with LoRAs of its own, would be put on
+    other weights by everyone who has only the model.
     """
-    model = settings.model
-    return model.generator_lora is not None and model.generator is None and family.students.keeps_lora
+    return settings.lora_stands_alone and family.students.keeps_lora
 
 
 def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str, Scores]) -> str:
@@ -43,9 +42,12 @@ def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str,
     steps, base = settings.rollout.steps, settings.model.path
     start = settings.model.generator
     began = "" if start is None else f" It began with the weights `{Path(start).name}`, which it contains."
+    loras = "".join(
+        f", and from its LoRA `{Path(x.path).name}` at {x.strength:g}" for x in settings.model.teacher_loras
+    )
     text = f"""# Student ({settings.model.family}, {steps} step{"s" if steps > 1 else ""})
 
-Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}.{began}
+Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path(base))}{loras}.{began}
 
 {usage(settings, family, folder)}
 """

@@ -1,8 +1,8 @@
 """Export of the trained student as a folder that `dmdr-generate`, diffusers and PEFT open.
 
-The LoRA of a text-to-image model is written as a LoRA, unless it was trained on other weights than the model's; other
-students are written as a whole network. The folder also says how to sample the student, in dmdr.json and for diffusers
-in scheduler/, and has a model card.
+The LoRA of a text-to-image model is written as a LoRA, unless it builds on other weights than the model's; other
+students are written as a whole network, with all LoRAs in it. The folder also says how to sample the student, in
+dmdr.json and for diffusers in scheduler/, and has a model card.
 """
 
 import json

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from dmdr_models.families.protocols import Family
+from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.base.errors import naming
 from dmdr_train.checkpoint.compatibility import check_same_base
@@ -40,7 +42,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     if settings.data.pairs is not None:
         pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
-    source = None if resumed else start_from(settings, networks)
+    source = None if resumed else start_from(settings, family, networks)
     offload = settings.memory.offload_optimizer
     generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
     updates = sum(map(len, settings.matching)) * settings.guidance.ratio
@@ -64,8 +66,17 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     return trainer
 
 
-def start_from(settings: Recipe, networks: Networks) -> Path | None:
-    """Put the weights of `run.init_from` into new networks; returns the checkpoint that they are from."""
+def start_from(settings: Recipe, family: Family, networks: Networks) -> Path | None:
+    """Put the weights of `model.generator_lora.start`, then of `run.init_from`, into new networks.
+
+    Returns:
+        The checkpoint of `run.init_from`.
+    """
+    lora, generator = settings.model.generator_lora, networks.generator
+    if lora is not None and lora.start is not None:
+        assert isinstance(generator, LoRANetwork)
+        with naming("model.generator_lora.start"):
+            generator.start_from(family.read_lora(lora.start))
     if settings.run.init_from is None:
         return None
     source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))

@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
-from dmdr_models.folder.checks import STATE_DICTS
+from dmdr_models.folder.adapter_files import adapter_ranks, check_adapter
+from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import Description, check_vae, describe
 from dmdr_models.folder.lora_targets import check_targets
 
@@ -92,7 +94,9 @@ def check_model(settings: Recipe) -> Description | None:
         with naming("model.vae"):
             check_vae(registry.find(model.family), model.vae)
     if model.generator is not None:
-        check_generator(model.generator)
+        with naming("model.generator"):
+            check_weights(registry.find(model.family), model.generator, None if found is None else found.layers)
+    check_loras(settings, None if found is None else found.layers)
     if found is None:
         return None
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
@@ -100,6 +104,23 @@ def check_model(settings: Recipe) -> Description | None:
             with naming(f"model.{key}.targets"):
                 check_targets(lora.targets or [], found.layers)
     return found
+
+
+def check_loras(settings: Recipe, layers: Sequence[str] | None) -> None:
+    """Check the LoRAs that the teacher has and that the generator's continues."""
+    model = settings.model
+    part = registry.find(model.family).network_part
+    for i, lora in enumerate(model.teacher_loras):
+        with naming(f"model.teacher_loras.{i}.path"):
+            check_adapter(lora.path, layers, part)
+    own = model.generator_lora
+    if own is not None and own.start is not None and not goes_on(settings):
+        with naming("model.generator_lora.start"):
+            check_adapter(own.start, layers, part)
+            ranks = adapter_ranks(own.start)
+        if ranks != {own.rank}:
+            named = " and ".join(map(str, sorted(ranks)))
+            raise UserError("model.generator_lora.rank", f"{own.rank} is not that of {own.start}; set it to {named}")
 
 
 def check_options(settings: Recipe) -> None:
@@ -118,15 +139,6 @@ def check_options(settings: Recipe) -> None:
     ):
         if on:
             raise UserError(key, f"the family {model.family} has no VAE; leave it out")
-
-
-def check_generator(path: str) -> None:
-    """Check that the generator's weights are a folder, or a file with a known suffix."""
-    if not os.path.isfile(path):
-        folder("model.generator", path)
-    elif not path.lower().endswith(STATE_DICTS):
-        known = ", ".join(STATE_DICTS)
-        raise UserError("model.generator", f"{path} has no known suffix; give a folder, or a file in {known}")
 
 
 def check_data(settings: Recipe, found: Description | None) -> None:

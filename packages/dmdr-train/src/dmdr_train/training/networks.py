@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import dmdr_models
 import torch
 from dmdr_models.families.protocols import Family
+from dmdr_models.networks.applied_loras import fold_loras
 from dmdr_models.networks.lora import LoRANetwork
+from dmdr_models.networks.lora_files import LoRA
 from torch import nn
 
 from dmdr_train.base.errors import naming
@@ -58,14 +60,29 @@ def open_decoder(settings: schema.Recipe, family: Family) -> None:
 
 
 def load_network(model: schema.Model, family: Family, generator: bool = False) -> nn.Module:
-    """The teacher's network, or the one that the generator starts from.
+    """The teacher's network with its LoRAs in its weights, or the network that the generator starts from.
 
     One whose own weights are trained comes in float32: the optimizer keeps its master copy of them.
     """
     weights = model.generator if generator else None
     full = generator and model.generator_lora is None
+    loras = teacher_loras(model, family) if weights is None else []
     with naming("model.path" if weights is None else "model.generator"):
-        return family.load_network(weights, torch.float32 if full else None)
+        network = family.load_network(weights, torch.float32 if full else None)
+    for i, lora in enumerate(loras):
+        with naming(f"model.teacher_loras.{i}.path"):
+            lora[0].check(network)
+    fold_loras(network, loras)
+    return network
+
+
+def teacher_loras(model: schema.Model, family: Family) -> list[tuple[LoRA, float]]:
+    """The LoRAs of the teacher, each with its strength."""
+    found = []
+    for i, lora in enumerate(model.teacher_loras):
+        with naming(f"model.teacher_loras.{i}.path"):
+            found.append((family.read_lora(lora.path), lora.strength))
+    return found
 
 
 class Networks(NamedTuple):

@@ -1,0 +1,124 @@
+"""Reading a LoRA of others: PEFT's folder, or a file in diffusers' or kohya's layout, through their own converters.
+
+Every tensor of the file must find its place; otherwise the LoRA is refused with the name of the first that does not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from dmdr_models.folder.adapter_files import PEFT_PREFIX, AdapterFiles, diffusers_config, find_adapter
+from dmdr_models.folder.state_dicts import load_state_dict
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+class Change(NamedTuple):
+    """The change of one layer's weights, scale · B·A.
+
+    Attributes:
+        a: `[r, in]`, or `[r, in, kh, kw]` of a convolution; float32.
+        b: `[out, r]`, or `[out, r, 1, 1]`; float32.
+        scale: alpha / r.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A LoRA that was read from `source`: the change of each layer, by the layer's name in diffusers' network."""
+
+    source: str
+    changes: dict[str, Change]
+
+    def check(self, network: nn.Module) -> None:
+        """Check that a network has all layers, in the right shape.
+
+        Raises:
+            ValueError: names the first that it has not.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        for name, (a, b, _) in self.changes.items():
+            shape = shapes.get(f"{name}.weight")
+            if shape is None:
+                raise ValueError(f"{self.source} adapts {name}, which the network does not have")
+            changed = (b.shape[0], a.shape[1], *a.shape[2:])
+            if changed != shape or b.shape[1] != a.shape[0]:
+                raise ValueError(f"{self.source} adapts {name} with shape {changed}, the network's has {shape}")
+
+
+def read_lora(path: str | Path, part: str, pipeline: Any = None, config: Mapping[str, Any] | None = None) -> LoRA:
+    """Read a LoRA of a network.
+
+    Args:
+        path: as for `dmdr_models.folder.adapter_files.find_adapter`.
+        part: the network's sub-folder, the prefix of its tensors in diffusers' layout.
+        pipeline: the class in diffusers whose converters know the other layouts; None reads PEFT's alone.
+        config: of the network, by which kohya's names of blocks are converted.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: it is no LoRA, or one with a tensor that has no place in the network.
+    """
+    files = find_adapter(path)
+    raw = load_state_dict(files.weights)
+    if files.config is not None:
+        state, settings = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in raw.items()}, files.config
+    elif pipeline is None:
+        raise ValueError(f"{path} is not in PEFT's layout, the only one that is read for this family")
+    else:
+        state, settings = _converted(files, raw, part, pipeline, config or {}), diffusers_config(files, part)
+    names = {id(tensor): name for name, tensor in raw.items()}
+    changes, used = {}, set()
+    for name, a in state.items():
+        layer = name.removesuffix(A)
+        b = state.get(layer + B)
+        if not name.endswith(A) or b is None:
+            continue
+        alpha = names[id(a)].rpartition(".lora_down")[0] + ".alpha"
+        used |= {names[id(a)], names[id(b)], alpha}
+        scale = raw[alpha].item() / a.shape[0] if alpha in raw else _scale(settings, layer, a.shape[0])
+        changes[layer] = Change(a.float(), b.float(), scale)
+    for name in raw:
+        if name not in used:
+            raise ValueError(f"{path} holds {name}, which has no place in the {part}: give a LoRA of the {part} alone")
+    if not changes:
+        raise ValueError(f"{path} adapts no layer")
+    return LoRA(str(path), changes)
+
+
+def _converted(
+    files: AdapterFiles, raw: Mapping[str, Tensor], part: str, pipeline: Any, config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors of the network by PEFT's names, as far as diffusers knows them."""
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    try:
+        found = pipeline.lora_state_dict(dict(raw), unet_config=SimpleNamespace(**config))
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{files.weights} is in a layout that diffusers cannot convert: {reason}") from error
+    state = found[0] if isinstance(found, tuple) else found
+    own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+    return own if any(name.endswith(A) for name in own) else convert_unet_state_dict_to_peft(own)
+
+
+def _scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    """alpha / r of a layer as PEFT's config says it; 1 without a config."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = settings.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), layer), settings.get("lora_alpha", rank))
+    return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
