@@ -95,6 +95,7 @@ def test_a_run_begins_at_the_weights_of_the_file(settings: Callable[..., Recipe]
     assert equal(exact(trainer.generator), dict(network.named_parameters()))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(("stage", "lora"), [(2, LORA), (3, None)], ids=["2", "3"])
 def test_the_average_is_that_of_the_master_weights(
     settings: Callable[..., Recipe], tmp_path: Path, stage: int, lora: Any
@@ -118,6 +119,9 @@ def test_the_average_is_that_of_the_master_weights(
     resumed = Average(again.generator, 0.5)
     load_checkpoint(path, again, resumed)
     assert equal(resumed.state, average.state)
+    for each in (trainer, again):
+        each.train_step()
+    assert equal(exact(again.generator), exact(trainer.generator)), "a resumed run is another"
 
 
 def test_a_lora_of_a_text_model_is_exported_in_float32(
