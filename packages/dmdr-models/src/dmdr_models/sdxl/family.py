@@ -60,7 +60,7 @@ class SDXL(TextFamily):
         super().__init__(path, SDXLTextEncoders(str(path), dtype), vae, resolution, dtype)
         self.scheduler_config = part_config(DDPMScheduler, self.path, "scheduler", classes=())
         self.layout.check_config("scheduler", self.scheduler_config)
-        ddpm = DDPMScheduler(**process_of(self.scheduler_config))
+        ddpm: Any = DDPMScheduler(**process_of(self.scheduler_config))
         self.process = VariancePreserving(ddpm.alphas_cumprod)
         try:
             config = StableDiffusionXLPipeline.load_config(self.path)
