@@ -149,12 +149,23 @@ class StockPipeline(ABC):
                 option = settings.origin("size")
             raise UsageError(f"{option}: {error}") from error
 
+    def _check_configs(self, args: argparse.Namespace) -> None:
+        """The family's own checks: of folders here they are done already, of names on the hub not yet."""
+        from diffusers import AutoencoderKL, DDPMScheduler
+
+        from dmdr_models.folder.read_parts import part_config
+
+        vae = (args.model, "vae") if args.vae is None else (args.vae, "")
+        places: dict[str, Any] = {"scheduler": (DDPMScheduler, args.model, "scheduler"), "vae": (AutoencoderKL, *vae)}
+        for part in self.layout.checks.keys() & places.keys():
+            self.layout.check_config(part, part_config(*places[part], self.layout.parts[part]))
+
     def _load(self, args: argparse.Namespace) -> Any:
         import diffusers
         import torch
         from peft import PeftModel
 
-        from dmdr_models.folder.read_parts import load_network, load_vae, part_config
+        from dmdr_models.folder.read_parts import load_network, load_vae
 
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older releases know no other name
         dtype = getattr(torch, DTYPES[args.dtype])
@@ -162,6 +173,7 @@ class StockPipeline(ABC):
         parts: dict[str, Any] = {}
         option = f"--model {args.model}"
         try:
+            self._check_configs(args)
             if args.weights is not None:
                 option = f"--weights {args.weights}"
                 network = getattr(diffusers, self.layout.network_classes[0])
@@ -170,9 +182,6 @@ class StockPipeline(ABC):
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)
             option = f"--model {args.model}"
-            # Of a folder here they are checked already; of a name on the hub only now, before its weights are fetched.
-            if "scheduler" in self.layout.checks:
-                self.layout.check_config("scheduler", part_config(diffusers.DDPMScheduler, args.model, "scheduler", ()))
             pipeline = getattr(diffusers, self.pipeline).from_pretrained(
                 args.model, torch_dtype=dtype, use_safetensors=True, **parts
             )
