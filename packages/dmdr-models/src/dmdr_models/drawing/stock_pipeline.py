@@ -158,7 +158,8 @@ class StockPipeline(ABC):
         vae = (args.model, "vae") if args.vae is None else (args.vae, "")
         places: dict[str, Any] = {"scheduler": (DDPMScheduler, args.model, "scheduler"), "vae": (AutoencoderKL, *vae)}
         for part in self.layout.checks.keys() & places.keys():
-            self.layout.check_config(part, part_config(*places[part], self.layout.parts[part]))
+            kind, path, folder = places[part]
+            self.layout.check_config(part, part_config(kind, path, folder, self.layout.parts[part]))
 
     def _load(self, args: argparse.Namespace) -> Any:
         import diffusers
