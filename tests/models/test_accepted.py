@@ -144,3 +144,18 @@ def test_statistics_of_latents_are_the_pipelines(sdxl_model, xl_pipeline, tmp_pa
     coded = family.vae.encode(picture * 2 - 1).latent_dist.mean
     expected = (coded - torch.tensor(mean).view(1, 4, 1, 1)) * family.vae.config.scaling_factor
     torch.testing.assert_close(family.encode(picture), expected / torch.tensor(std).view(1, 4, 1, 1))
+
+
+def test_a_name_on_the_hub_is_checked_before_its_weights(without_weights, monkeypatch, capsys):
+    """Of such a model nothing is known before it is opened; a folder without weights stands for it here."""
+    folder = without_weights("sdxl")
+    monkeypatch.setattr("dmdr_models.drawing.stock_pipeline.describe", lambda *args, **named: None)
+    monkeypatch.setattr("diffusers.StableDiffusionXLPipeline.from_pretrained", lambda *args, **named: 1 / 0)
+    for file, changes, message in (REFUSED["sdxl"][0], REFUSED["sdxl"][-1]):
+        before = (folder / file).read_text()
+        change(folder / file, changes)
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            main(["--model", str(folder), "a fox", "-o", str(folder / "out.png")])
+        assert message in capsys.readouterr().err
+        (folder / file).write_text(before)

@@ -150,11 +150,23 @@ class StockPipeline(ABC):
                 option = settings.origin("size")
             raise UsageError(f"{option}: {error}") from error
 
+    def _check_configs(self, args: argparse.Namespace) -> None:
+        """The family's own checks: of folders here they are done already, of names on the hub not yet."""
+        from diffusers import AutoencoderKL, DDPMScheduler
+
+        from dmdr_models.folder.read_parts import part_config
+
+        vae = (args.model, "vae") if args.vae is None else (args.vae, "")
+        places: dict[str, Any] = {"scheduler": (DDPMScheduler, args.model, "scheduler"), "vae": (AutoencoderKL, *vae)}
+        for part in self.layout.checks.keys() & places.keys():
+            kind, path, folder = places[part]
+            self.layout.check_config(part, part_config(kind, path, folder, self.layout.parts[part]))
+
     def _load(self, args: argparse.Namespace) -> Any:
         import diffusers
         import torch
 
-        from dmdr_models.folder.read_parts import load_network, load_vae, part_config
+        from dmdr_models.folder.read_parts import load_network, load_vae
         from dmdr_models.networks.applied_loras import add_loras
         from dmdr_models.networks.lora_files import read_lora
 
@@ -165,6 +177,7 @@ class StockPipeline(ABC):
         loras: list[tuple[Any, float]] = []
         option = f"--model {args.model}"
         try:
+            self._check_configs(args)
             if args.weights is not None:
                 option = f"--weights {args.weights}"
             parts[part] = load_network(network, args.model, part, args.weights, dtype)
@@ -178,9 +191,6 @@ class StockPipeline(ABC):
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)
             option = f"--model {args.model}"
-            # Of a folder here they are checked already; of a name on the hub only now, before its weights are fetched.
-            if "scheduler" in self.layout.checks:
-                self.layout.check_config("scheduler", part_config(diffusers.DDPMScheduler, args.model, "scheduler", ()))
             pipeline = self._open(args.model, dtype, parts)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"{option}: {error}") from error
