@@ -55,9 +55,9 @@ def measured(run: Path) -> list[float]:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3g} ± {spread:.2g}"
+    """Mean, and standard deviation over the seeds where there are several."""
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3g}{spread}"
 
 
 def main() -> None:
