@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dmdr_models.families.protocols import Condition
-from dmdr_models.folder.checks import check_part
 from dmdr_models.folder.layout import Layout
 from dmdr_models.folder.read_parts import load_text_encoder
 
@@ -62,7 +61,6 @@ class TextEncoders(ABC):
 
         found = []
         for part, kinds in self.present.items():
-            check_part(self.path, part, kinds)
             folder = part.replace("text_encoder", "tokenizer")
             found.append(getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder))
         return found
