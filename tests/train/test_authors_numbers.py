@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from dmdr_models.sd3.family import SD3
 from dmdr_models.sd3.layout import LAYOUT
+from dmdr_models.sdxl.family import SDXL
 from dmdr_models.sit.family import SiT
 from dmdr_train.recipe.load import from_yaml, load_recipe
 from dmdr_train.recipe.schema import Recipe
@@ -148,11 +149,12 @@ def test_the_rates_that_were_probably_in_force_stand_beside_the_documented_ones(
 
 
 def test_lora_targets_of_the_families() -> None:
-    """8: the attention projections of both streams in SD3; the projections of queries and values in SiT."""
-    assert set(SD3.lora_targets) == {
-        *("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0"),
-    }
+    """8: the attention projections of both streams in SD3; the projections of queries and values in SiT. 8b: the second
+    attention of SD3.5-Medium is not adapted, nor are SDXL's embeddings of time and size."""
+    projections = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
+    assert set(SD3.lora_targets) == {f"attn.{name}" for name in projections}
     assert SiT.lora_targets == ("to_q", "to_v")
+    assert not {"linear_1", "linear_2"} & set(SDXL.lora_targets)
     assert LAYOUT.max_tokens == 128
 
 
