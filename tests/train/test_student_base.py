@@ -106,3 +106,6 @@ def test_a_lora_goes_onto_no_other_weights(
     assert [refused(one) for one in (onto_others, plain, whole)] == [False, True, False]
     before["inputs"]["model.generator"] = "others"
     assert [refused(one) for one in (onto_others, plain, whole)] == [True, True, False]
+    before["inputs"] = {"model.path": "x", "model.teacher_loras.0.path": "style"}
+    with pytest.raises(UserError, match=r"^model.teacher_loras.0.path: is None, and the LoRA of run.init_from"):
+        compatibility.check_same_base(plain, tmp_path)

@@ -102,17 +102,24 @@ def check_same_base(settings: Recipe, source: Path) -> None:
     """Check that the LoRA of `run.init_from` goes onto the weights that it was trained on.
 
     Raises:
-        UserError: `model.generator` of that run has other contents, or only one of the runs has it.
+        UserError: `model.generator` or a LoRA of the teacher has other contents than in that run, or only one of the
+            runs has it.
     """
     before = read_manifest("run.init_from", source).get("inputs", {})
     if settings.model.generator_lora is None or not before:
         return
-    own = settings.model.generator
-    if before.get("model.generator") != (None if own is None else content_fingerprint(own)):
-        raise UserError(
-            "model.generator",
-            f"is {own}, and the LoRA of run.init_from {source} was trained on other weights; give those of that run",
-        )
+    model = settings.model
+    own = {"model.generator": model.generator}
+    own |= {f"model.teacher_loras.{i}.path": lora.path for i, lora in enumerate(model.teacher_loras)}
+    theirs = {key for key in before if key == "model.generator" or key.startswith("model.teacher_loras.")}
+    for key in sorted(own.keys() | theirs):
+        path = own.get(key)
+        if before.get(key) != (None if path is None else content_fingerprint(path)):
+            raise UserError(
+                key,
+                f"is {path}, and the LoRA of run.init_from {source} was trained on other weights; "
+                f"give those of that run",
+            )
 
 
 def completed(saved: Any) -> Any:
