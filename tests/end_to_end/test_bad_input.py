@@ -89,7 +89,7 @@ EARLY: dict[str, tuple[list[str], list[str], Callable[[Path], None]]] = {
     "another model": (["model.path=classifier"], ["model.path", "classifier"], prepare_nothing),
     "no config": (["model.path=broken"], ["model.path", "config.json"], without_file("transformer/config.json")),
     "no VAE": (["model.path=broken"], ["model.path", "vae"], without_file("vae/config.json")),
-    "no generator": (["model.generator=none"], ["model.generator", "'none'"], prepare_nothing),
+    "no generator": (["model.generator=none"], ["model.generator", "no model folder none"], prepare_nothing),
     "LoRA on no layer": (
         ["model.fake_score_lora.targets=[to_q, to_w]"],
         ["model.fake_score_lora.targets", "'to_w'", "did you mean to_"],
