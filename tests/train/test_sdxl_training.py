@@ -69,7 +69,7 @@ def test_the_generator_starts_from_a_state_dict(settings: Callable[..., Recipe],
         started = build(recipe, CPU).generator.module.state_dict()
         assert all(torch.equal(started[name], expected[name]) for name in expected)
     (tmp_path / "unet.txt").touch()
-    with pytest.raises(UserError, match=r"model.generator: .*unet.txt has no known suffix; give a folder, or"):
+    with pytest.raises(UserError, match=r"model.generator: .*unet.txt is no state dict: give a file that ends in"):
         preflight.check_model(settings(model={**model, "generator": str(tmp_path / "unet.txt")}))
     torch.save({"conv_in.weight": torch.zeros(1)}, tmp_path / "part.bin")
     with pytest.raises(UserError, match=r"model.generator: .*part.bin"):

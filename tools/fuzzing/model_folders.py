@@ -17,7 +17,7 @@ from fuzzing.training_files import recipe_base
 def model() -> Target:
     """A model's folder and an adapter, up to the checks before torch is imported."""
     from dmdr_models import registry
-    from dmdr_models.folder.checks import check_adapter
+    from dmdr_models.folder.adapter_files import check_adapter
     from dmdr_models.folder.contents import describe
     from dmdr_train.base.errors import naming
 

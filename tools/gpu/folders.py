@@ -10,6 +10,7 @@ from dmdr_models import tiny
 from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash
 from dmdr_train.data.pairs import pairs_folder
 from dmdr_train.data.shard_folder import Made, ShardFolder
+from safetensors.torch import save_file
 from torch import nn
 
 from gpu import shapes
@@ -40,6 +41,8 @@ def write_full(folder: Path, name: str) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         (folder / part / file).write_text(json.dumps(config))
+        if part != "scheduler":
+            save_file({}, folder / part / "diffusion_pytorch_model.safetensors")  # the weights are made on the device
 
 
 def write_tiny(folder: Path, name: str) -> None:
@@ -49,7 +52,7 @@ def write_tiny(folder: Path, name: str) -> None:
         "sdxl-base": tiny.sdxl,
         "taesdxl": tiny.taesd,
         "sit-xl-2": tiny.sit,
-        "sd-vae-ft-ema": lambda path: (tiny.sit(path), (path / "vae/config.json").rename(path / "config.json")),
+        "sd-vae-ft-ema": lambda path: (tiny.sit(path), [f.rename(path / f.name) for f in (path / "vae").glob("*")]),
     }
     writers[name](folder)
 

@@ -211,4 +211,4 @@ class StockPipeline(ABC):
                 parts |= {encoder: None, encoder.replace("text_encoder", "tokenizer"): None}
             else:
                 parts[encoder] = load_text_encoder(path, encoder, classes, dtype)
-        return getattr(diffusers, self.pipeline).from_pretrained(path, torch_dtype=dtype, **parts)
+        return getattr(diffusers, self.pipeline).from_pretrained(path, torch_dtype=dtype, use_safetensors=True, **parts)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,9 @@ class TextEncoders(ABC):
         found = []
         for part, kinds in self.present.items():
             folder = part.replace("text_encoder", "tokenizer")
+            if Path(self.path).is_dir() and not (Path(self.path) / folder).is_dir():
+                # transformers would make a tokenizer with a vocabulary of its own.
+                raise FileNotFoundError(f"{self.path} holds no {folder}: download the folder again")
             found.append(getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder))
         return found
 
