@@ -28,7 +28,7 @@ class StockStudents(NetworkStudents):
 
         - `adapter_model.safetensors` and `adapter_config.json`, for `PeftModel.from_pretrained(network, folder)`;
         - `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder)`;
-        - `kohya_lora.safetensors`, for ComfyUI, kohya's sd-scripts, Forge and others that read no alpha from a config.
+        - `kohya_lora.safetensors`, for ComfyUI, kohya's sd-scripts and programs that read no alpha from a config.
         """
         path, part = self.family.path, self.family.layout.network_part
         config: dict[str, Any] = LoraConfig(
