@@ -64,6 +64,18 @@ def test_a_file_that_is_no_table_of_prompts(name: str, text: str | None, folder:
         with_prompts(find(str(folder)), str(folder / name))
 
 
+def test_a_row_that_is_longer_than_the_header_is_refused_with_its_line(folder: Path) -> None:
+    """Its prompt would end at the first comma, and nothing would say so."""
+    table = folder / "p.csv"
+    table.write_text('file_name,prompt\nb.png,"a cat, asleep"\nc.png,a dog, awake\n')
+    with pytest.raises(
+        ValueError, match=r"p.csv, line 3 has more fields than the header: put a text that holds commas"
+    ):
+        with_prompts(find(str(folder)), str(table))
+    table.write_text('file_name,prompt\nb.png,"a cat, asleep"\n')
+    assert "a cat, asleep" in [item.prompt for item in with_prompts(find(str(folder)), str(table))]
+
+
 def test_what_a_reward_needs_is_required(folder: Path) -> None:
     items = with_prompts(find(str(folder)), prompt="3")
     assert [item.label for item in require(items, {"class-label": "class_label"})] == [3, 3, 3]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from dmdr_train.base.errors import UserError
 from dmdr_train.objectives.distribution_matching import DistributionMatchingSection
-from dmdr_train.objectives.refl import ReFLSection
+from dmdr_train.objectives.refl import ReFL, ReFLSection
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import BUILT_IN, dump_recipe, from_yaml, load_recipe, parse_recipe
 
@@ -162,6 +162,15 @@ def test_objectives_that_do_not_go_together(
     with pytest.raises(UserError) as caught:
         parse_recipe(make_recipe_dict(objectives=objectives, **{"data": {"pairs": "pairs"}, **changes}))
     assert str(caught.value).startswith(said)
+
+
+def test_a_weight_does_not_follow_its_own_objective(
+    make_recipe_dict: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReFL, "needs", frozenset({"reward", "fake_score"}))
+    with pytest.raises(UserError, match=r"^objectives.0.weight: auto follows distribution matching"):
+        parse_recipe(make_recipe_dict(objectives=[AUTO]))
+    parse_recipe(make_recipe_dict(objectives=[AUTO, MATCHING]))
 
 
 def test_reward_alone_is_no_distillation(write: Callable[..., str]) -> None:

@@ -24,6 +24,7 @@ CLIP_MARKS, T5_MARKS = ("conditioner.", "text_encoders.clip_"), ("text_encoders.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The program `python -m dmdr_models.unpack`."""
     redact_tracebacks()
     parser = argparse.ArgumentParser(
         prog="python -m dmdr_models.unpack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

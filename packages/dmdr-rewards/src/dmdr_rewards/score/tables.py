@@ -1,7 +1,7 @@
 """Tables of pictures or prompts: .jsonl, .csv and .parquet files, and the prompt and label in a row."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a .csv or .jsonl file. Raises ValueError or OSError, as `read_rows` does."""
     with readable(path), path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".csv":
-            return list(csv.DictReader(file))
+            return csv_rows(file, path)
         rows = []
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -44,6 +44,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                     raise ValueError(f"{path}, line {number}: give one object with `file_name` and `prompt` per line")
                 rows.append(row)
         return rows
+
+
+def csv_rows(file: Iterable[str], path: Path) -> list[dict[str, Any]]:
+    """The rows of a .csv file.
+
+    Raises ValueError for a row with more fields than the header: its text would end at the first comma.
+    """
+    reader, rows = csv.DictReader(file), []
+    for row in reader:
+        if None in row:  # the name that DictReader gives to surplus fields
+            fix = "put a text that holds commas in double quotes"
+            raise ValueError(f"{path}, line {reader.line_num} has more fields than the header: {fix}")
+        rows.append(row)
+    return rows
 
 
 def open_parquet(path: Path) -> Any:

@@ -34,6 +34,7 @@ def command(options: argparse.Namespace) -> None:
 
 
 def check_and_run(options: argparse.Namespace) -> None:
+    """Print the recipe, take the first steps of a dry run, or train, as the options say."""
     from dmdr_train.recipe.load import dump_recipe
     from dmdr_train.run.python_api import dry_run, load_recipe, train
 
