@@ -34,6 +34,9 @@ class Layout:
         checks: "module:function" by part, for what the family demands of the part's config beyond its class. It is
             called with the config and raises a ValueError; importing it must not import torch.
         optional: the parts that a model may do without; its model_index.json says so by a null.
+        reads_kohya: "module:function" that reads LoRAs in kohya's layout, for a network whose layout diffusers cannot
+            convert. It is called with the file's tensors and the network's config, and returns by the name of each
+            layer in diffusers its A, its B, and kohya's name of the layer, whose alpha they have.
         draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
             `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
     """
@@ -44,6 +47,7 @@ class Layout:
     takes: Literal["labels", "texts"] = "labels"
     max_tokens: int | None = None
     optional: tuple[str, ...] = ()
+    reads_kohya: str | None = None
     draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
     checks: Mapping[str, str] = field(default_factory=dict)
 

@@ -118,7 +118,7 @@ def check_loras(settings: Recipe, layers: Sequence[str] | None) -> None:
         with naming("model.generator_lora.start"):
             check_adapter(own.start, layers, part)
             ranks = adapter_ranks(own.start)
-        if ranks != {own.rank}:
+        if ranks - {own.rank}:
             named = " and ".join(map(str, sorted(ranks)))
             raise UserError("model.generator_lora.rank", f"{own.rank} is not that of {own.start}; set it to {named}")
 
