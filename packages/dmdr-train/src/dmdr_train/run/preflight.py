@@ -14,7 +14,7 @@ from dmdr_models.folder.lora_targets import check_targets
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
-from dmdr_train.checkpoint.compatibility import check_moments
+from dmdr_train.checkpoint.compatibility import check_moments, check_same_base
 from dmdr_train.checkpoint.find import checkpoints_in, newest
 from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.data.embedding_cache import check_embeddings
@@ -55,8 +55,10 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
         check_reference("tracking.evaluation.reference", evaluation.reference, found)
     if settings.run.init_from and not goes_on(settings):
         folder("run.init_from", settings.run.init_from)
+        source = newest("run.init_from", settings.run.init_from)
+        check_same_base(settings, source)
         if settings.run.init_moments:
-            check_moments(settings, newest("run.init_from", settings.run.init_from))
+            check_moments(settings, source)
     for tracker in chosen(settings.tracking):
         tracker.check()
     if not dry_run:
