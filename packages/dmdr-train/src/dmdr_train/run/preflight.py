@@ -18,7 +18,7 @@ from dmdr_train.checkpoint.compatibility import check_moments, check_same_base
 from dmdr_train.checkpoint.find import checkpoints_in, newest
 from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.data.embedding_cache import check_embeddings
-from dmdr_train.data.pairs import check_pairs
+from dmdr_train.data.pairs import check_pairs, side_of_pairs
 from dmdr_train.data.picture_folder import PICTURES, pictures_in
 from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
@@ -42,6 +42,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     found = check_model(settings)
     check_data(settings, found)
     check_pairs(settings)
+    check_compared(settings)
     for i, objective in enumerate(settings.objectives):
         for key, path in objective.files.items():
             file(f"objectives.{i}.{key}", path)
@@ -165,6 +166,23 @@ def check_data(settings: Recipe, found: Description | None) -> None:
                 raise UserError(
                     "data.classes", f"label {label} is out of range; valid are 0 to {found.num_classes - 1}"
                 )
+
+
+def check_compared(settings: Recipe) -> None:
+    """Check that the pictures of pairs are not too small for an objective that compares them."""
+    pairs, crop, scale = settings.data.pairs, settings.memory.reward_crop, settings.memory.reward_scale
+    for i, objective in enumerate(settings.objectives):
+        least = objective.smallest_picture
+        if pairs is None or least == 1:
+            continue
+        side = crop or side_of_pairs(pairs)
+        needs = f"is less than the {least} pixels that objectives.{i}.distance needs"
+        if side >= least > side * scale:
+            raise UserError("memory.reward_scale", f"{scale} of {side} {needs}; use {least / side:g} or more")
+        if crop and side < least:
+            raise UserError("memory.reward_crop", f"{crop} {needs}; use {least} or more")
+        if side < least:
+            raise UserError("model.resolution", f"{side} {needs}; use the distance latent_mse")
 
 
 def read_description(settings: Recipe) -> Description | None:
