@@ -7,7 +7,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-from dmdr_models.base.json_files import read_json
+from dmdr_models.base.json_files import first, read_json
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 """The classes that a family's part `vae` may have."""
@@ -85,9 +85,9 @@ class Layout:
             return ()
         try:
             named = read_json(index)
-            return tuple(part for part in self.optional if not (named.get(part) or [None])[0])
-        except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+        except ValueError as error:
             raise ValueError(f"{index} is not a pipeline's config: {error}") from error
+        return tuple(part for part in self.optional if first(named.get(part)) is None)
 
     def open(self, path: str | Path, **options: Any) -> Any:
         """Import the family's code and open a folder with it; see `dmdr_models.load`."""

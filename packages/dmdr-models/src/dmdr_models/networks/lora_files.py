@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dmdr_models.base.reasons import reason
 from dmdr_models.folder.adapter_files import (
     KOHYA_PREFIX,
     PEFT_PREFIX,
@@ -150,9 +151,8 @@ def _converted(
 
     try:
         found = pipeline.lora_state_dict(dict(raw), unet_config=SimpleNamespace(**config))
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{files.weights} is in a layout that diffusers cannot convert: {reason}") from error
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{files.weights} is in a layout that diffusers cannot convert: {reason(error)}") from error
     state = found[0] if isinstance(found, tuple) else found
     own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
     return own if any(name.endswith(A) for name in own) else convert_unet_state_dict_to_peft(own)
