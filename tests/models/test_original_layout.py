@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dmdr_models import tiny
+from dmdr_models.base.errors import ModelsError
 from dmdr_models.folder.adapter_files import adapter_ranks
 from dmdr_models.networks.applied_loras import fold_loras
 from dmdr_models.networks.lora import LoRANetwork, layer_names
@@ -187,5 +188,5 @@ def test_alpha_is_the_rank_in_every_file(sdxl, tmp_path):
 
 def test_a_family_with_no_other_layout_says_so(family, tmp_path):
     assert not family.students.has_original
-    with pytest.raises(NotImplementedError, match="sit has no layout but diffusers'"):
+    with pytest.raises(ModelsError, match=r"^the family sit has no layout but diffusers': use `save`"):
         family.students.save_original(family.load_network(), tmp_path / "student.safetensors")
