@@ -176,11 +176,11 @@ def test_our_own_recipes_take_the_authors_values() -> None:
     assert joint.run.steps == load_recipe("sd3-medium-cold-start").run.steps + refl.run.steps
 
 
-REGRESSION = [
+REGRESSION: list[tuple[str, str, Any]] = [
     ("8b, SDXL regression: LPIPS", "distance.kind", "lpips"),
     ("8b, SDXL regression: as DMD2's", "distance.pooling", "average"),
 ]
-REGRESSIONS_RUN = [
+REGRESSIONS_RUN: list[tuple[str, str, Any]] = [
     ("8b, SDXL regression: batch", "optim.batch_size", 256),
     ("8b, SDXL regression: decoded by the tiny VAE", "model.vae", "models/taesdxl"),
     ("8b, SDXL regression: pairs at guidance", "guidance.cfg", 8.0),
