@@ -244,7 +244,7 @@ def test_no_recipe_at_all(workshop: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("run.init_from", ["run.init_from", "belongs to another model", "shape", "give weights of this model"]),
+        ("run.init_from", ["model.path", "is wider", "was trained on other weights; give that run's, sit"]),
         ("run.resume", ["model.path", "is wider here and sit in", "with other contents; set it back"]),
     ],
 )

@@ -203,8 +203,14 @@ MISTAKES = {
     "text encoder": (
         named(a="lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
               b="lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"),
-        "holds lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight, which has no place in the unet: give",
+        "also adapts text encoders, with 2 tensors such as lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_",
     ),
+    "text encoder in diffusers' layout": (
+        named(a="text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight"),
+        "save the file without the tensors whose names begin with text_encoder or lora_te",
+    ),
+    "alpha": (changed(lambda state: {name: tensor.repeat(2) if name.endswith("alpha") else tensor
+                                     for name, tensor in state.items()}), ".alpha of shape (2,), which is no single"),
     "dora": (named(a="lora_unet_middle_block_0_in_layers_2.dora_scale"), "middle_block_0_in_layers_2.dora_scale"),
     "lone": (named(a="lora_unet_conv_in.lora_down.weight"), "layout that diffusers cannot convert: "),
     "loha": (named(a="lora_unet_conv_in.hada_w1_a"), "lora_unet_conv_in.hada_w1_a"),
@@ -235,10 +241,27 @@ def test_what_is_refused(models, sdxl, tmp_path, capsys, fault):
     assert line in shown
 
 
-def test_sd3_in_kohyas_layout_is_refused(sd3, tmp_path):
-    state = {"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": torch.zeros(2, 2)}
-    save_file(state, tmp_path / "style.safetensors")
-    with pytest.raises(ValueError, match=r"style\.safetensors holds lora_unet_joint_blocks_0_x_block_attn_qkv\.lora"):
+QKV = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({f"{QKV}.lora_up.weight": None}, f"holds {QKV}.alpha, which has no place in the transformer"),
+        ({f"{QKV}.lora_up.weight": torch.zeros(96, 5)}, rf"{QKV} has lora_down of shape .* and lora_up of \(96, 5\)"),
+        ({f"{QKV}.lora_up.weight": torch.zeros(97, 9)}, rf"{QKV} has lora_down of shape .* and lora_up of \(97, 9\)"),
+        ({f"{QKV}.alpha": torch.zeros(2)}, rf"{QKV}.alpha of shape \(2,\), which is no single number"),
+        ({f"{QKV}.lora_down.weight": torch.zeros(0, 32)}, rf"{QKV}.lora_down.weight of shape \(0, 32\), which is no m"),
+        ({f"{QKV}.lora_down.weight": torch.tensor(1.0)}, rf"{QKV}.lora_down.weight of shape \(\), which is no matrix"),
+        ({f"{QKV}.dora_scale": torch.zeros(2, 1)}, f"holds {QKV}.dora_scale, which has no place"),
+        ({"lora_unet_joint_blocks_7_x_block_attn_proj.alpha": torch.zeros(1)}, "holds lora_unet_joint_blocks_7_x_"),
+    ],
+)
+def test_what_is_refused_of_sd3_in_kohyas_layout(sd3, tmp_path, change, line):
+    sd3.students.save_lora(trained(sd3), tmp_path)
+    state = load_file(tmp_path / "kohya_lora.safetensors") | change
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "style.safetensors")
+    with pytest.raises(ValueError, match=line):
         sd3.read_lora(tmp_path / "style.safetensors")
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dmdr_models.folder.safetensors_header import read_metadata
 from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.generate import main
 from dmdr_models.sit.transformer import SIZES
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +84,8 @@ def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
     settings = {"family": "sd3", "steps": 4, "method": "euler", "shift": 5.0, "size": 32, "max_tokens": 128}
     Path("student/dmdr.json").write_text(json.dumps(settings))
     Path("prompts.txt").write_text("a fox\na lighthouse\n")
+    of_the_network = load_file("student/pytorch_lora_weights.safetensors")
+    save_file(of_the_network | {"text_encoder.a.lora_A.weight": torch.zeros(1, 1)}, "style.safetensors", {"note": "x"})
     sd3.students.save(adapter.merged(), Path("student-full"))
     manual = ROOT / "docs/sd3.md"
     for command in commands(manual):
@@ -93,6 +97,8 @@ def test_manual_of_sd3(sd3, sd3_model, adapter, tmp_path, monkeypatch):
         exec(block, names)
     assert names["image"].size == (32, 32)
     assert names["images"].shape == (2, 3, 32, 32)
+    assert load_file("network.safetensors").keys() == of_the_network.keys()
+    assert read_metadata(Path("network.safetensors")) == {"note": "x"}
     assert Path("my-student/adapter_config.json").exists()
     names["pipe"].load_lora_weights("my-student", adapter_name="mine")
 

@@ -275,7 +275,7 @@ def test_what_cannot_be_unpacked(sd3_model, tmp_path, capsys, fault):
         "folder": "exists already: give a new place",
         "file": "model_index.json is no safetensors file",
         "quantised": "quantised ones are not read",
-        "another": "a.safetensors is no whole model like",
+        "another": f"a.safetensors is no whole model like {base}: it lacks model.diffusion_model.",
     }
     assert line[fault] in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()

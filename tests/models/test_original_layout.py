@@ -11,6 +11,9 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dmdr_models import tiny
+from dmdr_models.base.errors import ModelsError
+from dmdr_models.folder.adapter_files import adapter_ranks
+from dmdr_models.networks.applied_loras import fold_loras
 from dmdr_models.networks.lora import LoRANetwork, layer_names
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,6 +31,11 @@ def kind(request, tmp_path_factory):
     """A folder of each kind of network."""
     name, sizes = KINDS[request.param]
     return name, getattr(tiny, name)(tmp_path_factory.mktemp("model") / request.param, **sizes)
+
+
+@pytest.fixture(scope="module", params=[name for name, (family, _) in KINDS.items() if family == "sd3"])
+def sd3_kind(request, tmp_path_factory):
+    return tiny.sd3(tmp_path_factory.mktemp("model") / request.param, **KINDS[request.param][1])
 
 
 def trained(family, targets=None) -> LoRANetwork:
@@ -84,6 +92,42 @@ def test_a_lora_on_every_layer_is_found_by_its_names(kind, tmp_path):
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-5, msg=key)
 
 
+def test_sd3s_lora_in_kohyas_layout_is_read_back(sd3_kind, tmp_path):
+    """Each part of a split layer gets its own A and B again, bit for bit."""
+    family = dmdr_models.load("sd3", sd3_kind)
+    lora = trained(family)
+    family.students.save_lora(lora, tmp_path)
+    assert adapter_ranks(tmp_path / "kohya_lora.safetensors") == {4}
+    found = family.read_lora(tmp_path / "kohya_lora.safetensors").changes
+    expected = family.read_lora(tmp_path / "adapter_model.safetensors").changes
+    assert found.keys() == expected.keys()
+    for layer, (a, b, scale) in expected.items():
+        assert torch.equal(found[layer].a, a), layer
+        assert torch.equal(found[layer].b, b), layer
+        assert found[layer].scale == scale == 1
+
+
+def test_one_adapter_for_query_key_and_value(sd3_kind, tmp_path):
+    """A LoRA as sd-scripts trains it: added to the weights of the original network, or to those of diffusers'."""
+    family = dmdr_models.load("sd3", sd3_kind)
+    family.students.save_lora(trained(family), tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    style = {
+        name: torch.tensor(3.0) if name.endswith("alpha") else torch.randn(tensor.shape, generator=generator) / 8
+        for name, tensor in load_file(tmp_path / "kohya_lora.safetensors").items()
+    }
+    save_file(style, tmp_path / "style.safetensors")
+    family.students.save_original(family.load_network(), tmp_path / "base.safetensors")
+    save_file(merged_by_hand(load_file(tmp_path / "base.safetensors"), style), tmp_path / "merged.safetensors")
+    expected = opened(family, sd3_kind, tmp_path / "merged.safetensors").state_dict()
+    network = family.load_network()
+    plain = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fold_loras(network, [(family.read_lora(tmp_path / "style.safetensors"), 1.0)])
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5, msg=key)
+        assert not key.endswith("weight") or not torch.equal(value, plain[key]) or ".norm_" in key, key
+
+
 def test_a_lora_on_some_of_a_split_layer(sd3, tmp_path):
     lora = trained(sd3, ["to_v", "add_q_proj"])
     sd3.students.save_lora(lora, tmp_path)
@@ -93,6 +137,8 @@ def test_a_lora_on_some_of_a_split_layer(sd3, tmp_path):
     assert (up[:64] == 0).all()
     expected = lora.adapter_state()["transformer_blocks.0.attn.to_v.lora_B.weight"] * 1.5
     torch.testing.assert_close(up[64:], expected)
+    adapted = {layer.rpartition(".")[2] for layer in sd3.read_lora(tmp_path / "kohya_lora.safetensors").changes}
+    assert adapted == {"to_v", "add_q_proj"}
     assert (state["lora_unet_joint_blocks_1_context_block_attn_qkv.lora_up.weight"][32:] == 0).all()
 
 
@@ -142,5 +188,5 @@ def test_alpha_is_the_rank_in_every_file(sdxl, tmp_path):
 
 def test_a_family_with_no_other_layout_says_so(family, tmp_path):
     assert not family.students.has_original
-    with pytest.raises(NotImplementedError, match="sit has no layout but diffusers'"):
+    with pytest.raises(ModelsError, match=r"^the family sit has no layout but diffusers': use `save`"):
         family.students.save_original(family.load_network(), tmp_path / "student.safetensors")

@@ -283,7 +283,7 @@ def test_brackets_that_nest_too_deeply(sd3_model, published, tmp_path, monkeypat
         ('{"max_tokens": 0}', "max_tokens 0 in {path} is not a whole number of at least 1"),
         ('{"shift": "5"}', "shift 5 in {path} is not a positive number"),
         ('{"family": "sit"}', "a PROMPT is not for sit"),
-        ("[]", "{path} is not a JSON object: export the student again"),
+        ("[]", "{path} is not a JSON object; export the student again"),
     ],
 )
 def test_a_broken_student_file(sd3_model, published, tmp_path, capsys, content, message):

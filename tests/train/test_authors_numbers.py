@@ -50,6 +50,7 @@ BOTH_STAGES: list[tuple[str, str, Any, Any, Any, Any]] = [
     ("8, no EMA", "optim.ema", OFF, OFF, OFF, OFF),
     ("8, SDXL decodes with the tiny VAE", "model.vae", None, None, "models/taesdxl", "stabilityai/sd-vae-ft-ema"),
     ("8, max 128 T5 tokens (null: the family's)", "model.max_tokens", None, None, None, None),
+    ("8b, SDXL's unconditional", "guidance.unconditional", *(["model"] * 2), "empty_text", "model"),
     ("4, updates of the fake score", "guidance.ratio", 5, 5, 5, 5),
     ("4, CFG jitter", "guidance.cfg_jitter", 0.5, 0.5, 0.5, 0.0),
 ]
@@ -154,7 +155,8 @@ def test_lora_targets_of_the_families() -> None:
     projections = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0")
     assert set(SD3.lora_targets) == {f"attn.{name}" for name in projections}
     assert SiT.lora_targets == ("to_q", "to_v")
-    assert not {"linear_1", "linear_2"} & set(SDXL.lora_targets)
+    assert [target for target in SDXL.lora_targets if target.endswith(("linear_1", "linear_2"))] == []
+    assert [target for target in SD3.lora_targets if "attn2" in target] == []
     assert LAYOUT.max_tokens == 128
 
 
@@ -174,7 +176,25 @@ def test_our_own_recipes_take_the_authors_values() -> None:
     assert joint.run.steps == load_recipe("sd3-medium-cold-start").run.steps + refl.run.steps
 
 
+REGRESSION: list[tuple[str, str, Any]] = [
+    ("8b, SDXL regression: LPIPS", "distance.kind", "lpips"),
+    ("8b, SDXL regression: as DMD2's", "distance.pooling", "average"),
+]
+REGRESSIONS_RUN: list[tuple[str, str, Any]] = [
+    ("8b, SDXL regression: batch", "optim.batch_size", 256),
+    ("8b, SDXL regression: decoded by the tiny VAE", "model.vae", "models/taesdxl"),
+    ("8b, SDXL regression: pairs at guidance", "guidance.cfg", 8.0),
+    ("8b, start values", "model.fake_score_lora.init", "gaussian"),
+    ("8, steps of the student", "rollout.steps", 1),
+]
+
+
 def test_regression_before_sdxls_cold_start() -> None:
-    """8, initial weights: 10,000 pairs."""
-    assert "--config sdxl-regression -o pairs --count 10000" in text("sdxl-regression")
-    assert load_recipe("sdxl-regression").model.fake_score_lora.init == "gaussian"
+    """8, initial weights: 10,000 pairs. 8b: what DMD2's regression is."""
+    assert "--config sdxl-regression -o pairs --count 10000 --guidance 8 " in text("sdxl-regression")
+    recipe = load_recipe("sdxl-regression")
+    (objective,) = recipe.objectives
+    for rows, section in ((REGRESSION, objective), (REGRESSIONS_RUN, recipe)):
+        expected = {(line, key): number for line, key, number in rows}
+        found: Any = section
+        assert {(line, key): value(found, key) for line, key in expected} == expected

@@ -1,8 +1,10 @@
 """Regression's distances: latents, or pictures by LPIPS with random weights, on a tiny SDXL with a tiny decoder."""
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 import yaml
 from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
+from dmdr_train.data.pairs import side_of_pairs
 from dmdr_train.objectives.distances import LPIPS
 from dmdr_train.recipe.load import load_recipe, parse_recipe
 from dmdr_train.recipe.schema import Recipe
@@ -203,6 +206,53 @@ def test_a_missing_file_is_found_before_the_start(settings: Callable[..., Recipe
     preflight.check(settings(run__output=str(tmp_path / "out")), 1)
     with pytest.raises(UserError, match=r"^objectives.0.distance.weights: no file 'gone.pth'; give one that exists$"):
         preflight.check(settings(**lpips("gone.pth")), 1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "side", "said"),
+    [
+        ({}, 16, None),
+        (
+            {},
+            15,
+            "model.resolution: 15 is less than the 16 pixels that objectives.0.distance needs; use the dis",
+        ),
+        ({"reward_crop": 16}, 32, None),
+        (
+            {"reward_crop": 14},
+            32,
+            "memory.reward_crop: 14 is less than the 16 pixels that objectives.0.distance needs; use",
+        ),
+        ({"reward_scale": 0.5}, 32, None),
+        ({"reward_scale": 0.49}, 32, "memory.reward_scale: 0.49 of 32 is less than the 16 pixels that"),
+        ({"reward_crop": 24, "reward_scale": 0.5}, 32, "memory.reward_scale: 0.5 of 24 is less than the 16"),
+    ],
+)
+def test_pictures_that_are_too_small_for_lpips(
+    settings: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, memory: Any, side: int, said: str | None
+) -> None:
+    monkeypatch.setattr(preflight, "side_of_pairs", lambda folder: side)
+    preflight.check(settings(memory=memory, objectives=[{"kind": "regression"}]), 1, dry_run=True)
+    with nullcontext() if said is None else pytest.raises(UserError, match=f"^{said}"):
+        preflight.check(settings(memory=memory), 1, dry_run=True)
+
+
+def test_how_small_a_picture_may_be(weights: Path, sdxl_pairs: Path) -> None:
+    distance, small = LPIPS(str(weights)), torch.rand(1, 3, 16, 16)
+    assert distance(pair(small, small)).item() == 0
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        distance(pair(small[..., 1:], small[..., 1:]))
+    assert side_of_pairs(sdxl_pairs) == 32
+
+
+def test_torchmetrics_has_the_network_that_lpips_is_made_of() -> None:
+    """Its name begins with an underscore, since torchmetrics' public class takes no file of weights."""
+    from torchmetrics.functional.image import lpips
+
+    network: Any = getattr(lpips, "_NoTrainLpips", None)
+    assert network is not None, "torchmetrics renamed _NoTrainLpips: see load_lpips and the decision on LPIPS"
+    missing = {"pretrained", "net", "pnet_rand"} - inspect.signature(network).parameters.keys()
+    assert not missing, f"torchmetrics' _NoTrainLpips no longer takes {missing}: see load_lpips"
 
 
 @pytest.mark.parametrize(

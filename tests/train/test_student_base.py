@@ -1,6 +1,7 @@
 """A LoRA that was trained on other weights than the model's takes them along, and goes onto no others."""
 
-import re
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from dmdr_models import tiny
-from dmdr_models.folder.fingerprints import content_fingerprint
+from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.base.errors import UserError
-from dmdr_train.checkpoint import compatibility
+from dmdr_train.checkpoint.compatibility import changes
+from dmdr_train.checkpoint.input_fingerprints import fingerprints
+from dmdr_train.checkpoint.manifest import MANIFEST, RECIPE, signed
 from dmdr_train.checkpoint.save import save_student
 from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.student_export import export_state_dict, export_student
 from dmdr_train.run.build import build
+from dmdr_train.run.preflight import check
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -84,28 +89,55 @@ def test_a_lora_of_the_models_own_weights_stays_one(recipe: Callable[..., Recipe
     assert "It began with" not in (tmp_path / "student/README.md").read_text()
 
 
-def test_a_lora_goes_onto_no_other_weights(
-    recipe: Callable[..., Recipe], other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before: dict[str, dict[str, str]] = {}
-    monkeypatch.setattr(compatibility, "read_manifest", lambda key, path: before)
-    onto_others, plain = recipe(generator=str(other)), recipe()
-    whole = recipe(generator=str(other), generator_lora=None)
+def test_loras_go_onto_no_other_weights(recipe: Callable[..., Recipe], sd3: Path, other: Path, tmp_path: Path) -> None:
+    """The recipe of a run, and what is refused when another run begins from it."""
+    moved = shutil.copytree(sd3, tmp_path / "moved")
+    style, whole = save_style(tmp_path / "style", sd3), {"generator_lora": None}
 
-    def refused(settings: Recipe) -> bool:
+    bare: dict[str, Any] = {"step": 1, "world_size": 1, "weights": {}, "files": {}}
+
+    def refused(began: dict[str, Any], goes_on: dict[str, Any], inputs: bool = True) -> str | None:
+        checkpoint, first = tmp_path / "step-1", recipe(**began)
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / RECIPE).write_text(dump_recipe(first))
+        manifest = {"inputs": fingerprints(first)} if inputs else {}
+        (checkpoint / MANIFEST).write_text(json.dumps(signed(bare | manifest)))
         try:
-            compatibility.check_same_base(settings, tmp_path)
+            check(begun_from(recipe(**goes_on), checkpoint), world=1, dry_run=True)
         except UserError as error:
-            return re.search("^model.generator: is .* trained on other weights; give those of", str(error)) is not None
-        return False
+            return str(error)
+        return None
 
-    assert [refused(one) for one in (onto_others, plain, whole)] == [False] * 3, "an export from before says nothing"
-    before["inputs"] = {"model.path": "x"}
-    assert [refused(one) for one in (onto_others, plain, whole)] == [True, False, False]
-    before["inputs"]["model.generator"] = content_fingerprint(other)
-    assert [refused(one) for one in (onto_others, plain, whole)] == [False, True, False]
-    before["inputs"]["model.generator"] = "others"
-    assert [refused(one) for one in (onto_others, plain, whole)] == [True, True, False]
-    before["inputs"] = {"model.path": "x", "model.teacher_loras.0.path": "style"}
-    with pytest.raises(UserError, match=r"^model.teacher_loras.0.path: is None, and the LoRA of run.init_from"):
-        compatibility.check_same_base(plain, tmp_path)
+    onto_others = {"generator": str(other)}
+    strong, weak = ({"teacher_loras": [{"path": str(style), "strength": value}]} for value in (1.0, 0.5))
+    for one in ({}, onto_others, strong, onto_others | whole):
+        assert refused(one, one) is None
+        assert refused(one, one | {"path": str(moved)}) is None, "the same contents"
+        assert refused(one, weak, inputs=False) is None, "an export from before says nothing"
+    assert refused(onto_others | whole, whole) is None, "all weights are those of the checkpoint"
+    trained = f"and run.init_from {tmp_path / 'step-1'} was trained on other weights"
+    assert refused({}, {"path": str(other.parent)}) == (
+        f"model.path: is {other.parent}, {trained}; give that run's, {sd3}"
+    )
+    assert refused(whole, whole | {"path": str(other.parent)}), "the fake score is a LoRA of the teacher"
+    assert refused({}, onto_others) == f"model.generator: is {other}, {trained}; leave it out"
+    assert refused(onto_others, {}) == f"model.generator: is None, {trained}; give that run's, {other}"
+    assert refused(strong, {}) == f"model.teacher_loras.0.path: is None, {trained}; give that run's, {style}"
+    assert refused({}, strong) == f"model.teacher_loras.0.path: is {style}, {trained}; leave it out"
+    assert refused(strong, weak) == (
+        f"model.teacher_loras.0.strength: is 0.5, and 1.0 in run.init_from {tmp_path / 'step-1'}; set it to that"
+    )
+    resumed = changes(recipe(**weak, path=str(other.parent)), tmp_path / "step-1")
+    expected = {"model.path", "model.teacher_loras.0.strength"}
+    assert expected <= {change.key for change in resumed if change.kind == "must not change"}
+
+
+def begun_from(settings: Recipe, checkpoint: Path) -> Recipe:
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"init_from": str(checkpoint)})})
+
+
+def save_style(folder: Path, model: Path) -> Path:
+    """Write a LoRA of others into a folder."""
+    family = dmdr_models.load("sd3", model)
+    family.students.save_lora(LoRANetwork(family.load_network(), 2, 2, family.lora_targets), folder)
+    return folder

@@ -7,12 +7,13 @@ encoders, are those of BASE, the folder of the model that FILE was trained from.
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmdr_models import registry
 from dmdr_models.base.errors import UsageError
+from dmdr_models.base.reasons import reason
 from dmdr_models.base.secrets import redact_tracebacks
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.layout import Layout
@@ -52,21 +53,22 @@ def unpack(file: Path, base: Path, folder: Path) -> None:
     if folder.exists():
         raise UsageError(f"{folder} exists already: give a new place")
     try:
-        describe(layout, base)
+        found = describe(layout, base)
         header = read_header(file)
         known = Counter(DTYPES.get(entry["dtype"]) for entry in header.values())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise UsageError(f"{file} or {base} cannot be read: {error}") from error
+    assert found is not None
     if not known or None in known:
         raise UsageError(f"{file} has no weights in float32, float16 or bfloat16 alone: quantised ones are not read")
-    pipeline = _opened(layout, file, base, header, known.most_common(1)[0][0])
+    pipeline = _opened(layout, file, base, found.layers, header, known.most_common(1)[0][0])
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
     partial.rename(folder)
 
 
-def _opened(layout: Layout, file: Path, base: Path, header: dict[str, Any], dtype: Any) -> Any:
+def _opened(layout: Layout, file: Path, base: Path, layers: Iterable[str], header: Collection[str], dtype: Any) -> Any:
     import diffusers
     import torch
 
@@ -89,7 +91,21 @@ def _opened(layout: Layout, file: Path, base: Path, header: dict[str, Any], dtyp
             str(file), config=str(base), torch_dtype=dtype, local_files_only=True, **parts
         )
     except (ValueError, KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} is no whole model like {base}: {str(error) or type(error).__name__}") from error
+        missing = _missing(layout, base, layers, header)
+        why = f"it lacks {missing}" if missing else f"diffusers cannot convert it, {reason(error)}"
+        raise UsageError(f"{file} is no whole model like {base}: {why}") from error
+
+
+def _missing(layout: Layout, base: Path, layers: Iterable[str], header: Collection[str]) -> str | None:
+    """The first weight of the original network that a file does not hold, with or without the usual prefix."""
+    from dmdr_models.families.original_layout import NETWORK
+
+    students = layout.open(base).students
+    for layer in layers:
+        name = f"{students.place(layer).layer}.weight"
+        if not {name, NETWORK + name} & set(header):
+            return NETWORK + name
+    return None
 
 
 if __name__ == "__main__":

@@ -112,12 +112,9 @@ def read_object(path: Path, fix: str) -> dict[str, Any]:
         UsageError: it cannot be read, or holds something else.
     """
     try:
-        content = read_json(path)
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}; {fix}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} is not a JSON object: {fix}")
-    return content
 
 
 def check_count(shown: str, value: Any) -> None:

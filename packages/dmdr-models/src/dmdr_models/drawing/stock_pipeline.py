@@ -183,7 +183,7 @@ class StockPipeline(ABC):
             parts[part] = load_network(network, args.model, part, args.weights, dtype)
             for place, strength in adapters(args.adapter):
                 option = f"--adapter {place}"
-                lora = read_lora(place, part, getattr(diffusers, self.pipeline), parts[part].config)
+                lora = read_lora(place, self.layout, getattr(diffusers, self.pipeline), parts[part].config)
                 lora.check(parts[part])
                 loras.append((lora, strength))
             add_loras(parts[part], loras)

@@ -70,7 +70,7 @@ class NetworkFamily(ABC):
         return read_parts.load_network(self.network_class, self.path, part, weights, dtype or self.dtype, same)
 
     def read_lora(self, path: str | Path) -> LoRA:
-        return read_lora(path, self.layout.network_part, self.lora_pipeline, self.config)
+        return read_lora(path, self.layout, self.lora_pipeline, self.config)
 
     def grid(self, steps: int, shift: float = 1.0) -> Grid:
         assert isinstance(self.process, FlowMatching)

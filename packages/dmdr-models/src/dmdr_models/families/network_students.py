@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dmdr_models.base.errors import ModelsError
 from dmdr_models.networks.lora import LoRANetwork
 
 FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -38,10 +39,10 @@ class NetworkStudents:
         network.save_pretrained(folder / self.family.layout.network_part)  # type: ignore[operator]
 
     def save_lora(self, network: LoRANetwork, folder: Path) -> None:
-        raise NotImplementedError(f"{self.family.layout.name} keeps no LoRA: merge it, and save the network")
+        raise ModelsError(f"the family {self.family.layout.name} keeps no LoRA: save network.merged() with `save`")
 
     def save_original(self, network: nn.Module, file: Path) -> None:
-        raise NotImplementedError(f"{self.family.layout.name} has no layout but diffusers'")
+        raise ModelsError(f"the family {self.family.layout.name} has no layout but diffusers': use `save`")
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:
         """Nothing: there is no pipeline to be told."""

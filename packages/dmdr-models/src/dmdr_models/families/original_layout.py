@@ -5,7 +5,7 @@ diffusers has three. A family tells by a function where each layer of diffusers 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -71,6 +71,41 @@ def kohya_lora(adapter: Mapping[str, Tensor], places: Places) -> dict[str, Tenso
         alpha = torch.tensor(float(len(down)))
         state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
     return state
+
+
+def diffusers_lora(
+    state: Mapping[str, Tensor], layers: Iterable[str], places: Places
+) -> dict[str, tuple[Tensor, Tensor, str]]:
+    """The inverse of `kohya_lora`: A and B of each of diffusers' layers, and kohya's name of the layer they come from.
+
+    Where diffusers split a layer, all parts get its A, and each the rows of B that are its own. Columns of B that have
+    only zeros in these rows are left out, with their rows of A: the others are the part's own adapter, if the file is
+    one that `kohya_lora` or sd-scripts' `split_qkv` made of an adapter for each part. If all of B is zeros, all stays.
+
+    Args:
+        state: a LoRA in kohya's layout; tensors that belong to no layer are ignored.
+        layers: the names of layers of diffusers' network.
+
+    Raises:
+        ValueError: A and B of a layer have different ranks.
+    """
+    found = {}
+    for layer in layers:
+        place = places(layer)
+        name = LORA + place.layer.replace(".", "_")
+        down, up = state.get(f"{name}.lora_down.weight"), state.get(f"{name}.lora_up.weight")
+        if down is None or up is None:
+            continue
+        if min(down.ndim, up.ndim) < 2 or up.shape[1:].numel() != len(down) or len(up) % place.parts:
+            raise ValueError(f"{name} has lora_down of shape {tuple(down.shape)} and lora_up of {tuple(up.shape)}")
+        a, b = down, _in_order(up, place)
+        if place.parts > 1:
+            b = up.chunk(place.parts)[place.part]
+            used = b.flatten(1).any(0) | ~up.any()
+            a, b = a[used], b[:, used]
+        if len(a):
+            found[layer] = a, b, name
+    return found
 
 
 def _in_order(tensor: Tensor, place: Place) -> Tensor:

@@ -163,12 +163,17 @@ class Students(Protocol):
         """Write a whole network into `folder`, such that `load_network` opens the folder."""
 
     def save_lora(self, network: "LoRANetwork", folder: Path) -> None:
-        """Write only the adapter, for PEFT, diffusers and other programs. A family that keeps no LoRA refuses."""
+        """Write only the adapter, for PEFT, diffusers and other programs.
+
+        Raises:
+            ValueError: `keeps_lora` is False.
+        """
 
     def save_original(self, network: nn.Module, file: Path) -> None:
         """Write a whole network as one .safetensors file in its authors' layout, for programs that read no other.
 
-        A family without one refuses.
+        Raises:
+            ValueError: `has_original` is False.
         """
 
     def save_scheduler(self, folder: Path, shift: float, stochastic: bool = False) -> None:

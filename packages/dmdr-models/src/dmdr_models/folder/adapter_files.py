@@ -1,7 +1,6 @@
 """The file of a LoRA and its layout: PEFT's folder, or one file in diffusers' or kohya's layout. Imports no torch."""
 
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
     "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors",
 )  # fmt: skip
 PEFT_PREFIX = "base_model.model."
+KOHYA_PREFIX = "lora_unet_"  # whatever the network
+TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te")
 UNKNOWN_STARTS = ("pissa", "olora", "corda", "loftq")  # of these, a saved LoRA fits another base
 
 
@@ -76,13 +77,15 @@ def check_adapter(path: str | Path, layers: Collection[str] | None = None, part:
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
-        ValueError: it holds another kind of adapter, or adapts a layer that the network does not have.
+        ValueError: it holds another kind of adapter, or adapts a text encoder, or a layer that the network does not
+            have.
     """
     files = find_adapter(path)
     try:
         names = list(read_header(files.weights))
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not an adapter: {error}") from error
+    check_no_text_encoders(path, names)
     prefix = f"{part}." if files.config is None else PEFT_PREFIX
     adapted = [name.removeprefix(prefix).split(".lora_A.")[0] for name in names if ".lora_A." in name]
     if not any("lora" in name for name in names):
@@ -92,15 +95,40 @@ def check_adapter(path: str | Path, layers: Collection[str] | None = None, part:
             raise ValueError(f"{path} adapts {layer}, which the network does not have")
 
 
+def check_no_text_encoders(path: str | Path, names: Iterable[str]) -> None:
+    """Check that a LoRA leaves the text encoders as they are: dmdr applies LoRAs to the network alone.
+
+    Args:
+        path: of the LoRA, for the message.
+        names: of its tensors.
+
+    Raises:
+        ValueError: one is for a text encoder.
+    """
+    found = [name for name in names if name.startswith(TEXT_ENCODER_PREFIXES)]
+    if found:
+        raise ValueError(
+            f"{path} also adapts text encoders, with {len(found)} tensors such as {found[0]}, and dmdr applies LoRAs "
+            f"to the network alone: save the file without the tensors whose names begin with "
+            f"{' or '.join(TEXT_ENCODER_PREFIXES)}"
+        )
+
+
 def adapter_ranks(path: str | Path) -> set[int]:
     """The ranks of a LoRA's layers, from the shapes in its file's header.
+
+    Layers that are query, key and value in one are left out: their rank may be the sum of the ranks of three adapters.
 
     Raises:
         FileNotFoundError, ValueError: as for `find_adapter`.
     """
     down = (".lora_A.", "lora_down.", "lora.down.")
     header = read_header(find_adapter(path).weights)
-    return {entry["shape"][0] for name, entry in header.items() if any(mark in name for mark in down)}
+    return {
+        entry["shape"][0]
+        for name, entry in header.items()
+        if any(mark in name for mark in down) and entry["shape"] and "_qkv." not in name
+    }
 
 
 def diffusers_config(files: AdapterFiles, part: str) -> dict[str, Any]:
@@ -108,11 +136,7 @@ def diffusers_config(files: AdapterFiles, part: str) -> dict[str, Any]:
     text = read_metadata(files.weights).get("lora_adapter_metadata")
     if not isinstance(text, str):
         return {}
-    entries = parse_json(text.encode(), files.weights)
-    if not isinstance(entries, dict):
-        raise ValueError(
-            f"{files.weights} has lora_adapter_metadata that is no JSON object: {json.dumps(entries)[:40]}"
-        )
+    entries = parse_json(text.encode(), f"lora_adapter_metadata in {files.weights}")
     prefix = f"{part}."
     return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
 
@@ -120,9 +144,9 @@ def diffusers_config(files: AdapterFiles, part: str) -> dict[str, Any]:
 def _peft_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG)
-        kind = config.get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{folder} is not an adapter: {error}") from error
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{folder} holds a {kind} adapter, not a LORA")
     if config.get("megatron_config"):  # peft would import the module that the file names

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmdr_models.base.json_files import read_json
+from dmdr_models.base.json_files import first, read_json
 from dmdr_models.folder.layout import Layout
 from dmdr_models.folder.safetensors_header import layers_in
 from dmdr_models.folder.weight_files import weight_files
@@ -38,9 +38,9 @@ def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
         raise FileNotFoundError(f"{path} holds no {config.relative_to(folder)}")
     try:
         read = read_json(config)
-        found = read.get("_class_name") or (read.get("architectures") or [None])[0]  # diffusers' and transformers'
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+    except ValueError as error:
         raise ValueError(f"{config} is not a model's config: {error}") from error
+    found = read.get("_class_name") or first(read.get("architectures"))  # diffusers' and transformers'
     check_class(folder / part, found, expected)
     if part != "scheduler":
         _refuse_quantised(config, read)
@@ -86,8 +86,8 @@ def check_index(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        named = {name: entry[0] for name, entry in read_json(path).items() if isinstance(entry, list)}
-    except (ValueError, AttributeError, IndexError) as error:
+        named = {name: first(entry) for name, entry in read_json(path).items() if isinstance(entry, list)}
+    except ValueError as error:
         raise ValueError(f"{path} is not a pipeline's config: {error}") from error
     for name, library in named.items():
         if library not in (None, "diffusers", "transformers"):
@@ -136,7 +136,7 @@ def check_weights(layout: Layout, path: str | Path, layers: Collection[str] | No
     if path.suffix == ".safetensors":
         try:
             found = set(layers_in(path))
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is no safetensors file") from error
         if layers:
             check_names(path, found, layers)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdr_models.base.json_files import read_json
+from dmdr_models.base.reasons import reason
 from dmdr_models.folder.checks import check_index, check_part, check_side, single_file
 from dmdr_models.folder.layout import VAES, Layout
 from dmdr_models.folder.safetensors_header import layers_in
@@ -67,7 +68,7 @@ def describe(
         layers = [name for file in files for name in layers_in(file)]
         return Description(network["num_classes"] if layout.takes == "labels" else None, tuple(layers))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"a config or a file of weights in {folder} is damaged: {error!r}") from error
+        raise ValueError(f"a config or a file of weights in {folder} is damaged: {reason(error)}") from error
 
 
 def check_vae(layout: Layout, path: str | Path) -> None:

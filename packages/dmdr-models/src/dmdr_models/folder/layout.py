@@ -7,7 +7,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-from dmdr_models.base.json_files import read_json
+from dmdr_models.base.json_files import first, read_json
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 """The classes that a family's part `vae` may have."""
@@ -34,6 +34,9 @@ class Layout:
         checks: "module:function" by part, for what the family demands of the part's config beyond its class. It is
             called with the config and raises a ValueError; importing it must not import torch.
         optional: the parts that a model may do without; its model_index.json says so by a null.
+        reads_kohya: "module:function" that reads LoRAs in kohya's layout, for a network whose layout diffusers cannot
+            convert. It is called with the file's tensors and the network's config, and returns by the name of each
+            layer in diffusers its A, its B, and kohya's name of the layer, whose alpha they have.
         draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
             `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
     """
@@ -44,6 +47,7 @@ class Layout:
     takes: Literal["labels", "texts"] = "labels"
     max_tokens: int | None = None
     optional: tuple[str, ...] = ()
+    reads_kohya: str | None = None
     draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
     checks: Mapping[str, str] = field(default_factory=dict)
 
@@ -81,9 +85,9 @@ class Layout:
             return ()
         try:
             named = read_json(index)
-            return tuple(part for part in self.optional if not (named.get(part) or [None])[0])
-        except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+        except ValueError as error:
             raise ValueError(f"{index} is not a pipeline's config: {error}") from error
+        return tuple(part for part in self.optional if first(named.get(part)) is None)
 
     def open(self, path: str | Path, **options: Any) -> Any:
         """Import the family's code and open a folder with it; see `dmdr_models.load`."""

@@ -7,13 +7,16 @@ from dmdr_models.base.json_files import parse_json
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """The tensors of a file by name, each with its dtype and shape.
+    """The tensors of a file by name, each with its dtype, such as "F32", and its shape, a list.
 
     Raises:
         ValueError: it is no safetensors file.
     """
     header = _whole_header(file)
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or not _is_shape(entry.get("shape")):
+            raise ValueError(f"{file} is no safetensors file: {name} has no dtype, or no shape")
     return header
 
 
@@ -23,7 +26,14 @@ def read_metadata(file: Path) -> dict[str, str]:
     Raises:
         ValueError: it is no safetensors file.
     """
-    return _whole_header(file).get("__metadata__", {})
+    found = _whole_header(file).get("__metadata__") or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is no safetensors file: its metadata is not a JSON object")
+    return found
+
+
+def _is_shape(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(side, int) for side in found)
 
 
 def _whole_header(file: Path) -> dict[str, Any]:
@@ -38,7 +48,7 @@ def layers_in(file: Path) -> list[str]:
     """The names of the linear and convolution layers whose weights a file holds.
 
     Raises:
-        ValueError, AttributeError, TypeError, KeyError: it is no safetensors file.
+        ValueError: it is no safetensors file.
     """
     return [
         name.removesuffix(".weight")

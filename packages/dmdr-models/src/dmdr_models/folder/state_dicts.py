@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dmdr_models.base.atomic_files import write_whole
+from dmdr_models.base.reasons import reason
 from dmdr_models.folder.checks import STATE_DICTS
 
 
@@ -31,8 +32,7 @@ def load_state_dict(file: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} is damaged, or holds more than tensors and could run code: it is not read") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} cannot be read, it may be damaged: {reason}") from error
+        raise ValueError(f"{file} cannot be read, it may be damaged: {reason(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{file} holds something else than tensors by their names")
     return state

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmdr_models.base.json_files import read_json
+from dmdr_models.base.reasons import reason
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WHOLE = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[^.]+))?\.safetensors")
@@ -67,7 +68,7 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(read_json(index)["weight_map"].values()))
         strange = [name for name in names if Path(name).name != name or Path(name).suffix != ".safetensors"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of weights: {error!r}") from error
+        raise ValueError(f"{index} is not an index of weights: {reason(error)}") from error
     if strange:
         raise ValueError(f"{index} names {strange[0]!r}, which is no .safetensors file beside it")
     for name in names:

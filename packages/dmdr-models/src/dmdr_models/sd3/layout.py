@@ -20,5 +20,6 @@ LAYOUT = Layout(
     checks={"scheduler": "dmdr_models.sd3.accepted:check_scheduler", "vae": "dmdr_models.sd3.accepted:check_vae"},
     max_tokens=MAX_TOKENS,
     optional=("text_encoder_3",),
+    reads_kohya="dmdr_models.sd3.original_layout:read_kohya",
     draws="dmdr_models.sd3.drawing:SD3Drawing",
 )

@@ -1,9 +1,12 @@
 """Where the layers of diffusers' SD3Transformer2DModel lie in the original MMDiT."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from dmdr_models.families.original_layout import Place
+from torch import Tensor
+
+from dmdr_models.families.original_layout import Place, diffusers_lora
 
 OUTSIDE = {
     "pos_embed": Place(""),
@@ -51,3 +54,9 @@ def place(config: Mapping[str, Any], name: str) -> Place:
     found = INSIDE[layer]
     last = int(number) == config["num_layers"] - 1 and layer == "norm1_context.linear"  # has a scale and a shift alone
     return found._replace(layer=f"joint_blocks.{number}.{found.layer}", swapped=last)
+
+
+def read_kohya(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor, str]]:
+    """The layers that a LoRA in kohya's layout adapts; see `dmdr_models.families.original_layout.diffusers_lora`."""
+    blocks = [f"transformer_blocks.{number}.{layer}" for number in range(config["num_layers"]) for layer in INSIDE]
+    return diffusers_lora(state, [*OUTSIDE, *blocks], partial(place, config))

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dmdr_models.base.errors import ConversionError
 from dmdr_models.base.json_files import read_json
+from dmdr_models.base.reasons import reason
 from dmdr_models.sit.transformer import SIZES, SiTTransformer, sincos_positions, time_frequencies
 
 SOURCES = ("repa", "sit")
@@ -86,7 +87,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             "checkpoint; save only its state dict, best as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ConversionError(f"{path} is damaged or no checkpoint: {_one_line(error)}") from error
+        raise ConversionError(f"{path} is damaged or no checkpoint: {reason(error)}") from error
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not a state dict")
     options = content.get("args")
@@ -355,9 +356,9 @@ def _vae_files(folder: Path, channels: int) -> list[Path]:
     try:
         content = read_json(config)
     except ValueError as error:
-        raise ConversionError(f"--vae: {config} is not JSON: {_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"--vae: {config} is not a model's config; give the folder of an AutoencoderKL")
+        raise ConversionError(
+            f"--vae: {config} is not a model's config: {error}; give the folder of an AutoencoderKL"
+        ) from error
     if content.get("_class_name") != "AutoencoderKL" or content.get("latent_channels", 4) != channels:
         raise ConversionError(
             f"--vae {folder} holds a {content.get('_class_name')} with {content.get('latent_channels', 4)} latent "
@@ -372,7 +373,3 @@ def _vae_files(folder: Path, channels: int) -> list[Path]:
 def _listed(names: Iterable[str], most: int = 12) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

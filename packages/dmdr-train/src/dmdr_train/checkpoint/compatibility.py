@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dmdr_models.folder.fingerprints import content_fingerprint
-
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.versions import versions
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
@@ -99,27 +97,28 @@ def changes(settings: Recipe, path: Path) -> list[Change]:
 
 
 def check_same_base(settings: Recipe, source: Path) -> None:
-    """Check that the LoRA of `run.init_from` goes onto the weights that it was trained on.
+    """Check that the LoRAs of `run.init_from` go onto the weights that they were trained on. Imports no torch.
+
+    The fake score is always a LoRA, on the teacher; the generator is one if the recipe has `model.generator_lora`.
+    Weights are compared by their contents, so that they may have moved.
 
     Raises:
-        UserError: `model.generator` or a LoRA of the teacher has other contents than in that run, or only one of the
-            runs has it.
+        UserError: `model.path`, a LoRA of the teacher, its strength, or `model.generator` is not that of the other run.
     """
-    before = read_manifest("run.init_from", source).get("inputs", {})
-    if settings.model.generator_lora is None or not before:
+    before, model = read_manifest("run.init_from", source).get("inputs", {}), settings.model
+    if not before:
         return
-    model = settings.model
-    own = {"model.generator": model.generator}
-    own |= {f"model.teacher_loras.{i}.path": lora.path for i, lora in enumerate(model.teacher_loras)}
-    theirs = {key for key in before if key == "model.generator" or key.startswith("model.teacher_loras.")}
-    for key in sorted(own.keys() | theirs):
-        path = own.get(key)
-        if before.get(key) != (None if path is None else content_fingerprint(path)):
-            raise UserError(
-                key,
-                f"is {path}, and the LoRA of run.init_from {source} was trained on other weights; "
-                f"give those of that run",
-            )
+    now, saved, asked = fingerprints(settings), saved_recipe("run.init_from", source), flat(settings.model_dump())
+    for key in sorted(before.keys() | now.keys()):
+        base = key == "model.path" or key.startswith("model.teacher_loras.")
+        base |= key == "model.generator" and model.generator_lora is not None
+        if base and before.get(key) != now.get(key):
+            fix = f"give that run's, {saved[key]}" if saved.get(key) else "leave it out"
+            raise UserError(key, f"is {asked.get(key)}, and run.init_from {source} was trained on other weights; {fix}")
+    for i, lora in enumerate(model.teacher_loras):
+        key = f"model.teacher_loras.{i}.strength"
+        if saved.get(key) != lora.strength:
+            raise UserError(key, f"is {lora.strength}, and {saved.get(key)} in run.init_from {source}; set it to that")
 
 
 def completed(saved: Any) -> Any:

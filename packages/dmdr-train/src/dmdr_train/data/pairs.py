@@ -54,6 +54,19 @@ def check_pairs(settings: Recipe) -> None:
     pairs_folder("data.pairs", settings.data.pairs).check(wanted)
 
 
+def side_of_pairs(folder: str | Path) -> int:
+    """The shorter side in pixels of the pictures in a folder of pairs.
+
+    Raises:
+        UserError: the folder does not say it.
+    """
+    resolution = pairs_folder("data.pairs", folder).manifest().get("resolution")
+    sides = resolution if isinstance(resolution, list) else [resolution]
+    if not sides or not all(isinstance(side, int) for side in sides):
+        raise UserError("data.pairs", f"{folder} does not say the resolution of its pictures; make the pairs again")
+    return min(sides)
+
+
 class Pairs:
     """Draws pairs in an order shuffled by the seed, each once in an epoch, as `prompt_order.TextPrompts` draws texts.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -59,6 +59,7 @@ class LPIPS:
 
 class LatentMSESection(Section):
     kind: Literal["latent_mse"] = "latent_mse"
+    smallest_picture: ClassVar[int] = 1
 
     @property
     def files(self) -> dict[str, str]:
@@ -70,6 +71,7 @@ class LatentMSESection(Section):
 
 class LPIPSSection(Section):
     kind: Literal["lpips"]
+    smallest_picture: ClassVar[int] = 16  # VGG16 halves it four times
     weights: str = Field(description="file of VGG16's weights, torchvision's vgg16-397923af.pth")
     pooling: Literal["max", "average"] = Field(
         default="max", description="of VGG16: max as it was trained, or average as in DMD2's regression"

@@ -24,6 +24,10 @@ class RegressionSection(ObjectiveSection):
     def files(self) -> dict[str, str]:
         return {f"distance.{key}": path for key, path in self.distance.files.items()}
 
+    @property
+    def smallest_picture(self) -> int:
+        return self.distance.smallest_picture
+
     def check(self, recipe: Any, key: str) -> None:
         """Only one-step students can be trained this way."""
         if recipe.rollout.steps != 1:

@@ -141,6 +141,11 @@ class ObjectiveSection(Section):
         """The files that the objective reads, except a reward's, by their keys in the section."""
         return {}
 
+    @property
+    def smallest_picture(self) -> int:
+        """The side in pixels that the pictures of pairs must have for the objective to compare them."""
+        return 1
+
     def check(self, recipe: Any, key: str) -> None:
         """Check the section against the rest of the recipe.
 

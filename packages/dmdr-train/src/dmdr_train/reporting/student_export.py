@@ -50,6 +50,16 @@ def export_student(
     write_folder(folder, write)
 
 
+def check_original(settings: schema.Recipe) -> None:
+    """Check that the family of a run has an original layout. No weights are read.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not load_family(settings).students.has_original:
+        raise UserError("--layout", f"the family {settings.model.family} has no original layout; use diffusers")
+
+
 def export_state_dict(file: Path, settings: schema.Recipe, source: Path, original: bool = False) -> None:
     """Write the averaged generator of the checkpoint `source` as one file with its state dict; a LoRA is merged.
 
@@ -57,10 +67,8 @@ def export_state_dict(file: Path, settings: schema.Recipe, source: Path, origina
         original: by the names of the model's authors, which other programs read, instead of diffusers' names.
 
     Raises:
-        UserError: the checkpoint is of another model, or the family has no other names.
+        UserError: the checkpoint is of another model.
     """
-    if original and not load_family(settings).students.has_original:
-        raise UserError("--layout", f"the family {settings.model.family} has no original layout; use diffusers")
     family, network = load_student(settings, source, whole=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     if original:

@@ -8,7 +8,6 @@ from dmdr_models.families.protocols import Family
 from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.base.errors import naming
-from dmdr_train.checkpoint.compatibility import check_same_base
 from dmdr_train.checkpoint.find import newest_verified
 from dmdr_train.checkpoint.load import load_moments, load_weights
 from dmdr_train.checkpoint.manifest import FAKE_SCORE, GENERATOR
@@ -80,7 +79,6 @@ def start_from(settings: Recipe, family: Family, networks: Networks) -> Path | N
     if settings.run.init_from is None:
         return None
     source = agreed(lambda: newest_verified("run.init_from", str(settings.run.init_from)))
-    agreed(lambda: check_same_base(settings, source))
     load_weights("run.init_from", source / GENERATOR, networks.generator)
     load_weights("run.init_from", source / FAKE_SCORE, networks.fake_score)
     return source

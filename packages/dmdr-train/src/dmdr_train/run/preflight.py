@@ -14,11 +14,11 @@ from dmdr_models.folder.lora_targets import check_targets
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
-from dmdr_train.checkpoint.compatibility import check_moments
+from dmdr_train.checkpoint.compatibility import check_moments, check_same_base
 from dmdr_train.checkpoint.find import checkpoints_in, newest
 from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.data.embedding_cache import check_embeddings
-from dmdr_train.data.pairs import check_pairs
+from dmdr_train.data.pairs import check_pairs, side_of_pairs
 from dmdr_train.data.picture_folder import PICTURES, pictures_in
 from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
@@ -42,6 +42,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     found = check_model(settings)
     check_data(settings, found)
     check_pairs(settings)
+    check_compared(settings)
     for i, objective in enumerate(settings.objectives):
         for key, path in objective.files.items():
             file(f"objectives.{i}.{key}", path)
@@ -55,8 +56,10 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
         check_reference("tracking.evaluation.reference", evaluation.reference, found)
     if settings.run.init_from and not goes_on(settings):
         folder("run.init_from", settings.run.init_from)
+        source = newest("run.init_from", settings.run.init_from)
+        check_same_base(settings, source)
         if settings.run.init_moments:
-            check_moments(settings, newest("run.init_from", settings.run.init_from))
+            check_moments(settings, source)
     for tracker in chosen(settings.tracking):
         tracker.check()
     if not dry_run:
@@ -118,7 +121,7 @@ def check_loras(settings: Recipe, layers: Sequence[str] | None) -> None:
         with naming("model.generator_lora.start"):
             check_adapter(own.start, layers, part)
             ranks = adapter_ranks(own.start)
-        if ranks != {own.rank}:
+        if ranks - {own.rank}:
             named = " and ".join(map(str, sorted(ranks)))
             raise UserError("model.generator_lora.rank", f"{own.rank} is not that of {own.start}; set it to {named}")
 
@@ -163,6 +166,23 @@ def check_data(settings: Recipe, found: Description | None) -> None:
                 raise UserError(
                     "data.classes", f"label {label} is out of range; valid are 0 to {found.num_classes - 1}"
                 )
+
+
+def check_compared(settings: Recipe) -> None:
+    """Check that the pictures of pairs are not too small for an objective that compares them."""
+    pairs, crop, scale = settings.data.pairs, settings.memory.reward_crop, settings.memory.reward_scale
+    for i, objective in enumerate(settings.objectives):
+        least = objective.smallest_picture
+        if pairs is None or least == 1:
+            continue
+        side = crop or side_of_pairs(pairs)
+        needs = f"is less than the {least} pixels that objectives.{i}.distance needs"
+        if side >= least > side * scale:
+            raise UserError("memory.reward_scale", f"{scale} of {side} {needs}; use {least / side:g} or more")
+        if crop and side < least:
+            raise UserError("memory.reward_crop", f"{crop} {needs}; use {least} or more")
+        if side < least:
+            raise UserError("model.resolution", f"{side} {needs}; use the distance latent_mse")
 
 
 def read_description(settings: Recipe) -> Description | None:

@@ -130,9 +130,11 @@ def export(run: str | Path, output: str | Path, layout: str = "diffusers") -> Pa
     if output.exists():
         raise UserError("--output", f"{output} already exists; give a new folder or file")
     check_writable("--output", output.parent)
-    source = newest_verified("run", str(run))
-    from dmdr_train.reporting.student_export import export_state_dict, export_student
+    from dmdr_train.reporting.student_export import check_original, export_state_dict, export_student
 
+    if layout == "original":
+        check_original(settings)
+    source = newest_verified("run", str(run))
     if output.suffix in STATE_DICTS:
         export_state_dict(output, settings, source, layout == "original")
     else:
