@@ -6,9 +6,11 @@
 
 Each process that uses this module gets a server, which imports the modules, does nothing else, and forks a process for
 every program. Such a process has its own environment, memory, locks and exit code, and can be killed like any other. It
-shares only the imported modules and the seed of Python's hashes with the other forked processes.
+shares only the imported modules and the seed of Python's hashes with the other forked processes. Its collections of
+garbage leave out the objects of these modules, whose memory it would have to copy.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -16,10 +18,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import ForkServerProcess as Process
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 SERVER = multiprocessing.get_context("forkserver")
 GRACE = 30.0
@@ -27,8 +31,11 @@ GRACE = 30.0
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Set the modules that the server imports; it imports them in the environment of the first start."""
+    """Start the server, in this environment; it imports the modules, which may also be in this module's folder."""
     SERVER.set_forkserver_preload(list(modules))
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with mock.patch.dict(os.environ, PYTHONPATH=path):
+        forkserver.ensure_running()
 
 
 def start(program: Sequence[str], folder: Path, environment: Mapping[str, str], stdout: Path, stderr: Path) -> Process:
@@ -81,6 +88,8 @@ def wait(processes: Iterable[Process], timeout: float = float("inf")) -> list[in
 def _become(program: list[str], folder: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> None:
     tasks = Path(f"/proc/{os.getppid()}/task")
     assert not tasks.exists() or len(list(tasks.iterdir())) == 1, "a fork loses other threads, and keeps their locks"
+    gc.freeze()
+    gc.enable()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

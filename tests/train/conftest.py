@@ -45,6 +45,58 @@ def make_recipe_dict() -> Callable[..., dict[str, Any]]:
     return recipe_dict
 
 
+# -- short runs
+
+
+@pytest.fixture
+def make_run(make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A run that is as short as possible, and draws and writes no more than it must."""
+    from dmdr_train.checkpoint.find import find_checkpoint
+    from dmdr_train.run.build import build
+    from dmdr_train.run.runner import Run
+
+    def make(**changes: Any) -> Any:
+        basis: dict[str, Any] = {
+            "model__path": str(model),
+            "guidance": {"ratio": 1},
+            "optim__batch_size": 2,
+            "run__steps": 4,
+            "run__output": str(tmp_path / "out"),
+            "tracking__samples": {"count": 2},
+        }
+        settings = make_recipe(**{**basis, **changes})
+        resume_from = find_checkpoint(settings, lambda text: None)
+        run: Any = Run(settings, build(settings, torch.device("cpu"), resumed=resume_from is not None), resume_from)
+        run.results.begin = run.finish = lambda: None
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def names() -> Callable[[Any], list[str]]:
+    """`names(run)`: the checkpoints of a run."""
+    from dmdr_train.checkpoint.find import checkpoints_in
+
+    return lambda run: [path.name for path in checkpoints_in(run.folder / "checkpoints")]
+
+
+@pytest.fixture(scope="session")
+def during_step() -> Callable[[Any, int, Callable[[], object]], None]:
+    def during_step(run: Any, step: int, act: Callable[[], object]) -> None:
+        """Call `act` while the step that starts at `step` is under way."""
+        train_step = run.trainer.train_step
+
+        def stepping() -> dict[str, float]:
+            if run.trainer.step == step:
+                act()
+            return train_step()
+
+        run.trainer.train_step = stepping
+
+    return during_step
+
+
 # -- a toy family: three classes, latents of four numbers, networks of four parameters
 
 

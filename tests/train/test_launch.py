@@ -5,8 +5,8 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +73,14 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory, make_recipe_dict: Any) -> dict[str, list[Any]]:
+def said(
+    tmp_path_factory: pytest.TempPathFactory, make_recipe_dict: Any, python: Callable[..., Any]
+) -> dict[str, list[Any]]:
     """What two processes say in each case; no launcher ends one of them for the other."""
+    folder = tmp_path_factory.mktemp("launch")
+    (folder / "program.py").write_text(PROGRAM)
     recipe = json.dumps(make_recipe_dict(run__timeout=3.0, optim__batch_size=2))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, recipe],
-        cwd=tmp_path_factory.mktemp("launch"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python("program.py", recipe, folder=folder).check()
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,8 +1,7 @@
 """Three processes, one of which dies or stops; no DeepSpeed, and no launcher that would end the others."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,10 +58,10 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def said() -> dict[str, dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def said(tmp_path_factory: pytest.TempPathFactory, python: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("peers")
+    (folder / "program.py").write_text(PROGRAM)
+    return json.loads(python("program.py", folder=folder).check().stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(("case", "victim"), [("killed", 1), ("stopped", 2), ("first killed", 0), ("first stopped", 0)])

@@ -69,6 +69,7 @@ def main(connection: Any, options: Options) -> None:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.dup2(2, 1)  # keeps the output of libraries out of the table
+    gc.disable()  # the objects of modules stay: collections would only look at them
     import torch
 
     if options.emulated:
@@ -83,6 +84,8 @@ def main(connection: Any, options: Options) -> None:
     from gpu import agreement, rewards, training  # noqa: F401  (imported before the first row is timed)
     from gpu.measure import Bench
 
+    gc.freeze()
+    gc.enable()
     device = torch.device(get_accelerator().device_name(), 0)
     device = torch.device("cpu") if device.type == "cpu" else device
     bench = Bench(device, options.tiny, options.work)
