@@ -34,6 +34,7 @@ class Layout:
         checks: "module:function" by part, for what the family demands of the part's config beyond its class. It is
             called with the config and raises a ValueError; importing it must not import torch.
         optional: the parts that a model may do without; its model_index.json says so by a null.
+        one_size: the network draws pictures of one size only, the `sample_size` of its config.
         draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
             `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
     """
@@ -44,6 +45,7 @@ class Layout:
     takes: Literal["labels", "texts"] = "labels"
     max_tokens: int | None = None
     optional: tuple[str, ...] = ()
+    one_size: bool = False
     draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
     checks: Mapping[str, str] = field(default_factory=dict)
 
