@@ -109,7 +109,7 @@ def test_preflight_checks_every_size(make_recipe: Callable[..., Recipe], sd3: Pa
 def test_scenes_have_their_own_size() -> None:
     preflight.check_reference("key", "scenes", None, [])
     preflight.check_reference("key", "scenes", None, SIZES)
-    with pytest.raises(UserError, match="^key: scenes are 32 pixels high and wide, .* starts with 16x48; leave"):
+    with pytest.raises(UserError, match=r"^key: scenes are 32 pixels high and wide, .* starts with 16x48; leave"):
         preflight.check_reference("key", "scenes", None, SIZES[1:])
 
 

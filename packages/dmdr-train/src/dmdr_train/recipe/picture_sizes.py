@@ -15,7 +15,7 @@ class PictureSize(Section):
 
 
 class SharedSize(PictureSize):
-    share: Annotated[float, Field(gt=0)] = Field(
+    share: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=1.0, description="of the updates, in proportion to the other sizes' shares"
     )
 
