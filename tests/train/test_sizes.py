@@ -20,8 +20,9 @@ from dmdr_train.recipe.load import apply_override, dump_recipe, from_yaml, parse
 from dmdr_train.recipe.picture_sizes import Size
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.model_card import trained_sizes
-from dmdr_train.run import preflight
+from dmdr_train.run import preflight, runner
 from dmdr_train.run.build import build
+from dmdr_train.training import rollouts
 from dmdr_train.training.make_pairs import make_pairs
 from dmdr_train.training.networks import load_family
 from dmdr_train.training.reward_view import View
@@ -263,3 +264,16 @@ def test_training_at_several_sizes(settings: Callable[..., Recipe]) -> None:
         whole.step += 1
         assert split.train_step() == pytest.approx(found, rel=1e-4, abs=1e-7)
     assert used == {size.shape for size in SIZES}
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_dry_run_tries_the_largest(settings: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def note(sizes: list[Size], draws: Draws) -> tuple[int, int]:
+        asked.append(sizes)
+        return update_size(sizes, draws)
+
+    monkeypatch.setattr(rollouts, "update_size", note)
+    runner.dry_run(settings(model__resolution=[LIST[1], LIST[0], LIST[2]]))
+    assert asked == [[SIZES[0]]] * 3
