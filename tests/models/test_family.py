@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 def test_facts_of_the_model(family):
     assert (family.layout.name, family.size, family.num_classes) == ("sit", (32, 32), 10)
     assert family.latent_shape(32, 32) == (4, 4, 4)
-    for height, width, shown in ((64, 64, "64"), (32, 64, "32 x 64")):
-        with pytest.raises(ValueError, match=f"resolution {shown}: this SiT draws 32 pixels only"):
+    for height, width, shown in ((64, 64, "64"), (32, 64, "32x64")):
+        with pytest.raises(ValueError, match=f"resolution {shown}: this sit model draws 32 pixels only"):
             family.latent_shape(height, width)
     assert family.process.t_end == 0.0
     assert family.lora_targets == ("to_q", "to_v")

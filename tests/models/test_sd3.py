@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from dmdr_core import StepGrid
 from dmdr_models import registry, tiny
+from dmdr_models.base.picture_size import as_size
 from dmdr_models.drawing.sampling import sample
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.fingerprints import text_fingerprint
@@ -32,6 +33,8 @@ def test_facts_of_the_model(sd3, sd3_model):
     assert (sd3.shift, sd3.process.t_end, sd3.max_tokens) == (3.0, 0.001, 128)
     larger = dmdr_models.load("sd3", sd3_model, resolution=64)
     assert (larger.latent_shape(*larger.size), larger.size) == ((16, 8, 8), (64, 64))
+    wide = dmdr_models.load("sd3", sd3_model, resolution=(32, 96))
+    assert (wide.latent_shape(*wide.size), wide.students.sampling["size"]) == ((16, 4, 12), [32, 96])
     assert "vae" not in larger.__dict__, "opening a family reads no weights"
     assert "parts" not in larger.text.__dict__
 
@@ -304,8 +307,10 @@ def test_networks(sd3, sd3_model, tmp_path):
     ("options", "message"),
     [
         ({"resolution": 40}, "resolution 40 is not a multiple of 16 \\(VAE times patch\\): give 32"),
-        ({"resolution": 144}, "resolution 144 is not in 16 to 128, which the model's position table holds"),
-        ({"resolution": 0}, "resolution 0 is not in 16 to 128"),
+        ({"resolution": 144}, "resolution 144 is not in 16 to 128, which the model's position table holds: give 128"),
+        ({"resolution": 0}, "resolution 0 is not in 16 to 128, .*: give 16"),
+        ({"resolution": (41, 32)}, "resolution 41 is not a multiple of 16 \\(VAE times patch\\): give 48"),
+        ({"resolution": (32, 144)}, "resolution 144 is not in 16 to 128"),
         ({"max_tokens": 0}, "max_tokens 0 is not in 1 to 512"),
         ({"max_tokens": 513}, "max_tokens 513 is not in 1 to 512"),
     ],
@@ -315,12 +320,12 @@ def test_impossible_options(sd3_model, options, message):
         dmdr_models.load("sd3", sd3_model, **options)
     if "resolution" in options:
         with pytest.raises(ValueError, match=message):
-            describe(registry.find("sd3"), sd3_model, **options)
+            describe(registry.find("sd3"), sd3_model, sizes=[as_size(options["resolution"])])
 
 
 def test_options_that_are_not_for_sit(model):
     assert dmdr_models.load("sit", model, resolution=32).size == (32, 32)
-    with pytest.raises(ValueError, match="resolution 64: this SiT draws 32 pixels only; leave it out"):
+    with pytest.raises(ValueError, match="resolution 64: this sit model draws 32 pixels only; leave it out"):
         dmdr_models.load("sit", model, resolution=64)
     with pytest.raises(ValueError, match="max_tokens: the family sit has no such option; leave it out"):
         dmdr_models.load("sit", model, max_tokens=128)

@@ -177,6 +177,12 @@ MISTAKES = {
     "guidance": (["a", "--guidance", "inf"], "--guidance inf is not a finite number: give 0 for no guidance"),
     "size": (["a", "--size", "40"], "--size 40: resolution 40 is not a multiple of 16 (VAE times patch): give 32"),
     "too large": (["a", "--size", "256"], "--size 256: resolution 256 is not in 16 to 128"),
+    "wide": (
+        ["a", "--size", "32x72"],
+        "--size 32x72: resolution 72 is not a multiple of 16 (VAE times patch): give 64",
+    ),
+    "half a size": (["a", "--size", "32x"], "argument --size: '32x' is no size: give a side such as 1024, or HEIGHTx"),
+    "flat": (["a", "--size", "0x32"], "--size 0x32 is not a whole number of at least 1"),
     "no size": (["a", "--size", "0"], "--size 0 is not a whole number of at least 1"),
     "tokens": (["a", "--max-tokens", "600"], "--max-tokens 600 is more than the pipeline takes: give at most 512"),
     "seed": (["a", "--seed", "-1"], "--seed -1 is not in [0, 2^63)"),
@@ -280,6 +286,9 @@ def test_brackets_that_nest_too_deeply(sd3_model, published, tmp_path, monkeypat
     [
         ('{"steps": 2.5}', "steps 2.5 in {path} is not a whole number of at least 1"),
         ('{"size": 33}', "size 33 in {path}: resolution 33 is not a multiple of 16"),
+        ('{"size": [32, 33]}', "size 32x33 in {path}: resolution 33 is not a multiple of 16"),
+        ('{"size": [32, "48"]}', "size 32x48 in {path} is not a whole number of at least 1"),
+        ('{"size": [32, 48, 64]}', "size [32, 48, 64] in {path} is not a whole number of at least 1"),
         ('{"max_tokens": 0}', "max_tokens 0 in {path} is not a whole number of at least 1"),
         ('{"shift": "5"}', "shift 5 in {path} is not a positive number"),
         ('{"family": "sit"}', "a PROMPT is not for sit"),

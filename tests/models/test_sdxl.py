@@ -25,7 +25,6 @@ from dmdr_models.folder.fingerprints import text_fingerprint
 from dmdr_models.folder.lora_targets import check_targets
 from dmdr_models.folder.state_dicts import load_state_dict, save_state_dict
 from dmdr_models.networks.lora import LoRANetwork, layer_names
-from dmdr_models.sdxl.family import time_ids
 from torch import nn
 
 PROMPTS = ["a red circle", "Ein blaues Quadrat über " + "vielen Kreisen " * 12, ""]
@@ -53,13 +52,11 @@ def test_condition_is_the_pipelines(sdxl_model, tmp_path, zeros):
     pipeline = StableDiffusionXLPipeline.from_pretrained(model)
     with torch.no_grad():
         states, null_states, pooled, null_pooled = pipeline.encode_prompt(PROMPTS)
-    sizes = pipeline._get_add_time_ids((32, 32), (0, 0), (32, 32), torch.float32, text_encoder_projection_dim=16)
     found, null = family.condition(PROMPTS), family.null_condition(3)
     assert found.keys() == null.keys()
     for ours, expected in ((found, (states, pooled)), (null, (null_states, null_pooled))):
         torch.testing.assert_close(ours["encoder_hidden_states"], expected[0])
         torch.testing.assert_close(ours["text_embeds"], expected[1])
-        assert torch.equal(ours["time_ids"].float(), sizes.expand(3, 6))
     assert torch.equal(found["encoder_hidden_states"], states)
     assert (null["text_embeds"].abs().max() == 0) == zeros
     assert states.shape == (3, 77, 32)
@@ -76,16 +73,20 @@ def test_the_unconditional_may_be_the_empty_text(sdxl_model):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (8, 64), (1024, 2048)])
-def test_sizes_are_the_pipelines(xl_pipeline, height, width):
+def test_sizes_are_the_pipelines(xl_pipeline, sdxl, height, width):
+    """The UNet is told the size of the latents that it gets, whatever the family's own size is."""
     seen = []
     xl_pipeline.unet.forward = lambda x, *_, added_cond_kwargs, **__: seen.append(added_cond_kwargs["time_ids"]) or (x,)
     call = {"num_inference_steps": 1, "guidance_scale": 0, "output_type": "latent"}
     xl_pipeline("a", height=height, width=width, **call)
-    assert torch.equal(time_ids(height, width).float(), seen[0])
+    x = torch.zeros(1, *sdxl.latent_shape(height, width))
+    sdxl.predict(xl_pipeline.unet, x, torch.tensor([999]), sdxl.condition(["a"]))
+    assert torch.equal(seen[1].float(), seen[0])
+    assert seen[1].dtype == torch.int64
 
 
 def test_another_source_of_texts(sdxl):
-    """What a cache of embeddings holds knows nothing of the picture's size."""
+    """A cache of embeddings may take the place of the text encoders."""
     asked = []
 
     def cache(prompts):
@@ -94,9 +95,9 @@ def test_another_source_of_texts(sdxl):
 
     assert sdxl.text(["a"]).keys() == {"encoder_hidden_states", "text_embeds"}
     sdxl.text = cache
-    assert sdxl.condition(["a", "b"])["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 2
+    assert sdxl.condition(["a", "b"]).keys() == {"text_embeds"}
     assert torch.equal(sdxl.null_condition(3)["text_embeds"], torch.zeros(3, 16))
-    assert sdxl.null_condition(2)["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 2
+    sdxl.null_condition(2)
     assert asked == [["a", "b"], [""]], "the empty prompt is asked for once"
     with pytest.raises(ValueError, match="prompts must be a list of texts, got"):
         sdxl.condition("a red circle")
@@ -111,7 +112,10 @@ def test_prediction_by_hand(sdxl):
             x,
             t,
             encoder_hidden_states=condition["encoder_hidden_states"],
-            added_cond_kwargs={"text_embeds": condition["text_embeds"], "time_ids": time_ids(32, 32).repeat(3, 1)},
+            added_cond_kwargs={
+                "text_embeds": condition["text_embeds"],
+                "time_ids": torch.tensor([[32, 32, 0, 0, 32, 32]] * 3),
+            },
         ).sample
         assert torch.equal(sdxl.predict(network, x, t, condition), expected)
         words = sdxl.predict(network, x[[0, 0]], t[[0, 0]], sdxl.condition(["a red circle", "a blue square"]))
@@ -120,7 +124,7 @@ def test_prediction_by_hand(sdxl):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_a_network_is_asked_in_its_own_dtype(sdxl_model, sdxl, adapted, dtype):
+def test_a_network_is_asked_in_its_own_dtype(sdxl_model, sdxl, adapted, dtype, monkeypatch):
     family = dmdr_models.load("sdxl", sdxl_model, dtype=dtype)
     network = bare = family.load_network()
     assert {p.dtype for p in bare.parameters()} == {dtype}
@@ -130,13 +134,14 @@ def test_a_network_is_asked_in_its_own_dtype(sdxl_model, sdxl, adapted, dtype):
         network.float()
     seen = {}
     bare.register_forward_pre_hook(lambda _, args, named: seen.update(x=args[0], t=args[1], **named), with_kwargs=True)
-    x, condition = latents(2), {n: v.float() if n != "time_ids" else v for n, v in family.condition(["a", "b"]).items()}
-    condition["time_ids"] = time_ids(1001, 4097).repeat(2, 1)  # which neither half precision can hold
+    x, condition = latents(2), {name: value.float() for name, value in family.condition(["a", "b"]).items()}
+    for each in (family, sdxl):
+        monkeypatch.setattr(each, "factor", 2049)  # neither half precision can hold 4 x 2049
     prediction = family.predict(network, x, torch.tensor([399, 998]), condition)
     assert prediction.dtype == torch.float32
     added = seen["added_cond_kwargs"]
     assert {seen["x"].dtype, seen["encoder_hidden_states"].dtype, added["text_embeds"].dtype} == {dtype}
-    assert (seen["t"].tolist(), added["time_ids"][0].tolist()) == ([399, 998], [1001, 4097, 0, 0, 1001, 4097])
+    assert (seen["t"].tolist(), added["time_ids"][0].tolist()) == ([399, 998], [8196, 8196, 0, 0, 8196, 8196])
     expected = sdxl.predict(sdxl.load_network(), x, torch.tensor([399, 998]), condition)
     torch.testing.assert_close(prediction, expected, atol=0.05, rtol=0.05)
     assert family.decode(x).dtype == torch.float32
@@ -508,7 +513,7 @@ def test_impossible_options(sdxl_model, options, message):
         dmdr_models.load("sdxl", sdxl_model, **options)
     if "resolution" in options:
         with pytest.raises(ValueError, match=message):
-            describe(registry.find("sdxl"), sdxl_model, **options)
+            describe(registry.find("sdxl"), sdxl_model, sizes=[(options["resolution"],) * 2])
 
 
 def test_wrong_folders(sdxl_model, sd3_model, tmp_path):

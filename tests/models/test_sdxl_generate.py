@@ -168,8 +168,8 @@ def test_a_student_brings_its_settings(sdxl_model, published, tmp_path):
         return (tmp_path / "a.png").read_bytes()
 
     student = shutil.copytree(published, tmp_path / "student")
-    asked = file(published / "unet_fp32.bin", "--steps", 3, "--method", "euler", "--size", 48)
-    settings = {"steps": 3, "method": "euler", "guidance": 1.0, "shift": 1.0, "size": 48, "max_tokens": None}
+    asked = file(published / "unet_fp32.bin", "--steps", 3, "--method", "euler", "--size", "32x48")
+    settings = {"steps": 3, "method": "euler", "guidance": 1.0, "shift": 1.0, "size": [32, 48], "max_tokens": None}
     (student / "dmdr.json").write_text(json.dumps({"family": "sdxl", **settings}))
     assert file(student / "unet.safetensors") == asked
     assert file(student / "unet.safetensors", "--steps", 1, "--method", "sde", "--size", 32) == file(
@@ -178,7 +178,8 @@ def test_a_student_brings_its_settings(sdxl_model, published, tmp_path):
     # Without the file, a scheduler tells what it can.
     (student / "dmdr.json").unlink()
     EulerDiscreteScheduler().save_pretrained(student / "scheduler")
-    assert file(student / "unet.safetensors", "--steps", 3, "--size", 48) == asked
+    assert file(student / "unet.safetensors", "--steps", 3, "--size", "32x48") == asked
+    assert pixels(tmp_path / "a.png").shape == (32, 48, 3)
     LCMScheduler().save_pretrained(student / "scheduler")
     assert file(student / "unet.safetensors") == file(published / "unet_fp32.bin")
 

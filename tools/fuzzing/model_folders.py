@@ -45,7 +45,7 @@ def model() -> Target:
         (folder / example[0]).unlink(missing_ok=True)
         (folder / example[0]).write_bytes(example[1])
         with naming("--model"):
-            describe(registry.find("sd3"), folder, resolution=32)
+            describe(registry.find("sd3"), folder, sizes=[(32, 32)])
             check_adapter(folder, None)
 
     return st.one_of(st.tuples(st.just(name), each) for name, each in content.items()), read

@@ -39,7 +39,9 @@ def recipe() -> Target:
         assert found.stages
         preflight.check(found, 1, dry_run=True)
 
-    return texts(recipe_base(), as_yaml), read
+    base = recipe_base()
+    base["model"]["resolution"] = [{"height": 32, "width": 32, "share": 0.75}, {"height": 16, "width": 64}]
+    return texts(base, as_yaml), read
 
 
 def override() -> Target:

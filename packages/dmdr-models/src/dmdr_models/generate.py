@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from dmdr_models import __version__, registry
 from dmdr_models.base.errors import UsageError
+from dmdr_models.base.picture_size import read_size
 from dmdr_models.base.secrets import redact_tracebacks, redacted
 from dmdr_models.drawing.interface import Drawing
 from dmdr_models.drawing.settings import DTYPES, Settings, read_student, student_of
@@ -87,7 +88,12 @@ def _parser() -> Parser:
         metavar="PLACE[=STRENGTH]",
         help="a LoRA, of a student or another: a folder or a .safetensors file; may be given several times",
     )
-    texts.add_argument("--size", type=int, help="side of the picture in pixels (default: the model's own)")
+    texts.add_argument(
+        "--size",
+        type=read_size,
+        metavar="SIDE or HEIGHTxWIDTH",
+        help="of the picture in pixels, such as 1024 or 832x1216 (default: the model's own)",
+    )
     texts.add_argument(
         "--max-tokens", type=int, help=f"length of the longest sequence of a text {_default('max_tokens', defaults)}"
     )

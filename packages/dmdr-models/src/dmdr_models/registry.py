@@ -82,7 +82,8 @@ def load(family: str, path: str | Path, **options: Any) -> "Family":
 
     Args:
         options: `vae`, folder or hub name of another VAE; `dtype` of everything that is loaded (default: float32); of
-            text-to-image families also `resolution` in pixels and `max_tokens`. An option that is None is not given.
+            text-to-image families also `resolution` in pixels, a side or (height, width), and `max_tokens`. An option
+            that is None is not given.
 
     Raises:
         ValueError: no such family, the folder holds another model, or the family cannot take an option.

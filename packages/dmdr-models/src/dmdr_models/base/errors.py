@@ -11,3 +11,7 @@ class UsageError(ModelsError):
 
 class ConversionError(ModelsError):
     """A checkpoint cannot be converted."""
+
+
+class SizeError(ModelsError):
+    """A model cannot draw pictures of the size that it is asked for."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.base.errors import UsageError
+from dmdr_models.base.errors import SizeError, UsageError
 from dmdr_models.drawing.prompts import read_labels, read_texts
 from dmdr_models.drawing.settings import DTYPES, Settings, check_count, check_device
 from dmdr_models.folder.layout import Layout
@@ -63,9 +63,10 @@ class OwnSampler:
         settings.check_finite("guidance", "1 for no guidance")
         if settings["shift"] is not None:
             settings.check_positive("shift", "1 for no shift")
-        for name in ("size", "max_tokens"):
-            if settings.get(name) is not None:
-                settings.check_count(name)
+        if "size" in settings:
+            settings.check_size()
+        if settings.get("max_tokens") is not None:
+            settings.check_count("max_tokens")
 
     def _open(self, args: argparse.Namespace, settings: Settings, prompts: Sequence[Any]) -> "Family":
         from dmdr_core import FlowMatching
@@ -75,6 +76,8 @@ class OwnSampler:
         try:
             family = self.layout.open(args.model, **options).to(args.device)
             family.open_decoder()  # an error in it comes before the pictures are drawn
+        except SizeError as error:
+            raise UsageError(f"{settings.origin('size')}: {error}") from error
         except (ValueError, OSError) as error:
             raise UsageError(f"{at}: {error}: give the folder of a {self.layout.name} model") from error
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dmdr_models.base.errors import UsageError
 from dmdr_models.base.json_files import read_json
+from dmdr_models.base.picture_size import size_text
 
 STUDENT_FILE = "dmdr.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -32,12 +33,19 @@ class Settings(dict[str, Any]):
 
     def origin(self, name: str) -> str:
         """`--steps 0`, or `steps 0 in student/dmdr.json`."""
+        value = size_text(self[name]) if _is_pair(self[name]) else self[name]
         if name in self.said:
-            return f"{name} {self[name]} in {self.source}"
-        return f"--{name.replace('_', '-')} {self[name]}"
+            return f"{name} {value} in {self.source}"
+        return f"--{name.replace('_', '-')} {value}"
 
     def check_count(self, name: str) -> None:
         check_count(self.origin(name), self[name])
+
+    def check_size(self) -> None:
+        """Check the setting `size`: None, a side, or height and width."""
+        if self["size"] is not None:
+            for side in self["size"] if _is_pair(self["size"]) else [self["size"]]:
+                check_count(self.origin("size"), side)
 
     def check_one_of(self, name: str, valid: tuple[str, ...]) -> None:
         if self[name] not in valid:
@@ -129,6 +137,10 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device} is not available: give cpu ({str(error).splitlines()[0]})") from error
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _is_finite(value: Any) -> bool:

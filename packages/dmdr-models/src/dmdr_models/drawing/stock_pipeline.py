@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmdr_models.base.errors import UsageError
+from dmdr_models.base.errors import SizeError, UsageError
+from dmdr_models.base.picture_size import Resolution, as_size
 from dmdr_models.drawing.prompts import read_texts
 from dmdr_models.drawing.settings import DTYPES, Settings, adapters, check_device, read_object
 from dmdr_models.folder.adapter_files import check_adapter
@@ -90,7 +91,7 @@ class StockPipeline(ABC):
         *,
         seed: int = 0,
         guidance: float = 0.0,
-        size: int | None = None,
+        size: Resolution | None = None,
         **sampling: Any,
     ) -> "Tensor":
         """One picture per prompt, `[B, 3, H, W]` in [0, 1] on the CPU; picture i from a generator with seed `seed + i`.
@@ -98,7 +99,7 @@ class StockPipeline(ABC):
         Args:
             pipeline: an instance of the family's pipeline; it may get another scheduler.
             guidance: classifier-free guidance scale; up to 1 is none.
-            size: side in pixels (default: the pipeline's own).
+            size: side in pixels, or (height, width) (default: the pipeline's own).
             sampling: for `prepare`.
 
         Raises:
@@ -106,14 +107,15 @@ class StockPipeline(ABC):
         """
         import torch
 
+        height, width = (None, None) if size is None else as_size(size)
         pictures = []
         for index, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(seed + index)
             result = pipeline(
                 prompt,
                 guidance_scale=guidance,
-                height=size,
-                width=size,
+                height=height,
+                width=width,
                 generator=generator,
                 output_type="pt",
                 **self.prepare(pipeline, generator, **sampling),
@@ -125,16 +127,16 @@ class StockPipeline(ABC):
         settings.check_count("steps")
         settings.check_one_of("method", METHODS)
         settings.check_finite("guidance", "0 for no guidance")
-        if settings["size"] is not None:
-            settings.check_count("size")
+        settings.check_size()
         settings.check_one_of("times", ("trained", "stock"))
         self.check(settings)
 
     def _check_files(self, args: argparse.Namespace, settings: Settings) -> None:
         """Check what can be known before weights are read."""
         option = f"--model {args.model}"
+        sizes = [] if settings["size"] is None else [as_size(settings["size"])]
         try:
-            found = describe(self.layout, args.model, own_vae=args.vae is not None, resolution=settings["size"])
+            found = describe(self.layout, args.model, own_vae=args.vae is not None, sizes=sizes)
             layers = None if found is None else found.layers
             if args.vae is not None:
                 option = f"--vae {args.vae}"
@@ -146,7 +148,7 @@ class StockPipeline(ABC):
                 option = f"--adapter {place}"
                 check_adapter(place, layers, self.layout.network_part)
         except (OSError, ValueError) as error:
-            if str(error).startswith("resolution"):
+            if isinstance(error, SizeError):
                 option = settings.origin("size")
             raise UsageError(f"{option}: {error}") from error
 

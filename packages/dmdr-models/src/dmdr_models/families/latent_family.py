@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families import vae_memory
 from dmdr_models.families.network_family import NetworkFamily
 from dmdr_models.families.network_students import NetworkStudents
@@ -23,7 +24,7 @@ class LatentFamily(NetworkFamily):
     Args:
         path: folder or hub name that holds the network, and `vae/` unless `vae` is given.
         vae: folder or hub name of another VAE.
-        resolution: side of the picture in pixels (default: what the network was trained for).
+        resolution: side of the picture in pixels, or (height, width) (default: what the network was trained for).
         dtype: of all that the family loads; pictures and latents are float32 whatever it is. A VAE that overflows in
             float16 is loaded in float32 instead.
 
@@ -37,7 +38,7 @@ class LatentFamily(NetworkFamily):
         self,
         path: str | Path,
         vae: str | Path | None = None,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         self.vae_place = (str(path), "vae") if vae is None else (str(vae), "")

@@ -8,10 +8,11 @@ import torch
 from dmdr_core import FlowMatching, Grid, StepGrid, VariancePreserving
 from torch import Tensor, nn
 
+from dmdr_models.base.picture_size import Resolution, as_size
 from dmdr_models.families.network_students import NetworkStudents
 from dmdr_models.families.protocols import Condition, Students
 from dmdr_models.folder import read_parts
-from dmdr_models.folder.checks import check_side
+from dmdr_models.folder.checks import check_size
 from dmdr_models.folder.layout import Layout
 from dmdr_models.networks.lora_files import LoRA, read_lora
 
@@ -25,7 +26,7 @@ class NetworkFamily(ABC):
 
     Args:
         path: folder or hub name that holds the network.
-        resolution: side of the picture in pixels (default: what the network was trained for).
+        resolution: side of the picture in pixels, or (height, width) (default: what the network was trained for).
         dtype: of all that the family loads; pictures and latents are float32 whatever it is.
 
     Raises:
@@ -45,14 +46,13 @@ class NetworkFamily(ABC):
     lora_pipeline: Any = None
     """The class in diffusers whose converters read LoRAs in other layouts than PEFT's."""
 
-    def __init__(self, path: str | Path, resolution: int | None = None, dtype: torch.dtype = torch.float32):
+    def __init__(self, path: str | Path, resolution: Resolution | None = None, dtype: torch.dtype = torch.float32):
         self.path = str(path)
         self.config = read_parts.part_config(self.network_class, self.path, self.layout.network_part)
         self.num_classes: int | None = self.config.get("num_classes")
         self.dtype = dtype
         self.device = torch.device("cpu")
-        side = self.config["sample_size"] * self.factor if resolution is None else resolution
-        self.size = side, side
+        self.size = as_size(self.config["sample_size"] * self.factor if resolution is None else resolution)
         self.latent_shape(*self.size)
 
     @property
@@ -60,8 +60,7 @@ class NetworkFamily(ABC):
         return NetworkStudents(self)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        for side in (height, width):
-            check_side(self.config, self.factor, side)
+        check_size(self.layout, self.config, self.factor, height, width)
         return self.config["in_channels"], height // self.factor, width // self.factor
 
     def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dmdr_models.base.errors import ModelsError
+from dmdr_models.base.picture_size import as_setting
 from dmdr_models.networks.lora import LoRANetwork
 
 FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -33,7 +34,7 @@ class NetworkStudents:
     def sampling(self) -> dict[str, Any]:
         if self.family.layout.takes == "labels":
             return {}
-        return {"size": self.family.size[0], "max_tokens": getattr(self.family, "max_tokens", None)}
+        return {"size": as_setting(self.family.size), "max_tokens": getattr(self.family, "max_tokens", None)}
 
     def save(self, network: nn.Module, folder: Path) -> None:
         network.save_pretrained(folder / self.family.layout.network_part)  # type: ignore[operator]

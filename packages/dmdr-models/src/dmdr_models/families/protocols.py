@@ -32,7 +32,8 @@ class Family(Protocol):
 
     Attributes:
         process: the noise process that the network was trained with.
-        size: (height, width) in pixels of the pictures that the model is asked for.
+        size: (height, width) in pixels of the pictures that are drawn where no other size is asked for. The size of a
+            picture is that of its latents; see `latent_shape`.
         num_classes: number of class labels, or None for a family that takes texts.
         shift: of the model's own step grid.
         lora_targets: the layers that the guidance network adapts unless a recipe says otherwise.
@@ -55,7 +56,7 @@ class Family(Protocol):
         """(C, h, w) of the latent of a picture with this height and width in pixels.
 
         Raises:
-            ValueError: the model cannot draw such a picture.
+            SizeError: the model cannot draw such a picture.
         """
 
     def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:

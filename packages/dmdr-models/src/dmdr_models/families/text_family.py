@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families.latent_family import LatentFamily
 from dmdr_models.families.protocols import Condition
 from dmdr_models.families.text_encoders import TextEncoders
@@ -19,7 +20,7 @@ class TextFamily(LatentFamily, ABC):
         path: folder or hub name of the whole model. The text encoders may be missing if `text` is replaced.
         text: its text encoders.
         vae: folder or hub name of another VAE.
-        resolution: side of the picture in pixels (default: what the network was trained for).
+        resolution: side of the picture in pixels, or (height, width) (default: what the network was trained for).
         dtype: of networks, text encoders and VAE.
 
     Raises:
@@ -32,7 +33,7 @@ class TextFamily(LatentFamily, ABC):
         path: str | Path,
         text: TextEncoders,
         vae: str | Path | None = None,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(path, vae, resolution, dtype)

@@ -5,7 +5,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmdr_models.base.errors import SizeError
 from dmdr_models.base.json_files import first, read_json
+from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.layout import Layout
 from dmdr_models.folder.safetensors_header import layers_in
 from dmdr_models.folder.weight_files import weight_files
@@ -94,24 +96,39 @@ def check_index(folder: Path) -> None:
             raise ValueError(f"{path} asks for other code: {name} is of {library!r}, not diffusers or transformers")
 
 
-def check_side(network: dict[str, Any], factor: int, side: int) -> None:
-    """Check that a network can draw a picture with this height or width.
+def check_size(layout: Layout, network: dict[str, Any], factor: int, height: int, width: int) -> None:
+    """Check that a network can draw pictures of this size.
 
     Args:
         network: its config.
         factor: pixels per latent, along a side.
-        side: in pixels.
+        height, width: in pixels.
 
     Raises:
-        ValueError: the side is not a multiple of decoder and patches, or larger than the network's position table.
+        SizeError: a side is not a multiple of decoder and patches, or larger than the network's position table; or
+            the network draws another size only. The message names the nearest side.
     """
+    if not layout.one_size:
+        for side in (height, width):
+            _check_side(network, factor, side)
+        return
+    own = network["sample_size"] * factor
+    if (height, width) != (own, own):
+        asked = size_text((height, width))
+        raise SizeError(f"resolution {asked}: this {layout.name} model draws {own} pixels only; leave it out")
+
+
+def _check_side(network: dict[str, Any], factor: int, side: int) -> None:
     step = factor * network.get("patch_size", 1)
     most = step * network.get("pos_embed_max_size", side)
     if not step <= side <= most and "pos_embed_max_size" in network:
-        raise ValueError(f"resolution {side} is not in {step} to {most}, which the model's position table holds")
+        raise SizeError(
+            f"resolution {side} is not in {step} to {most}, which the model's position table holds: "
+            f"give {step if side < step else most}"
+        )
     if side < step or side % step:
-        nearest = max(step, side // step * step)
-        raise ValueError(f"resolution {side} is not a multiple of {step} (VAE times patch): give {nearest}")
+        nearest = max(step, (side + (step - 1) // 2) // step * step)  # the smaller of two that are as near
+        raise SizeError(f"resolution {side} is not a multiple of {step} (VAE times patch): give {nearest}")
 
 
 def check_weights(layout: Layout, path: str | Path, layers: Collection[str] | None = None) -> None:

@@ -1,12 +1,13 @@
 """What a model folder holds, read from its configs and the headers of its weights. Imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dmdr_models.base.json_files import read_json
 from dmdr_models.base.reasons import reason
-from dmdr_models.folder.checks import check_index, check_part, check_side, single_file
+from dmdr_models.folder.checks import check_index, check_part, check_size, single_file
 from dmdr_models.folder.layout import VAES, Layout
 from dmdr_models.folder.safetensors_header import layers_in
 from dmdr_models.folder.weight_files import weight_files
@@ -26,20 +27,24 @@ class Description:
 
 
 def describe(
-    layout: Layout, path: str | Path, own_vae: bool = False, own_text: bool = False, resolution: int | None = None
+    layout: Layout,
+    path: str | Path,
+    own_vae: bool = False,
+    own_text: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> Description | None:
     """Describe a local model folder; None for a hub name (`owner/name`, and no such folder here).
 
     Args:
         own_vae: the VAE comes from elsewhere, so that the folder need not hold one.
         own_text: the embeddings of the texts come from elsewhere, so that the folder need not hold text encoders.
-        resolution: side of the pictures that a model is to draw of texts. It is not checked if the VAE comes from
-            elsewhere.
+        sizes: (height, width) in pixels of the pictures that the model is to draw; empty: its own size. They are not
+            checked if the VAE comes from elsewhere.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: it holds another model, or one that cannot draw at that resolution; the message of the latter starts
-            with "resolution".
+        SizeError: the model cannot draw such a size.
+        ValueError: it holds another model.
     """
     folder = Path(path)
     if folder.is_file():
@@ -61,9 +66,10 @@ def describe(
         for part in layout.checks:
             if part != "vae" or not own_vae:
                 layout.check_config(part, _config(folder, part))
-        if not own_vae and layout.takes == "texts":
+        if not own_vae and (sizes or layout.takes == "texts"):
             factor = pixels_per_latent(_config(folder, "vae")) if "vae" in layout.parts else 1
-            check_side(network, factor, network["sample_size"] * factor if resolution is None else resolution)
+            for height, width in sizes or [(network["sample_size"] * factor,) * 2]:
+                check_size(layout, network, factor, height, width)
         files = weight_files(folder / layout.network_part).tensors
         layers = [name for file in files for name in layers_in(file)]
         return Description(network["num_classes"] if layout.takes == "labels" else None, tuple(layers))

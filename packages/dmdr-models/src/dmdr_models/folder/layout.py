@@ -37,6 +37,7 @@ class Layout:
         reads_kohya: "module:function" that reads LoRAs in kohya's layout, for a network whose layout diffusers cannot
             convert. It is called with the file's tensors and the network's config, and returns by the name of each
             layer in diffusers its A, its B, and kohya's name of the layer, whose alpha they have.
+        one_size: the network draws pictures of one size only, the `sample_size` of its config.
         draws: "module:factory" for `dmdr-generate`; it is called with this Layout and returns a
             `dmdr_models.drawing.interface.Drawing`. The default draws with `dmdr_models.sample`, for any family.
     """
@@ -48,6 +49,7 @@ class Layout:
     max_tokens: int | None = None
     optional: tuple[str, ...] = ()
     reads_kohya: str | None = None
+    one_size: bool = False
     draws: str = "dmdr_models.drawing.own_sampler:OwnSampler"
     checks: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from dmdr_core import FlowMatching
 from torch import Tensor
 
+from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families.network_family import in_own_dtype
 from dmdr_models.families.protocols import Condition, Students
 from dmdr_models.families.text_family import TextFamily
@@ -31,7 +32,7 @@ class SD3(TextFamily):
     Args:
         path: folder or hub name of the whole model. The text encoders may be missing if `text` is replaced.
         vae: folder or hub name of another VAE.
-        resolution: side of the picture in pixels (default: what the transformer was trained for).
+        resolution: side of the picture in pixels, or (height, width) (default: what the transformer was trained for).
         max_tokens: length of the T5 sequence, at most 512 (default: 128).
         dtype: of networks, text encoders and VAE.
 
@@ -51,7 +52,7 @@ class SD3(TextFamily):
         self,
         path: str | Path,
         vae: str | Path | None = None,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         max_tokens: int = MAX_TOKENS,
         dtype: torch.dtype = torch.float32,
     ):

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 
+from dmdr_models.base.picture_size import as_size
 from dmdr_models.families.original_layout import Place
 from dmdr_models.families.stock_students import StockStudents
 from dmdr_models.sd3.original_layout import place
@@ -32,7 +33,8 @@ class SD3Students(StockStudents):
 
         A plain call with as many steps would visit other times: it spreads them over the scheduler's own range.
         """
-        stochastic, size = sampling["method"] == "sde", sampling["size"]
+        stochastic = sampling["method"] == "sde"
+        height, width = as_size(sampling["size"])
         # A pipeline hands its generator to no scheduler: the noise between steps would come from torch's global one.
         renoise = "pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)\n" if stochastic else ""
         return f"""{"from functools import partial" + 2 * chr(10) if stochastic else ""}import torch
@@ -43,8 +45,8 @@ from diffusers import {names}
     "a photo of a fox in the snow",
     sigmas=torch.linspace(1, {T_END!r}, {sampling["steps"] + 1})[:-1].tolist(),  # as in training, before the shift
     guidance_scale=0,
-    height={size},
-    width={size},
+    height={height},
+    width={width},
     max_sequence_length={sampling["max_tokens"]},
     generator=generator,
 ).images[0]

@@ -2,10 +2,10 @@
 
 A model is a folder in diffusers' layout (or its name on the hub), as StableDiffusionXLPipeline saves it. Its UNet
 predicts noise at whole timesteps of the process that its scheduler's config describes. It is told how large the picture
-is and that nothing is cropped away.
+is, which follows from its latents, and that nothing is cropped away.
 """
 
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionM
 from dmdr_core import TimestepGrid, VariancePreserving
 from torch import Tensor
 
+from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families.network_family import in_own_dtype
 from dmdr_models.families.protocols import Condition, Students
 from dmdr_models.families.text_family import TextFamily
@@ -36,7 +37,7 @@ class SDXL(TextFamily):
     Args:
         path: folder or hub name of the whole model. The text encoders may be missing if `text` is replaced.
         vae: folder or hub name of another VAE, such as "madebyollin/taesdxl".
-        resolution: side of the picture in pixels (default: what the UNet was trained for).
+        resolution: side of the picture in pixels, or (height, width) (default: what the UNet was trained for).
         dtype: of networks, text encoders and VAE.
 
     Raises:
@@ -56,7 +57,7 @@ class SDXL(TextFamily):
         self,
         path: str | Path,
         vae: str | Path | None = None,
-        resolution: int | None = None,
+        resolution: Resolution | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__(path, SDXLTextEncoders(str(path), dtype), vae, resolution, dtype)
@@ -86,14 +87,12 @@ class SDXL(TextFamily):
 
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
         x_t, asked = in_own_dtype(network, x_t, condition)
+        height, width = (side * self.factor for side in x_t.shape[-2:])
+        asked["time_ids"] = time_ids(height, width, x_t.device).expand(len(x_t), -1)
         texts = asked.pop("encoder_hidden_states")
         return network(x_t, t, encoder_hidden_states=texts, added_cond_kwargs=asked, return_dict=False, **named)[
             0
         ].float()
-
-    def condition(self, prompts: Sequence[Any]) -> Condition:
-        size = time_ids(*self.size).to(self.device)
-        return {**super().condition(prompts), "time_ids": size.repeat(len(prompts), 1)}
 
     def use_empty_text(self) -> None:
         self.zero_null = False
@@ -102,12 +101,13 @@ class SDXL(TextFamily):
         null = super().null_condition(batch)
         if not self.zero_null:
             return null
-        return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in null.items()}
+        return {name: torch.zeros_like(value) for name, value in null.items()}
 
 
-def time_ids(height: int, width: int) -> Tensor:
+@cache  # on a GPU, a new tensor would have to wait for the work before it
+def time_ids(height: int, width: int, device: torch.device) -> Tensor:
     """What the UNet is told of the picture's size: original size, crop from top left, target size; `[1, 6]` int64.
 
     They are whole numbers, which no engine rounds to its own precision.
     """
-    return torch.tensor([[height, width, 0, 0, height, width]])
+    return torch.tensor([[height, width, 0, 0, height, width]], device=device)

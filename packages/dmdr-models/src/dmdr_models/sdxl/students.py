@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers import StableDiffusionXLPipeline
 
+from dmdr_models.base.picture_size import as_size
 from dmdr_models.families.original_layout import Place
 from dmdr_models.families.stock_students import StockStudents
 from dmdr_models.sdxl.original_layout import place
@@ -29,7 +30,7 @@ class SDXLStudents(StockStudents):
     def snippet(self, names: str, opening: str, sampling: Mapping[str, Any]) -> str:
         """See `StockStudents.snippet`."""
         times = self.family.grid(sampling["steps"]).times[:-1].tolist()
-        size = sampling["size"]
+        height, width = as_size(sampling["size"])
         return f"""import torch
 from diffusers import {names}
 
@@ -38,8 +39,8 @@ from diffusers import {names}
     num_inference_steps={len(times)},
     timesteps={times},
     guidance_scale=0,
-    height={size},
-    width={size},
+    height={height},
+    width={width},
     generator=torch.Generator().manual_seed(0),
 ).images[0]
 image.save("fox.png")

@@ -25,12 +25,5 @@ class SiT(ClassLabels, LatentFamily):
     fixed = ("in_channels", "sample_size", "num_classes")
     lora_targets = ("to_q", "to_v")
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        side = self.config["sample_size"] * self.factor
-        if (height, width) != (side, side):
-            asked = f"{height}" if height == width else f"{height} x {width}"
-            raise ValueError(f"resolution {asked}: this SiT draws {side} pixels only; leave it out")
-        return self.config["in_channels"], self.config["sample_size"], self.config["sample_size"]
-
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
         return network(x_t, t, **condition, **named).float()

@@ -5,5 +5,6 @@ from dmdr_models.folder.layout import VAES, Layout
 LAYOUT = Layout(
     name="sit",
     parts={"transformer": ("SiTTransformer",), "vae": VAES},
+    one_size=True,
     opens="dmdr_models.sit.family:SiT",
 )

@@ -49,12 +49,15 @@ def naming(key: str) -> Iterator[None]:
     Raises:
         UserError: for a ValueError, an OSError, or a damaged safetensors file.
     """
+    from dmdr_models.base.errors import SizeError
     from safetensors import SafetensorError
 
     try:
         yield
     except UserError:
         raise
+    except SizeError as error:  # whatever was being opened
+        raise UserError("model.resolution", str(error)) from error
     except (ValueError, OSError, SafetensorError) as error:
         raise UserError(key, str(error)) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
+from dmdr_models.base.picture_size import as_setting
 from dmdr_models.folder.fingerprints import content_fingerprint, network_fingerprint
 from dmdr_rewards.base.safe_reading import from_json
 
@@ -49,8 +50,9 @@ def check_pairs(settings: Recipe) -> None:
     """
     if settings.data.pairs is None:
         return
-    resolution = settings.model.resolution
-    wanted = made_with(settings.model) | ({} if resolution is None else {"resolution": resolution})
+    wanted, sizes = made_with(settings.model), settings.model.sizes
+    if sizes:
+        wanted["resolution"] = as_setting(sizes[0].shape)
     pairs_folder("data.pairs", settings.data.pairs).check(wanted)
 
 

@@ -85,6 +85,11 @@ def check_data(recipe: Sections) -> None:
     if pairs and data.pairs is None:
         kind = next(iter(pairs.values())).kind
         raise ValueError(f"data.pairs: is null and {kind} needs them; give a folder that dmdr-train pairs wrote")
+    if pairs and len(recipe.model.sizes) > 1:
+        kind = next(iter(pairs.values())).kind
+        raise ValueError(
+            f"model.resolution: has {len(recipe.model.sizes)} sizes and {kind} learns from pairs of one; give one size"
+        )
     if data.pairs is not None and not pairs:
         raise ValueError("data.pairs: has no effect without an objective of kind regression; add one, or leave it out")
     if data.prompts is None:

@@ -8,10 +8,12 @@ from string import Formatter
 from typing import Annotated, Any, Literal
 
 from dmdr_models import registry
+from dmdr_models.base.picture_size import size_text
 from pydantic import Field, field_validator
 
 from dmdr_train.recipe.alarm_rules import AnyRule
 from dmdr_train.recipe.fields import Fraction, Natural, Positive, Section
+from dmdr_train.recipe.picture_sizes import AnyResolution, Size, sizes_of
 
 EVALUATED = ("frechet", "frechet_pixels", "precision", "recall", "accuracy")
 """The numbers of an evaluation; of the first two, lower is better."""
@@ -48,7 +50,10 @@ class Model(Section):
     family: str = Field(description="sit, sd3, sdxl, or a family that an installed package adds")
     path: str = Field(description="folder or hub name of the teacher")
     vae: str | None = Field(default=None, description="folder or hub name of another VAE")
-    resolution: Positive | None = Field(default=None, description="side of the pictures in pixels; null: the model's")
+    resolution: AnyResolution | None = Field(
+        default=None,
+        description="of the pictures in pixels: a side, height and width, or a list of sizes; null: the model's",
+    )
     max_tokens: Positive | None = Field(
         default=None,
         description="length of the longest sequence of a text, such as SD3's T5; null: the family's (128 for SD3)",
@@ -67,6 +72,22 @@ class Model(Section):
     def _family_is_known(cls, family: str) -> str:
         registry.find(family)
         return family
+
+    @field_validator("resolution")
+    @classmethod
+    def _sizes_differ(cls, resolution: AnyResolution | None) -> AnyResolution | None:
+        sizes = [size.shape for size in sizes_of(resolution)]
+        if twice := next((size for size in sizes if sizes.count(size) > 1), None):
+            raise ValueError(f"{size_text(twice)} (height x width) comes twice; leave one out, and add up the shares")
+        return resolution
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes that training draws from, with shares whose sum is 1; empty: the model's own size alone.
+
+        All else has the first size: samples, evaluation, early warning, pairs, and what is said about the student.
+        """
+        return sizes_of(self.resolution)
 
 
 class Data(Section):

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dmdr_models.base.picture_size import size_text
 from dmdr_models.families.protocols import Family
 
 from dmdr_train.distributed.device import DTYPES, kind_of_device
@@ -42,6 +43,7 @@ def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str,
     steps, base = settings.rollout.steps, settings.model.path
     start = settings.model.generator
     began = "" if start is None else f" It began with the weights `{Path(start).name}`, which it contains."
+    began += trained_sizes(settings)
     loras = "".join(
         f", and from its LoRA `{Path(x.path).name}` at {x.strength:g}" for x in settings.model.teacher_loras
     )
@@ -54,6 +56,17 @@ Distilled with dmdr from `{Path(base).name}`, whose licence applies{licence(Path
     if scores:
         text += f"\n## Evaluation\n\n{markdown_table(scores)}\n"
     return f"{text}\n## Recipe\n\n```yaml\n{dump_recipe(settings)}```\n"
+
+
+def trained_sizes(settings: Recipe) -> str:
+    """The sizes that the student was trained at, where there are several."""
+    sizes = settings.model.sizes
+    if len(sizes) < 2:
+        return ""
+    shares = ", ".join(f"{size_text(size.shape)} ({size.share:.0%})" for size in sizes)
+    return (
+        f" It was trained at {len(sizes)} sizes, height x width in pixels: {shares}; the commands below draw the first."
+    )
 
 
 def licence(base: Path) -> str:

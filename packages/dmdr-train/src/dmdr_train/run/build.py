@@ -47,7 +47,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     updates = sum(map(len, settings.matching)) * settings.guidance.ratio
     guidance = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
     with naming("memory.reward_crop"):
-        view = View(family, settings.memory)
+        view = View(family, settings.memory, [size.shape for size in settings.model.sizes])
     trainer = Trainer(
         settings,
         family,

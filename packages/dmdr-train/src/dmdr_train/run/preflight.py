@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
+from dmdr_models.base.errors import SizeError
+from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.adapter_files import adapter_ranks, check_adapter
 from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import Description, check_vae, describe
@@ -23,6 +25,7 @@ from dmdr_train.data.picture_folder import PICTURES, pictures_in
 from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
 from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.picture_sizes import Size
 from dmdr_train.recipe.schema import DRAWN, ObjectiveSection, Recipe, Reward
 from dmdr_train.tracking.metrics_file import METRICS
 from dmdr_train.tracking.registry import chosen
@@ -53,7 +56,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     evaluation = settings.tracking.evaluation
     if evaluation:
         folder("tracking.evaluation.classifier", evaluation.classifier)
-        check_reference("tracking.evaluation.reference", evaluation.reference, found)
+        check_reference("tracking.evaluation.reference", evaluation.reference, found, settings.model.sizes)
     if settings.run.init_from and not goes_on(settings):
         folder("run.init_from", settings.run.init_from)
         source = newest("run.init_from", settings.run.init_from)
@@ -189,15 +192,15 @@ def read_description(settings: Recipe) -> Description | None:
     """Describe the model's folder without reading its weights; None for a hub name.
 
     Raises:
-        UserError: the folder has another model, or the model does not support the recipe's resolution.
+        UserError: the folder has another model, or the model cannot draw one of the recipe's sizes.
     """
     model = settings.model
     elsewhere = model.vae is not None, settings.data.embeddings is not None
     try:
-        return describe(registry.find(model.family), model.path, *elsewhere, model.resolution)
+        return describe(registry.find(model.family), model.path, *elsewhere, [size.shape for size in model.sizes])
+    except SizeError as error:
+        raise UserError("model.resolution", str(error)) from None
     except (OSError, ValueError) as error:
-        if str(error).startswith("resolution"):
-            raise UserError("model.resolution", str(error)) from None
         raise UserError("model.path", f"{error}; give a folder that holds a {model.family} model") from None
 
 
@@ -246,8 +249,14 @@ def installed(key: str, package: str, extra: str) -> None:
         raise UserError(key, f"{package} is not installed; pip install dmdr-train[{extra}], or leave it out")
 
 
-def check_reference(key: str, path: str, found: Description | None) -> None:
+def check_reference(key: str, path: str, found: Description | None, sizes: Sequence[Size]) -> None:
     """Check that the reference is a built-in one, or a folder that has a sub-folder with pictures for every class."""
+    if path == "scenes" and sizes and sizes[0].shape != (32, 32):
+        raise UserError(
+            key,
+            f"scenes are 32 pixels high and wide, and model.resolution starts with "
+            f"{size_text(sizes[0].shape)}; leave tracking.evaluation out",
+        )
     if found is not None and (path == "scenes") != (found.num_classes is None):
         takes, fix = ("class labels", "shapes, or a folder of pictures") if found.num_classes else ("texts", "scenes")
         raise UserError(key, f"{path} does not go with a model that takes {takes}; use {fix}")

@@ -71,11 +71,12 @@ def run(settings: Recipe, callbacks: Sequence[Tracker] = ()) -> None:
 
 
 def dry_run(settings: Recipe) -> dict[str, float]:
-    """Build everything and take the first step of every stage; nothing is written."""
+    """Build everything and take the first step of every stage, at the largest size; nothing is written."""
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     logs: dict[str, float] = {}
     with processes(device, settings.run.timeout), Peers().expected():
         trainer = build(settings, device)
+        trainer.rollouts.sizes = [max(trainer.rollouts.sizes, key=lambda size: size.height * size.width)]
         agreed(lambda: say(str(space(settings, trainer))))
         agreed(lambda: say_cuts(settings, trainer))
         for trainer.step in sorted({objective.start for objective in settings.objectives}):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from dmdr_core import randn
+from dmdr_models.base.picture_size import as_setting
 from dmdr_models.drawing.sampling import sample
 
 from dmdr_train.base.errors import naming
@@ -33,7 +34,7 @@ def make_pairs(
     dtype: str = "bf16",
     shard_size: int = 64,
 ) -> None:
-    """Write this process's share of `count` pairs of the recipe's teacher, for the recipe's prompts.
+    """Write this process's share of `count` pairs of the recipe's teacher, for the recipe's prompts and first size.
 
     Args:
         steps: of the deterministic sampler.
@@ -50,7 +51,7 @@ def make_pairs(
     scale = settings.guidance.cfg if guidance is None else guidance
     sampling = {"steps": steps, "guidance": scale, "shift": settings.rollout.shift}
     shards = pairs_folder("--output", folder)
-    made = {"resolution": family.size[0], **sampling, "seed": settings.run.seed, "dtype": dtype}
+    made = {"resolution": as_setting(family.size), **sampling, "seed": settings.run.seed, "dtype": dtype}
     if settings.guidance.unconditional != "model":
         made["unconditional"] = settings.guidance.unconditional
     shards.prepare(made_with(settings.model) | made)

@@ -21,17 +21,22 @@ FAMILY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 def load_family(settings: schema.Recipe, dtype: torch.dtype | None = None) -> Family:
-    """The family of a recipe, in the precision that it trains in or in `dtype`; only its configs are read."""
+    """The family of a recipe, in the precision that it trains in or in `dtype`; only its configs are read.
+
+    Its own size is the first of the recipe's.
+    """
     model = settings.model
     with naming("model.path"):
         family = dmdr_models.load(
             model.family,
             model.path,
             vae=model.vae,
-            resolution=model.resolution,
+            resolution=model.sizes[0].shape if model.sizes else None,
             max_tokens=model.max_tokens,
             dtype=dtype or FAMILY_DTYPES[settings.optim.precision],
         )
+        for size in model.sizes:
+            family.latent_shape(*size.shape)
     if settings.guidance.unconditional == "empty_text":
         with naming("guidance.unconditional"):
             family.use_empty_text()

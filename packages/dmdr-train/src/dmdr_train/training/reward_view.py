@@ -1,5 +1,7 @@
 """What rewards see of a latent: the whole picture, a random square of it, or all of it at a lower resolution."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from dmdr_models.families.protocols import Family
@@ -13,16 +15,21 @@ from dmdr_train.training.sample import Sample
 class View:
     """Decodes a sample for its rewards; a crop and a lower resolution save memory in the decoder and in the rewards.
 
+    A crop is a square whatever the shape of the picture; a lower resolution keeps the shape, but for whole latents.
+
+    Args:
+        sizes: (height, width) in pixels of the pictures of samples; empty: the family's own size.
+
     Raises:
-        ValueError: a crop that is larger than the picture, or that the decoder cannot give.
+        ValueError: a crop that is larger than a picture, or that the decoder cannot give.
     """
 
-    def __init__(self, family: Family, memory: schema.Memory):
+    def __init__(self, family: Family, memory: schema.Memory, sizes: Sequence[tuple[int, int]] = ()):
         self.family = family
         self.scale = memory.reward_scale
         self.side: int | None = None
         if memory.reward_crop is not None:
-            most = min(family.size)
+            most = min(min(size) for size in sizes or [family.size])
             factor = family.size[0] // family.latent_shape(*family.size)[-2]
             self.side, rest = divmod(memory.reward_crop, factor)
             if rest or memory.reward_crop > most:

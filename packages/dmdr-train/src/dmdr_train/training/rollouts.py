@@ -13,8 +13,10 @@ from torch import Tensor
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import Prompts, Start
+from dmdr_train.recipe.picture_sizes import Size
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.sample import Sample
+from dmdr_train.training.update_size import update_size
 
 STATES = {"visited": visited_states, "authors": authors_states}
 
@@ -42,6 +44,7 @@ class Rollouts:
         self.settings = settings.rollout
         self.in_step = settings.optim.zero_stage == 3
         self.family = family
+        self.sizes = settings.model.sizes or [Size(*family.size)]
         self.generator = generator
         self.prompts = prompts
         self.decode = decode
@@ -106,7 +109,7 @@ class Rollouts:
             leaders = [index // size for index in draws.samples[::size]]
             drawn = self.prompts.draw(replace(draws, samples=leaders))
             prompts = [prompt for prompt in drawn for _ in range(size)]
-        shape = self.family.latent_shape(*self.family.size)
+        shape = self.family.latent_shape(*update_size(self.sizes, draws))
         return Start(prompts, randn((len(prompts), *shape), draws.each("noise"), device=self.device))
 
     def choose_steps(self, draws: Draws, needs: Collection[str] = ()) -> Tensor:
