@@ -81,6 +81,7 @@ class ByHand:
         self.name = (update, number)
         self.index = index
         self.label = torch.randint(CLASSES, (1,), generator=self.draw("prompt"))
+        self.position = int(torch.randint(self.settings.rollout.steps, (1,), generator=self.draw("grid_step")))
 
     def draw(self, purpose: str) -> torch.Generator:
         return named_generator(self.settings.run.seed, *self.name, purpose, self.index)
@@ -98,8 +99,7 @@ class ByHand:
 
     def state(self) -> tuple[Tensor, float]:
         """Where sampling is when it comes to the chosen time of the grid."""
-        times, fresh = self.times(), self.draw("rollout")
-        chosen = int(torch.randint(len(times) - 1, (1,), generator=self.draw("grid_step")))
+        times, fresh, chosen = self.times(), self.draw("rollout"), self.position
         x = torch.randn(SHAPE, generator=self.draw("noise"))
         for t, t_next in itertools.pairwise(times[: chosen + 1]):
             if self.settings.rollout.mode == "sde":
@@ -491,3 +491,115 @@ def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: 
     assert trainer.step == 2
     assert seeded == [(7, 0, 0), (7, 1, 0)]  # seed, step and rank
     assert {"loss/fake_score", "loss/distribution_matching", "teacher_scale"} <= logs.keys()
+
+
+# -- one rollout for a step
+
+STEPS = 4
+REUSE = {"rollout": {"steps": STEPS, "shift": 3.0}, "optim__batch_size": 8, "guidance__ratio": STEPS, "step": 3}
+
+
+def reusing(reuse: str, **settings: Any) -> dict[str, Any]:
+    return {**REUSE, "rollout": {**REUSE["rollout"], "reuse": reuse}, **settings}
+
+
+def muted(trainer: Trainer) -> Trainer:
+    """The same trainer, whose networks keep their gradients and their weights."""
+    trainer.generator, trainer.guide.engine = Mute(trainer.generator), Mute(trainer.guidance)
+    return trainer
+
+
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+def test_the_fake_score_learns_from_the_generators_rollout_with_fresh_noise(
+    make_trainer: Callable[..., Trainer], reuse: str, mode: str
+) -> None:
+    """`sample`: x0 of the generator's own update; `states`: in turn x0 of all states that its rollout visits."""
+    trainer = make_trainer(**reusing(reuse, rollout={**REUSE["rollout"], "reuse": reuse, "mode": mode}))
+    loss, _, _ = generator_loss(trainer, trainer.micro_batches("generator", 3)[0])
+    own = [ByHand(trainer, "generator", 3, i) for i in range(8)]
+    by_hand = torch.stack([sample.distribution_matching_loss(1.0) for sample in own]).mean()
+    torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=0)
+    trained, seen = [sample.position for sample in own], []
+    for number in range(3 * STEPS, 4 * STEPS):
+        expected = []
+        for i, sample in enumerate(own):
+            update = ByHand(trainer, "fake_score", number, i)  # whose noise it is
+            if reuse == "states":
+                sample.position = (trained[i] + number + 1) % STEPS
+                seen.append((i, sample.position))
+            update.label, update.x0 = sample.label, sample.x0  # type: ignore[method-assign]
+            expected.append(update.fake_score_loss())
+        (draws,) = trainer.micro_batches("fake_score", number)
+        found = trainer.guide.loss(trainer.rollouts.draw_for_fake_score(draws, 3))
+        torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-5, atol=0)
+    assert len(set(seen)) == len(seen) == (8 * STEPS if reuse == "states" else 0)
+
+
+@pytest.mark.parametrize("reuse", ["none", "sample", "states"])
+def test_how_often_a_step_asks_the_generator(make_trainer: Callable[..., Trainer], reuse: str) -> None:
+    """Predictions of single samples, with and without gradient, in all micro-batches; the texts are encoded once."""
+    trainer = muted(make_trainer(**reusing(reuse, optim__accumulation=2)))
+    asked, family = {False: 0, True: 0}, trainer.family
+    condition, predict, encoded = family.condition, family.predict, []
+
+    def counted(network: Any, x_t: Tensor, *rest: Any, **named: Any) -> Tensor:
+        asked[torch.is_grad_enabled()] += len(x_t) if network is trainer.rollouts.generator else 0
+        return predict(network, x_t, *rest, **named)
+
+    family.predict = counted  # type: ignore[method-assign]
+    family.condition = lambda prompts: encoded.append(len(prompts)) or condition(prompts)  # type: ignore
+    trainer.train_step()
+    names = [("generator", 3), *(("fake_score", n) for n in range(3 * STEPS, 4 * STEPS))]
+    positions = {name: [ByHand(trainer, *name, i).position for i in range(8)] for name in names}
+    without = {
+        "none": sum(sum(each) for each in positions.values()) + STEPS * 8,
+        "sample": sum(positions["generator", 3]),
+        "states": STEPS * 8,
+    }
+    assert asked == {False: without[reuse], True: 8}
+    assert sum(encoded) == (8 * (STEPS + 1) if reuse == "none" else 8)
+
+
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+def test_reuse_comes_to_the_generator_first_and_leaves_no_graph(
+    make_trainer: Callable[..., Trainer], reuse: str
+) -> None:
+    trainer = make_trainer(**reusing(reuse, optim__accumulation=2))
+    calls: list[str] = []
+    trainer.generator = Engine("G", trainer.generator, calls)
+    trainer.guide.engine = Engine("F", trainer.guidance, calls)
+    learn = trainer.guide.learn
+
+    def spy(sample: Sample) -> Any:
+        assert not any(x.requires_grad for x in (sample.x0, sample.x_t, sample.next_state))
+        return learn(sample)
+
+    trainer.guide.learn = spy  # type: ignore[method-assign]
+    trainer.train_step()
+    assert calls == ["G backward", "G step"] * 2 + ["F backward", "F step"] * (2 * STEPS)
+    with pytest.raises(RuntimeError, match="samples that are kept are of step 3, not of 4"):
+        trainer.update_fake_score(16)
+
+
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 8), (2, 1), (2, 2)])
+def test_reuse_depends_neither_on_the_split_of_a_batch_nor_on_earlier_steps(
+    make_trainer: Callable[..., Trainer], reuse: str, world: int, accumulation: int
+) -> None:
+    """Gradients of a whole step, of one that others came before, of one that is split, are the same."""
+    whole = muted(make_trainer(**reusing(reuse)))
+    whole.train_step()
+    expected = gradients(whole.generator.module), gradients(whole.guidance.module)
+    found = [torch.zeros_like(each) for each in expected]
+    networks = whole.generator.module, whole.guidance.module
+    for rank in range(world):
+        part = make_trainer(rank, world, **reusing(reuse, step=2, optim__accumulation=accumulation))
+        part = muted(part)
+        part.train_step()
+        zero(*networks)
+        part.train_step()
+        for each, network in zip(found, networks, strict=True):
+            each += gradients(network) / (world * accumulation)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

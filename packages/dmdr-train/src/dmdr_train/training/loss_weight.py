@@ -15,7 +15,8 @@ class Weight:
 
     With `weight: auto` it is ratio · |∂L_DM/∂x0| / |∂L/∂x0|, from running means of the norms over earlier updates, so
     that it does not depend on how a batch is split. The first update has weight 0 and measures. An update is not
-    counted where the objective has no gradient, since all rewards are past the margin, or where it overflows.
+    counted where the objective has no gradient, since all rewards are past the margin, where distribution matching has
+    none, since the fake score is still the teacher, or where an update overflows.
 
     `own` and `other` are the running means, of this objective and of distribution matching; a checkpoint keeps them.
     """
@@ -39,7 +40,7 @@ class Weight:
 
     def observe(self, own: float, other: float) -> None:
         """Take the gradient norms at x0 of an update, over its whole batch; not those of a skipped update."""
-        if own == 0.0 or self.settings.weight != "auto" or not math.isfinite(own + other):
+        if 0.0 in (own, other) or self.settings.weight != "auto" or not math.isfinite(own + other):
             return
         keep = MEMORY if self.own else 0.0
         self.own = keep * self.own + (1 - keep) * own

@@ -1,7 +1,8 @@
 """The training step of DMDR. It knows neither the model family nor the objectives nor how many machines there are.
 
-A step is `guidance.ratio` updates of the fake score, each on new samples of the generator, then one update of the
-generator. Where no objective matches distributions, the fake score is not trained.
+A step is one update of the generator and `guidance.ratio` updates of the fake score. By default the fake score comes
+first, with new samples of the generator for every update. With `rollout.reuse` the generator comes first, and its
+samples serve the fake score. Where no objective matches distributions, the fake score is not trained.
 """
 
 import math
@@ -82,10 +83,16 @@ class Trainer:
         logs: dict[str, float] = {}
         self.trouble = []
         seed_others(self.settings.run.seed, self.step, self.rank)  # a reward might draw from the global generators
+        reuse = self.settings.rollout.reuse != "none"
+        if reuse:
+            # First, so that its graph is gone before the fake score has one, and so that the fake score has not seen
+            # the samples at which its prediction is taken.
+            logs |= self.update_generator()
         if "fake_score" in self.needs():
             for i in range(self.settings.guidance.ratio):
                 logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
-        logs |= self.update_generator()
+        if not reuse:
+            logs |= self.update_generator()
         self.step += 1
         return logs
 
@@ -101,8 +108,7 @@ class Trainer:
         """Take update number `update` of the fake score, over this process's micro-batches; returns values to log."""
         losses = []
         for draws in self.micro_batches("fake_score", update):
-            with torch.no_grad():
-                sample = self.rollouts.draw_for_fake_score(draws, self.step, self.needs())
+            sample = self.rollouts.draw_for_fake_score(draws, self.step, self.needs())
             losses.append(self.guide.learn(sample))
             self.note("fake_score", sample, losses[-1])
         return {"loss/fake_score": sum(losses) / len(losses)}
