@@ -63,7 +63,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("objectives.0.wait=1", "objectives.0.wait: unknown key; did you mean objectives.0.weight?"),
         ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
-        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are group_size, mode, reuse, shift, states, steps"),
+        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are group_size, mode, positions, reuse, shift, states"),
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),

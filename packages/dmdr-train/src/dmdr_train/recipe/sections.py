@@ -97,6 +97,11 @@ class Rollout(Section):
         default="visited",
         description="where it is trained: at states that sampling visits, or as the public trainers do",
     )
+    positions: Literal["independent", "stratified"] = Field(
+        default="independent",
+        description="the steps that samples are trained at: drawn for each sample alone, or arranged over the batch so "
+        "that all processes have equal work; uniform in both cases",
+    )
     reuse: Literal["none", "sample", "states"] = Field(
         default="none",
         description="what the fake score learns from: new samples for every update; the samples of the generator's own "

@@ -185,6 +185,9 @@ class Rollouts:
         """The position in the grid that each sample is trained at, `[B]`: uniform, or the last for a final sample."""
         if "final_sample" in needs:
             return torch.full((len(draws.samples),), self.grid.num_steps - 1)
+        if self.settings.positions == "stratified":
+            first = int(torch.randint(self.grid.num_steps, (), generator=draws.shared("grid_step")))
+            return torch.tensor([stratified_position(first, i, self.grid.num_steps) for i in draws.samples])
         return torch.cat([torch.randint(self.grid.num_steps, (1,), generator=g) for g in draws.each("grid_step")])
 
     @torch.no_grad()
@@ -195,6 +198,17 @@ class Rollouts:
         moved = step(process, sample.x_t, prediction, sample.t, sample.t_next, fresh)
         last = (chosen == self.grid.num_steps - 1).reshape(-1, *[1] * (moved.ndim - 1))
         return torch.where(last.to(moved.device, non_blocking=True), sample.x0.detach().to(moved.dtype), moved)
+
+
+def stratified_position(first: int, index: int, steps: int) -> int:
+    """The position in a grid of `steps` of the sample at `index` in the global batch.
+
+    Two neighbours, at an even index and the next, have positions k and steps − 1 − k, so that both together ask the
+    generator as often as any other two. Neighbours that follow each other have other k: with an even number of steps,
+    `steps` samples from an even index on have all positions. If `first` is uniform, so is the position of every sample.
+    """
+    k = (first + index - index % 2) % steps
+    return steps - 1 - k if index % 2 else k
 
 
 def _pick(walk: Tensor, positions: Tensor) -> Tensor:
