@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.guide import Guide, Teacher
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
-from dmdr_train.training.trainer import Trainer
+from dmdr_train.training.trainer import Trainer, numbers
 from torch import Tensor
 
 CLASSES = 3
@@ -418,9 +419,10 @@ def test_what_an_update_does_is_the_mean_over_its_micro_batches(
     zero(whole.generator)
 
     split.generator, split.guide.engine = Mute(split.generator), Mute(split.guidance)
-    assert split.update_fake_score(0) == {"loss/fake_score": pytest.approx(expected.item(), rel=1e-5)}
+    logs = split.read([split.update_fake_score(0)], [])
+    assert logs == {"loss/fake_score": pytest.approx(expected.item(), rel=1e-5)}
     torch.testing.assert_close(gradients(split.guidance.module) / parts, fake_slope, rtol=1e-4, atol=1e-6)
-    logs = split.update_generator()
+    logs, (values,) = split.read([], split.update_generator()), numbers([values])
     norms = {f"grad_norm/{name}": each.norm().item() for name, each in slopes.items()}
     assert logs == pytest.approx({**values, **norms}, rel=1e-5)
     torch.testing.assert_close(gradients(split.generator.module) / parts, slope, rtol=1e-4, atol=1e-6)
@@ -437,7 +439,7 @@ def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer:
         return loss + (math.inf if 2 in draws.samples else 0)
 
     trainer.guide.loss = lambda sample: broken(loss_of(sample), sample.draws)  # type: ignore[method-assign]
-    trainer.update_fake_score(0)
+    trainer.read([trainer.update_fake_score(0)], [])
     prompts = trainer.rollouts.prompts.draw(trainer.micro_batches("fake_score", 0)[2])
     assert trainer.trouble == [("fake_score", prompts)]
     assert gradients(trainer.guidance.module).isnan().all()
@@ -449,21 +451,85 @@ def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer:
 
     matching.__class__ = Broken
     trainer.trouble = []
-    trainer.update_generator()
+    trainer.read([], trainer.update_generator())
     prompts = trainer.rollouts.prompts.draw(trainer.micro_batches("generator", 0)[2])
     assert trainer.trouble == [("distribution_matching", prompts)]
     assert gradients(trainer.generator.module).isnan().all()
 
 
-def test_rewards_share_the_way_from_x0_to_the_pictures(make_trainer: Callable[..., Trainer]) -> None:
-    refl = {**REFL, "start": 0}
-    trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
-    _, _, once = generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
-    second = ReFL(trainer.settings.objectives[1], "second", Reward())
-    trainer.objectives = [*trainer.objectives, second]
-    _, _, twice = generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
-    assert torch.equal(twice["refl"], once["refl"])
-    assert torch.equal(twice["second"], once["refl"])
+class Counted(torch.autograd.Function):
+    """The identity, which counts the backward passes through it."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        Counted.passes += 1
+        return slope
+
+
+@pytest.mark.parametrize(
+    ("rewards", "log_every", "passes"),
+    [
+        ([0.3], 10, 1),
+        ([0.3, 0.2], 10, 1),
+        ([0.3, 0.2], 1, 3),  # and one for each norm
+        (["auto"], 10, 1),
+        (["auto", 0.2], 10, 2),  # the weights need the norms
+        (["auto", 0.2], 1, 2),
+    ],
+)
+def test_rewards_share_the_way_from_x0_to_the_pictures(
+    make_trainer: Callable[..., Trainer], rewards: list[Any], log_every: int, passes: int
+) -> None:
+    """Gradients pass the decoder once, unless they are needed apart; the gradient is that of the weighted sum."""
+    refl = [{**REFL, "start": 0, "weight": weight, "margin": 0.9 + i} for i, weight in enumerate(rewards)]
+    matching = {"kind": "distribution_matching"}
+    trainer = make_trainer(objectives=[matching, *refl], tracking__log_every=log_every, watch__every=0)
+    trainer.rollouts.decode = lambda sample: Counted.apply(trainer.family.decode(sample.x0))
+    for objective in trainer.objectives[1:]:
+        objective.weight.own, objective.weight.other = 2.0, 1.0
+    sample, Counted.passes = draw(trainer, trainer.micro_batches("generator", 0)[0]), 0
+    sample.x0.retain_grad()
+    loss, _, norms = trainer.generator_loss(sample)
+    assert Counted.passes == passes
+    names = [objective.name for objective in trainer.objectives]
+    assert list(norms) == (names[:1] if passes < len(rewards) else names)
+    loss.backward()
+    x0 = sample.x0.detach().requires_grad_()
+    expected = torch.zeros_like(x0)
+    for objective in trainer.objectives:
+        value, _ = objective(replace(sample, x0=x0), trainer.guide)
+        (slope,) = torch.autograd.grad(objective.weight.at(0) * value, x0)
+        expected += slope
+    torch.testing.assert_close(sample.x0.grad, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_what_is_logged_does_not_change_the_gradient(make_trainer: Callable[..., Trainer]) -> None:
+    rewards = [{**REFL, "start": 0, "margin": margin} for margin in (0.9, 1.3)]
+    slopes = []
+    for log_every in (1, 10):
+        trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, *rewards], tracking__log_every=log_every)
+        generator_loss(trainer, trainer.micro_batches("generator", 0)[0])[0].backward()
+        slopes.append(gradients(trainer.generator))
+        zero(trainer.generator)
+    assert torch.equal(*slopes)
+
+
+def test_a_loss_that_depends_on_nothing_is_named(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+
+    class Constant(DistributionMatching):
+        def __call__(self, sample: Any, guide: Any) -> Any:
+            return torch.ones((), requires_grad=True) * 2, {}
+
+    trainer.objectives[0].__class__ = Constant
+    with pytest.raises(RuntimeError, match="the loss of distribution_matching depends neither on x0 nor on the pict"):
+        generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
 
 
 def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,13 +34,18 @@ class Weight:
             return rise * (getattr(settings, "ratio", None) or 1.0) * (self.other / self.own if self.own else 0.0)
         return rise * settings.weight
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the weight follows the norms of gradients."""
+        return self.settings.weight == "auto"
+
     def active(self, step: int) -> bool:
         """Whether the objective takes part. It also does while it measures, at weight 0."""
         return self.settings.active(step)
 
     def observe(self, own: float, other: float) -> None:
         """Take the gradient norms at x0 of an update, over its whole batch; not those of a skipped update."""
-        if 0.0 in (own, other) or self.settings.weight != "auto" or not math.isfinite(own + other):
+        if 0.0 in (own, other) or not self.automatic or not math.isfinite(own + other):
             return
         keep = MEMORY if self.own else 0.0
         self.own = keep * self.own + (1 - keep) * own
