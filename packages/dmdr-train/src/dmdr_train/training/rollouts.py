@@ -108,7 +108,7 @@ class Rollouts:
             else:
                 x_t, t = states(
                     self._predict_rows(condition), self.family.process, self.grid, start.noise,
-                    positions.to(self.device), self.settings.mode, draws.each("rollout"), self.in_step,
+                    positions, self.settings.mode, draws.each("rollout"), self.in_step,
                 )  # fmt: skip
         made = Made(start, condition, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
         if self.settings.reuse != "none":
