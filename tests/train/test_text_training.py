@@ -10,6 +10,7 @@ import torch
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.step_work import predictions
 from dmdr_train.run import runner
 from dmdr_train.run.build import build
 from dmdr_train.training.trainer import Trainer
@@ -193,14 +194,8 @@ def test_the_flops_of_a_step(settings: Callable[..., Recipe], reuse: str) -> Non
     trainer = build(made, CPU)
     trainer.family.null_condition(1)  # encoded once in a run
     part = flops_of_parts(trainer)
-    rollouts = {"none": (ratio + 1) * (steps + 1) / 2, "sample": (steps + 1) / 2, "states": steps + 1}[reuse]
+    asked = predictions(made)
+    assert asked["generator"] + 1 == {"none": 15, "sample": 2.5, "states": 5}[reuse]
     texts = ratio + 1 if reuse == "none" else 1
-    expected = size * (
-        (rollouts - 1) * part["generator"]
-        + part["generator trained"]
-        + ratio * part["fake_score trained"]
-        + part["fake_score"]
-        + 2 * part["teacher"]  # with and without the prompt
-        + texts * part["text"]
-    )
+    expected = size * (sum(count * part[role] for role, count in asked.items()) + texts * part["text"])
     assert flops(trainer.train_step) == expected

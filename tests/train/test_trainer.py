@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from dmdr_train.data.prompt_order import ClassLabels
 from dmdr_train.objectives.distribution_matching import DistributionMatching
 from dmdr_train.objectives.refl import ReFL
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.step_work import predictions
 from dmdr_train.training.guide import Guide, Teacher
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
@@ -602,29 +604,39 @@ def test_the_fake_score_learns_from_the_generators_rollout_with_fresh_noise(
     assert len(set(seen)) == len(seen) == (8 * STEPS if reuse == "states" else 0)
 
 
-@pytest.mark.parametrize("reuse", ["none", "sample", "states"])
-def test_how_often_a_step_asks_the_generator(make_trainer: Callable[..., Trainer], reuse: str) -> None:
-    """Predictions of single samples, with and without gradient, in all micro-batches; the texts are encoded once."""
-    trainer = muted(make_trainer(**reusing(reuse, optim__accumulation=2)))
-    asked, family = {False: 0, True: 0}, trainer.family
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rollout__reuse": "sample"},
+        {"rollout__reuse": "states"},
+        {"rollout__mode": "ode"},
+        {"rollout__states": "authors"},
+        {"rollout__states": "authors", "rollout__mode": "ode"},
+        {"optim__zero_stage": 3},
+        {"optim__zero_stage": 3, "rollout__reuse": "sample", "guidance__cfg": 2.0},
+        {"rollout__reuse": "sample", "guidance__cfg": 2.0, "guidance__cfg_jitter": 0.5},
+    ],
+)
+def test_how_often_a_step_asks_the_networks(make_trainer: Callable[..., Trainer], changes: dict[str, Any]) -> None:
+    """Predictions of single samples in all micro-batches, as `predictions` says; texts are encoded once with reuse."""
+    rollout = {**REUSE["rollout"], "positions": "stratified"}
+    trainer = muted(make_trainer(**{**REUSE, "rollout": rollout, "optim__accumulation": 2, **changes}))
+    asked, family = Counter[str](), trainer.family
     condition, predict, encoded = family.condition, family.predict, []
 
     def counted(network: Any, x_t: Tensor, *rest: Any, **named: Any) -> Tensor:
-        asked[torch.is_grad_enabled()] += len(x_t) if network is trainer.rollouts.generator else 0
+        role = (
+            "generator" if network is trainer.rollouts.generator else "fake_score" if named["lora_scale"] else "teacher"
+        )
+        asked[role + " trained" * torch.is_grad_enabled()] += len(x_t)
         return predict(network, x_t, *rest, **named)
 
     family.predict = counted  # type: ignore[method-assign]
     family.condition = lambda prompts: encoded.append(len(prompts)) or condition(prompts)  # type: ignore
     trainer.train_step()
-    names = [("generator", 3), *(("fake_score", n) for n in range(3 * STEPS, 4 * STEPS))]
-    positions = {name: [ByHand(trainer, *name, i).position for i in range(8)] for name in names}
-    without = {
-        "none": sum(sum(each) for each in positions.values()) + STEPS * 8,
-        "sample": sum(positions["generator", 3]),
-        "states": STEPS * 8,
-    }
-    assert asked == {False: without[reuse], True: 8}
-    assert sum(encoded) == (8 * (STEPS + 1) if reuse == "none" else 8)
+    assert asked == {role: 8 * count for role, count in predictions(trainer.settings).items()}
+    assert sum(encoded) == (8 if "rollout__reuse" in changes else 8 * (STEPS + 1))
 
 
 @pytest.mark.parametrize("reuse", ["sample", "states"])
