@@ -49,17 +49,19 @@ class PictureGradients:
             RuntimeError: the loss depends neither on x0 nor on the pictures.
         """
         places = [x0] if self.pictures is None else [x0, self.pictures]
-        at_x0, at_pictures = (*torch.autograd.grad(loss, places, allow_unused=True), None)[:2]
+        found: list[Tensor | None] = [*torch.autograd.grad(loss, places, allow_unused=True), None]
+        at_x0, at_pictures = found[:2]
         if at_x0 is None and at_pictures is None:
             raise RuntimeError(f"the loss of {name} depends neither on x0 nor on the pictures")
         return Term(name, weight, loss.detach(), at_x0, at_pictures)
 
     def at_x0(self, slopes: Sequence[Tensor], x0: Tensor) -> list[Tensor]:
         """Take gradients at the pictures to x0, with one backward pass each; the last one frees the decoder's graph."""
-        return [
-            torch.autograd.grad(self.decoded, x0, slope, retain_graph=i < len(slopes))[0]
-            for i, slope in enumerate(slopes, 1)
-        ]
+        found = []
+        for i, slope in enumerate(slopes, 1):
+            assert self.decoded is not None
+            found += torch.autograd.grad(self.decoded, x0, slope, retain_graph=i < len(slopes))
+        return found
 
 
 def sum_at_x0(
@@ -79,13 +81,12 @@ def sum_at_x0(
     slopes = [term.at_pictures for term in pictured if term.at_pictures is not None]
     passed = slopes if norms or not together else []
     if together:
-        passed = [
-            *passed,
-            torch.stack([term.weight * slope for term, slope in zip(pictured, slopes, strict=True)]).sum(0),
-        ]
+        weighted = [term.weight * slope for term, slope in zip(pictured, slopes, strict=True)]
+        passed = [*passed, torch.stack(weighted).sum(dim=0)]
     through = decoder.at_x0(passed, x0)
     each = {} if together and not norms else dict(zip([term.name for term in pictured], through, strict=False))
-    total, gradients = torch.zeros_like(x0), {}
+    total = torch.zeros_like(x0)
+    gradients: dict[str, Tensor] = {}
     for term in terms:
         whole = _sum(term.at_x0, each.get(term.name))
         if whole is not None and (term.at_pictures is None or term.name in each):

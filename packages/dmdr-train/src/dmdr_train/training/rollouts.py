@@ -124,7 +124,8 @@ class Rollouts:
 
     def _walk(self, draws: Draws, start: Start, condition: Condition) -> tuple[Tensor, Tensor]:
         """The states and the predictions of a whole rollout, both `[N, B, C, H, W]`, for a grid of N steps."""
-        states, predictions = [], []
+        states: list[Tensor] = []
+        predictions: list[Tensor] = []
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             states.append(x)

@@ -19,7 +19,7 @@ from dmdr_train.base.random_draws import Draws, seed_others
 from dmdr_train.recipe import schema
 from dmdr_train.training.guide import Guide
 from dmdr_train.training.objective import Objective
-from dmdr_train.training.picture_gradients import PictureGradients, sum_at_x0
+from dmdr_train.training.picture_gradients import PictureGradients, Term, sum_at_x0
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
 
@@ -145,7 +145,8 @@ class Trainer:
         """
         decoder = PictureGradients(sample.decode)
         at = replace(sample, x0=sample.x0.detach().requires_grad_(), decode=decoder)
-        terms, logs = [], {}
+        terms: list[Term] = []
+        logs: dict[str, Any] = {}
         for objective in self.at_work():
             name, weight = objective.name, objective.weight.at(self.step)
             loss, values = objective(at, self.guide)
@@ -169,8 +170,9 @@ class Trainer:
             for name in (key.removeprefix("loss/") for key in here if key.startswith("loss/")):
                 if not (math.isfinite(here[f"loss/{name}"]) and math.isfinite(slopes.get(name, 0.0))):
                     self.trouble.append((name, each.prompts))
-        last, here = len(fake_score[-1]) if fake_score else 0, len(generator)
-        logs = mean_of(values[len(every) - here - last : len(every) - here]) | mean_of(values[len(every) - here :])
+        own = len(every) - len(generator)  # where the generator's begin
+        logs = mean_of(values[own - len(fake_score[-1]) : own]) if fake_score else {}
+        logs |= mean_of(values[own:])
         totals: dict[str, float] = defaultdict(float)
         for slopes in squares:
             for name, square in slopes.items():
