@@ -57,7 +57,7 @@ class PictureGradients:
 
     def at_x0(self, slopes: Sequence[Tensor], x0: Tensor) -> list[Tensor]:
         """Take gradients at the pictures to x0, with one backward pass each; the last one frees the decoder's graph."""
-        found = []
+        found: list[Tensor] = []
         for i, slope in enumerate(slopes, 1):
             assert self.decoded is not None
             found += torch.autograd.grad(self.decoded, x0, slope, retain_graph=i < len(slopes))
