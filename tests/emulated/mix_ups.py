@@ -105,7 +105,10 @@ MIX_UPS = {
         of_labels,
     ),
     "times stay on the CPU": MixUp(
-        "dmdr_core.training_states", "return grid.times.to(noise.device)", "return grid.times", of_labels
+        "dmdr_core.training_states",
+        "return states, _moved(grid.times[chosen], noise)",
+        "return states, grid.times[chosen]",
+        of_labels,
     ),
     "a table stays on the CPU": MixUp(
         "dmdr_core.process", "self.alphas_cumprod.to(x.device)[", "self.alphas_cumprod.cpu()[", of_noise_levels
@@ -124,8 +127,8 @@ MIX_UPS = {
     ),
     "a mask of the device picks from the CPU": MixUp(
         "dmdr_core.training_states",
-        "everyone = torch.arange(len(noise), device=noise.device)\n    states",
-        "everyone = torch.arange(len(noise))\n    states",
+        "going = everyone[chosen > step]",
+        "going = everyone[_moved(chosen, noise) > step]",
         of_labels,
     ),
     "weights stay on the CPU": MixUp(

@@ -9,6 +9,8 @@ from dmdr_models.sit.transformer import SiTTransformer
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def bare() -> SiTTransformer:
@@ -53,6 +55,39 @@ def test_scale_0_does_not_compute_the_adapter(inputs):
     assert not lora(*inputs).isfinite().all()
     lora.layers[0].lora_B[lora.name].weight.data.zero_()
     assert not torch.equal(lora(*inputs), expected), "and the next call has it again"
+
+
+class Operations(TorchDispatchMode):
+    """Lists the operations that reach a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapters", [1, 2])
+@torch.no_grad()
+def test_scale_0_costs_what_the_bare_network_costs(inputs, adapters):
+    """The same operations, one for one: no product, no cast and no copy for an adapter, nor for another one's."""
+
+    def cost(network, **named):
+        with FlopCounterMode(display=False) as flops, Operations() as operations:
+            network(*inputs, **named)
+        return flops.get_total_flops(), operations.names
+
+    network = frozen()
+    expected = cost(network)
+    targets = layer_names(network)
+    for name in ("generator", "fake_score")[:adapters]:
+        lora = LoRANetwork(network, rank=4, alpha=8, targets=targets, name=name)
+    assert cost(lora, lora_scale=0.0) == expected
+    flops, operations = cost(lora, lora_scale=2.0)
+    assert flops > expected[0]
+    assert len(operations) >= len(expected[1]) + 3 * len(lora.layers), "two products and a sum for every layer"
 
 
 @pytest.mark.bits

@@ -309,6 +309,7 @@ def test_an_automatic_weight_brings_the_gradient_to_its_ratio() -> None:
     assert weight.at(3) == pytest.approx(0.5 * (0.9 * 2 + 0.1 * 6) / (0.9 * 4 + 0.1 * 2))
     before = weight.at(4)
     weight.observe(own=0.0, other=9.0)  # all rewards are past the margin
+    weight.observe(own=9.0, other=0.0)  # the fake score is still the teacher
     assert weight.at(4) == before
     assert weight.at(0) == 0.0
     even = refl(weight="auto")

@@ -63,7 +63,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("objectives.0.wait=1", "objectives.0.wait: unknown key; did you mean objectives.0.weight?"),
         ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
-        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are group_size, mode, shift, states, steps"),
+        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are group_size, mode, positions, reuse, shift, states"),
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),
@@ -112,6 +112,9 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives=[]", "objectives: List should have at least 1 item after validation, not 0, got []"),
         ("objectives.1.start=10", "objectives.1.start: 10 is never reached in run.steps 10; use a smaller one"),
         ("guidance={cfg: 1.2, cfg_jitter: 0.5}", "guidance.cfg_jitter: 0.5 takes guidance.cfg 1.2 below 1"),
+        ("rollout.reuse=all", "rollout.reuse: should be 'none', 'sample' or 'states', got 'all'"),
+        ("rollout={states: authors, reuse: sample}", "rollout.reuse: sample does not go with rollout.states authors,"),
+        ("rollout={steps: 1, reuse: states}", "rollout.reuse: states needs more than 1 in rollout.steps; use sample"),
         ("guidance.unconditional=empty_text", "guidance.unconditional: empty_text does not go with family sit"),
         ("run.init_moments=true", "run.init_moments: true has no effect without run.init_from; give one, or use false"),
         # the override itself
@@ -141,6 +144,7 @@ AUTO = {**REFL, "weight": "auto"}
         ([MATCHING], {}, "data.pairs: has no effect without an objective of kind regression; add one, or leave it out"),
         ([REGRESSION], {"rollout": {"steps": 4}}, "rollout.steps: 4 does not go with regression, which trains a sing"),
         ([REGRESSION], {"guidance": {"dynamics": {"steps": 3}}}, "guidance.dynamics: has no effect without an objecti"),
+        ([REGRESSION], {"rollout": {"reuse": "sample"}}, "rollout.reuse: sample has no effect without an objective of"),
         ([{**MATCHING, "start": 4}], {"data": {}}, "objectives: none is at work from step 0 to 4; let one start or s"),
         ([{**REGRESSION, "stop": 3}, {**MATCHING, "start": 4}], {}, "objectives: none is at work from step 3 to 4; "),
         (
@@ -162,6 +166,14 @@ def test_objectives_that_do_not_go_together(
     with pytest.raises(UserError) as caught:
         parse_recipe(make_recipe_dict(objectives=objectives, **{"data": {"pairs": "pairs"}, **changes}))
     assert str(caught.value).startswith(said)
+
+
+def test_all_states_do_not_serve_where_the_final_sample_is_needed(
+    make_recipe_dict: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReFL, "needs", frozenset({"reward", "final_sample"}))
+    with pytest.raises(UserError, match=r"^rollout.reuse: states does not go with refl, which needs the final sample"):
+        parse_recipe(make_recipe_dict(objectives=[MATCHING, REFL], rollout={"steps": 4, "reuse": "states"}))
 
 
 def test_a_weight_does_not_follow_its_own_objective(

@@ -14,7 +14,7 @@ from dmdr_train.recipe.load import parse_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight
 from dmdr_train.training.guide import Guide
-from dmdr_train.training.rollouts import Rollouts
+from dmdr_train.training.rollouts import Rollouts, stratified_position
 from dmdr_train.training.sample import Sample
 from torch import Tensor
 
@@ -147,6 +147,57 @@ def test_micro_batches_hold_whole_groups(make_recipe: Callable[..., Recipe]) -> 
     ):
         preflight.check_batch(grouped, 4)
     preflight.check_batch(grouped, 3)
+
+
+# -- equal work for all processes
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_stratified_positions_are_uniform_and_even_out(steps: int) -> None:
+    arranged = [[stratified_position(first, i, steps) for i in range(4 * steps)] for first in range(steps)]
+    for i in range(4 * steps):
+        assert sorted(positions[i] for positions in arranged) == list(range(steps))  # of every sample
+    for positions in arranged:
+        assert {sum(positions[i : i + 2]) for i in range(0, 4 * steps, 2)} == {steps - 1}
+        assert sorted(positions[: 2 * steps]) == sorted(2 * [*range(steps)])
+        if steps % 2 == 0:
+            assert all(sorted(positions[i : i + steps]) == list(range(steps)) for i in range(0, 3 * steps, 2))
+
+
+@pytest.mark.parametrize(
+    ("positions", "share", "all_asked", "slowest"),
+    [
+        ("independent", 2, 1265, [8, 8, 8, 8]),
+        ("stratified", 2, 1280, [5, 5, 5, 5]),
+        ("independent", 12, 7727, [40, 38, 39, 40]),
+        ("stratified", 12, 7680, [30, 30, 30, 30]),
+    ],
+)
+def test_how_long_the_slowest_of_64_processes_asks_the_generator(
+    make_rollouts: Callable[..., Rollouts], positions: str, share: int, all_asked: int, slowest: list[int]
+) -> None:
+    """Predictions that the processes ask for in an update: of all in four updates, and of the one with most work."""
+    made = make_rollouts(positions=positions)
+    work = torch.tensor(
+        [
+            [
+                made.choose_steps(Draws(7, ("generator", k), range(share * r, share * r + share))).sum()
+                for r in range(64)
+            ]
+            for k in range(4)
+        ]
+    )
+    asked = work + share  # one prediction more than the position says
+    assert (asked.sum().item(), asked.amax(dim=1).tolist()) == (all_asked, slowest)
+
+
+def test_stratified_samples_do_not_depend_on_the_split_of_a_batch(make_rollouts: Callable[..., Rollouts]) -> None:
+    made = make_rollouts(positions="stratified")
+    whole = made.draw(DRAWS, 0)
+    parts = [made.draw(Draws(7, UPDATE, range(i, i + 1)), 0) for i in range(8)]
+    assert torch.equal(whole.t, torch.cat([part.t for part in parts]))
+    torch.testing.assert_close(whole.x0, torch.cat([part.x0 for part in parts]))
+    assert made.choose_steps(DRAWS, {"final_sample"}).tolist() == [3] * 8
 
 
 # -- the guide

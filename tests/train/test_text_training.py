@@ -10,10 +10,12 @@ import torch
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_train.distributed.collectives import mean_over_processes
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.step_work import predictions
 from dmdr_train.run import runner
 from dmdr_train.run.build import build
 from dmdr_train.training.trainer import Trainer
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 pytestmark = pytest.mark.usefixtures("one_process")
 CPU = torch.device("cpu")
@@ -153,3 +155,47 @@ def test_a_dry_run_says_which_prompts_are_cut(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: data.prompts: ")]
     assert len(said) == 1
     assert " are cut to the 8 tokens of text_encoder_3 (model.max_tokens); the longest has " in said[0]
+
+
+# -- the work of a step
+
+
+def flops(work: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def flops_of_parts(trainer: Trainer) -> dict[str, int]:
+    """Of one sample: a text's encoding; predictions of both networks, without and with a backward pass."""
+    family, networks = trainer.family, {"generator": trainer.generator.module, "fake_score": trainer.guidance.module}
+    condition, t = family.condition(["a cat"]), torch.full((1,), 0.5)
+    x = torch.zeros(1, *family.latent_shape(*family.size))
+
+    def predict(role: str, scale: float) -> Tensor:
+        return family.predict(networks[role], x, t, condition, lora_scale=scale)
+
+    with torch.no_grad():
+        parts = {role: flops(lambda role=role: predict(role, 1.0)) for role in networks}
+        parts["teacher"] = flops(lambda: predict("fake_score", 0.0))
+        parts["text"] = flops(lambda: family.condition(["a cat"]))
+    for role, network in networks.items():
+        parts[f"{role} trained"] = flops(lambda role=role: predict(role, 1.0).sum().backward())
+        network.zero_grad(set_to_none=True)
+    return parts
+
+
+@pytest.mark.parametrize("reuse", ["none", "sample", "states"])
+def test_the_flops_of_a_step(settings: Callable[..., Recipe], reuse: str) -> None:
+    """Exactly those of docs/training.md, with four steps and five updates of the fake score."""
+    size, steps, ratio = 4, 4, 5
+    rollout = {"steps": steps, "mode": "ode", "shift": 3.0, "positions": "stratified", "reuse": reuse}
+    made = settings(rollout=rollout, guidance={"ratio": ratio, "cfg": 4.0}, optim__batch_size=size)
+    trainer = build(made, CPU)
+    trainer.family.null_condition(1)  # encoded once in a run
+    part = flops_of_parts(trainer)
+    asked = predictions(made)
+    assert asked["generator"] + 1 == {"none": 15, "sample": 2.5, "states": 5}[reuse]
+    texts = ratio + 1 if reuse == "none" else 1
+    expected = size * (sum(count * part[role] for role, count in asked.items()) + texts * part["text"])
+    assert flops(trainer.train_step) == expected

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +15,11 @@ from dmdr_train.data.prompt_order import ClassLabels
 from dmdr_train.objectives.distribution_matching import DistributionMatching
 from dmdr_train.objectives.refl import ReFL
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.step_work import predictions
 from dmdr_train.training.guide import Guide, Teacher
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
-from dmdr_train.training.trainer import Trainer
+from dmdr_train.training.trainer import Trainer, numbers
 from torch import Tensor
 
 CLASSES = 3
@@ -81,6 +84,7 @@ class ByHand:
         self.name = (update, number)
         self.index = index
         self.label = torch.randint(CLASSES, (1,), generator=self.draw("prompt"))
+        self.position = int(torch.randint(self.settings.rollout.steps, (1,), generator=self.draw("grid_step")))
 
     def draw(self, purpose: str) -> torch.Generator:
         return named_generator(self.settings.run.seed, *self.name, purpose, self.index)
@@ -98,8 +102,7 @@ class ByHand:
 
     def state(self) -> tuple[Tensor, float]:
         """Where sampling is when it comes to the chosen time of the grid."""
-        times, fresh = self.times(), self.draw("rollout")
-        chosen = int(torch.randint(len(times) - 1, (1,), generator=self.draw("grid_step")))
+        times, fresh, chosen = self.times(), self.draw("rollout"), self.position
         x = torch.randn(SHAPE, generator=self.draw("noise"))
         for t, t_next in itertools.pairwise(times[: chosen + 1]):
             if self.settings.rollout.mode == "sde":
@@ -418,9 +421,10 @@ def test_what_an_update_does_is_the_mean_over_its_micro_batches(
     zero(whole.generator)
 
     split.generator, split.guide.engine = Mute(split.generator), Mute(split.guidance)
-    assert split.update_fake_score(0) == {"loss/fake_score": pytest.approx(expected.item(), rel=1e-5)}
+    logs = split.read([split.update_fake_score(0)], [])
+    assert logs == {"loss/fake_score": pytest.approx(expected.item(), rel=1e-5)}
     torch.testing.assert_close(gradients(split.guidance.module) / parts, fake_slope, rtol=1e-4, atol=1e-6)
-    logs = split.update_generator()
+    logs, (values,) = split.read([], split.update_generator()), numbers([values])
     norms = {f"grad_norm/{name}": each.norm().item() for name, each in slopes.items()}
     assert logs == pytest.approx({**values, **norms}, rel=1e-5)
     torch.testing.assert_close(gradients(split.generator.module) / parts, slope, rtol=1e-4, atol=1e-6)
@@ -437,7 +441,7 @@ def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer:
         return loss + (math.inf if 2 in draws.samples else 0)
 
     trainer.guide.loss = lambda sample: broken(loss_of(sample), sample.draws)  # type: ignore[method-assign]
-    trainer.update_fake_score(0)
+    trainer.read([trainer.update_fake_score(0)], [])
     prompts = trainer.rollouts.prompts.draw(trainer.micro_batches("fake_score", 0)[2])
     assert trainer.trouble == [("fake_score", prompts)]
     assert gradients(trainer.guidance.module).isnan().all()
@@ -449,21 +453,85 @@ def test_an_infinite_loss_poisons_its_update_and_names_its_prompts(make_trainer:
 
     matching.__class__ = Broken
     trainer.trouble = []
-    trainer.update_generator()
+    trainer.read([], trainer.update_generator())
     prompts = trainer.rollouts.prompts.draw(trainer.micro_batches("generator", 0)[2])
     assert trainer.trouble == [("distribution_matching", prompts)]
     assert gradients(trainer.generator.module).isnan().all()
 
 
-def test_rewards_share_the_way_from_x0_to_the_pictures(make_trainer: Callable[..., Trainer]) -> None:
-    refl = {**REFL, "start": 0}
-    trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, refl])
-    _, _, once = generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
-    second = ReFL(trainer.settings.objectives[1], "second", Reward())
-    trainer.objectives = [*trainer.objectives, second]
-    _, _, twice = generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
-    assert torch.equal(twice["refl"], once["refl"])
-    assert torch.equal(twice["second"], once["refl"])
+class Counted(torch.autograd.Function):
+    """The identity, which counts the backward passes through it."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        Counted.passes += 1
+        return slope
+
+
+@pytest.mark.parametrize(
+    ("rewards", "log_every", "passes"),
+    [
+        ([0.3], 10, 1),
+        ([0.3, 0.2], 10, 1),
+        ([0.3, 0.2], 1, 3),  # and one for each norm
+        (["auto"], 10, 1),
+        (["auto", 0.2], 10, 2),  # the weights need the norms
+        (["auto", 0.2], 1, 2),
+    ],
+)
+def test_rewards_share_the_way_from_x0_to_the_pictures(
+    make_trainer: Callable[..., Trainer], rewards: list[Any], log_every: int, passes: int
+) -> None:
+    """Gradients pass the decoder once, unless they are needed apart; the gradient is that of the weighted sum."""
+    refl = [{**REFL, "start": 0, "weight": weight, "margin": 0.9 + i} for i, weight in enumerate(rewards)]
+    matching = {"kind": "distribution_matching"}
+    trainer = make_trainer(objectives=[matching, *refl], tracking__log_every=log_every, watch__every=0)
+    trainer.rollouts.decode = lambda sample: Counted.apply(trainer.family.decode(sample.x0))
+    for objective in trainer.objectives[1:]:
+        objective.weight.own, objective.weight.other = 2.0, 1.0
+    sample, Counted.passes = draw(trainer, trainer.micro_batches("generator", 0)[0]), 0
+    sample.x0.retain_grad()
+    loss, _, norms = trainer.generator_loss(sample)
+    assert Counted.passes == passes
+    names = [objective.name for objective in trainer.objectives]
+    assert list(norms) == (names[:1] if passes < len(rewards) else names)
+    loss.backward()
+    x0 = sample.x0.detach().requires_grad_()
+    expected = torch.zeros_like(x0)
+    for objective in trainer.objectives:
+        value, _ = objective(replace(sample, x0=x0), trainer.guide)
+        (slope,) = torch.autograd.grad(objective.weight.at(0) * value, x0)
+        expected += slope
+    torch.testing.assert_close(sample.x0.grad, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_what_is_logged_does_not_change_the_gradient(make_trainer: Callable[..., Trainer]) -> None:
+    rewards = [{**REFL, "start": 0, "margin": margin} for margin in (0.9, 1.3)]
+    slopes = []
+    for log_every in (1, 10):
+        trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, *rewards], tracking__log_every=log_every)
+        generator_loss(trainer, trainer.micro_batches("generator", 0)[0])[0].backward()
+        slopes.append(gradients(trainer.generator))
+        zero(trainer.generator)
+    assert torch.equal(*slopes)
+
+
+def test_a_loss_that_depends_on_nothing_is_named(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+
+    class Constant(DistributionMatching):
+        def __call__(self, sample: Any, guide: Any) -> Any:
+            return torch.ones((), requires_grad=True) * 2, {}
+
+    trainer.objectives[0].__class__ = Constant
+    with pytest.raises(RuntimeError, match="the loss of distribution_matching depends neither on x0 nor on the pict"):
+        generator_loss(trainer, trainer.micro_batches("generator", 0)[0])
 
 
 def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,3 +559,125 @@ def test_the_order_of_a_step(make_trainer: Callable[..., Trainer], monkeypatch: 
     assert trainer.step == 2
     assert seeded == [(7, 0, 0), (7, 1, 0)]  # seed, step and rank
     assert {"loss/fake_score", "loss/distribution_matching", "teacher_scale"} <= logs.keys()
+
+
+# -- one rollout for a step
+
+STEPS = 4
+REUSE = {"rollout": {"steps": STEPS, "shift": 3.0}, "optim__batch_size": 8, "guidance__ratio": STEPS, "step": 3}
+
+
+def reusing(reuse: str, **settings: Any) -> dict[str, Any]:
+    return {**REUSE, "rollout": {**REUSE["rollout"], "reuse": reuse}, **settings}
+
+
+def muted(trainer: Trainer) -> Trainer:
+    """The same trainer, whose networks keep their gradients and their weights."""
+    trainer.generator, trainer.guide.engine = Mute(trainer.generator), Mute(trainer.guidance)
+    return trainer
+
+
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+def test_the_fake_score_learns_from_the_generators_rollout_with_fresh_noise(
+    make_trainer: Callable[..., Trainer], reuse: str, mode: str
+) -> None:
+    """`sample`: x0 of the generator's own update; `states`: in turn x0 of all states that its rollout visits."""
+    trainer = make_trainer(**reusing(reuse, rollout={**REUSE["rollout"], "reuse": reuse, "mode": mode}))
+    loss, _, _ = generator_loss(trainer, trainer.micro_batches("generator", 3)[0])
+    own = [ByHand(trainer, "generator", 3, i) for i in range(8)]
+    by_hand = torch.stack([sample.distribution_matching_loss(1.0) for sample in own]).mean()
+    torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=0)
+    trained, seen = [sample.position for sample in own], []
+    for number in range(3 * STEPS, 4 * STEPS):
+        expected = []
+        for i, sample in enumerate(own):
+            update = ByHand(trainer, "fake_score", number, i)  # whose noise it is
+            if reuse == "states":
+                sample.position = (trained[i] + number + 1) % STEPS
+                seen.append((i, sample.position))
+            update.label, update.x0 = sample.label, sample.x0  # type: ignore[method-assign]
+            expected.append(update.fake_score_loss())
+        (draws,) = trainer.micro_batches("fake_score", number)
+        found = trainer.guide.loss(trainer.rollouts.draw_for_fake_score(draws, 3))
+        torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-5, atol=0)
+    assert len(set(seen)) == len(seen) == (8 * STEPS if reuse == "states" else 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rollout__reuse": "sample"},
+        {"rollout__reuse": "states"},
+        {"rollout__mode": "ode"},
+        {"rollout__states": "authors"},
+        {"rollout__states": "authors", "rollout__mode": "ode"},
+        {"optim__zero_stage": 3},
+        {"optim__zero_stage": 3, "rollout__reuse": "sample", "guidance__cfg": 2.0},
+        {"rollout__reuse": "sample", "guidance__cfg": 2.0, "guidance__cfg_jitter": 0.5},
+    ],
+)
+def test_how_often_a_step_asks_the_networks(make_trainer: Callable[..., Trainer], changes: dict[str, Any]) -> None:
+    """Predictions of single samples in all micro-batches, as `predictions` says; texts are encoded once with reuse."""
+    rollout = {**REUSE["rollout"], "positions": "stratified"}
+    trainer = muted(make_trainer(**{**REUSE, "rollout": rollout, "optim__accumulation": 2, **changes}))
+    asked, family = Counter[str](), trainer.family
+    condition, predict, encoded = family.condition, family.predict, []
+
+    def counted(network: Any, x_t: Tensor, *rest: Any, **named: Any) -> Tensor:
+        role = (
+            "generator" if network is trainer.rollouts.generator else "fake_score" if named["lora_scale"] else "teacher"
+        )
+        asked[role + " trained" * torch.is_grad_enabled()] += len(x_t)
+        return predict(network, x_t, *rest, **named)
+
+    family.predict = counted  # type: ignore[method-assign]
+    family.condition = lambda prompts: encoded.append(len(prompts)) or condition(prompts)  # type: ignore
+    trainer.train_step()
+    assert asked == {role: 8 * count for role, count in predictions(trainer.settings).items()}
+    assert sum(encoded) == (8 if "rollout__reuse" in changes else 8 * (STEPS + 1))
+
+
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+def test_reuse_comes_to_the_generator_first_and_leaves_no_graph(
+    make_trainer: Callable[..., Trainer], reuse: str
+) -> None:
+    trainer = make_trainer(**reusing(reuse, optim__accumulation=2))
+    calls: list[str] = []
+    trainer.generator = Engine("G", trainer.generator, calls)
+    trainer.guide.engine = Engine("F", trainer.guidance, calls)
+    learn = trainer.guide.learn
+
+    def spy(sample: Sample) -> Any:
+        assert not any(x.requires_grad for x in (sample.x0, sample.x_t, sample.next_state))
+        return learn(sample)
+
+    trainer.guide.learn = spy  # type: ignore[method-assign]
+    trainer.train_step()
+    assert calls == ["G backward", "G step"] * 2 + ["F backward", "F step"] * (2 * STEPS)
+    with pytest.raises(RuntimeError, match="samples that are kept are of step 3, not of 4"):
+        trainer.update_fake_score(16)
+
+
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 8), (2, 1), (2, 2)])
+def test_reuse_depends_neither_on_the_split_of_a_batch_nor_on_earlier_steps(
+    make_trainer: Callable[..., Trainer], reuse: str, world: int, accumulation: int
+) -> None:
+    """Gradients of a whole step, of one that others came before, of one that is split, are the same."""
+    whole = muted(make_trainer(**reusing(reuse)))
+    whole.train_step()
+    expected = gradients(whole.generator.module), gradients(whole.guidance.module)
+    found = [torch.zeros_like(each) for each in expected]
+    networks = whole.generator.module, whole.guidance.module
+    for rank in range(world):
+        part = make_trainer(rank, world, **reusing(reuse, step=2, optim__accumulation=accumulation))
+        part = muted(part)
+        part.train_step()
+        zero(*networks)
+        part.train_step()
+        for each, network in zip(found, networks, strict=True):
+            each += gradients(network) / (world * accumulation)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -43,7 +43,8 @@ def visited_states(
         process: its noise process.
         grid: its grid, of N steps.
         noise: ``[B, ...]``, the states at the first grid time.
-        chosen: ``[B]`` int64, the position of each sample's grid time, in [0, N).
+        chosen: ``[B]`` int64, the position of each sample's grid time, in [0, N). On the CPU, nothing is read back from
+            a device.
         mode: ``"sde"`` or ``"ode"``, see :mod:`dmdr_core.rollouts`.
         generator: of the fresh noise in ``"sde"``.
         in_step: predict all samples at all N - 1 times, needed or not. ZeRO-3 spreads the weights over processes, and
@@ -55,19 +56,23 @@ def visited_states(
     Raises:
         ValueError: an unknown mode, or a position that the grid does not have.
     """
-    times = _checked_times(grid, noise, chosen, mode)
-    everyone = torch.arange(len(noise), device=noise.device)
-    states = noise.clone()
+    chosen = _checked(grid, noise, chosen, mode)
+    times = _moved(grid.times, noise)
+    everyone, states = torch.arange(len(noise)), noise.clone()
     for step in range(grid.num_steps - 1):
         going = everyone[chosen > step]
         asked = everyone if in_step else going
         if len(asked) == 0:
             break
-        prediction = predict(states[asked], times[step].expand(len(asked)), asked)[chosen[asked] > step]
-        t, t_next = times[step].expand(len(going)), times[step + 1].expand(len(going))
+        rows = _moved(asked, noise)
+        prediction = predict(states[rows], times[step].expand(len(asked)), rows)
         if len(going):
-            states[going] = MODES[mode](process, states[going], prediction, t, t_next, _pick(generator, going))
-    return states, times[chosen]
+            if in_step:
+                rows = _moved(going, noise)
+                prediction = prediction[rows]
+            t, t_next = times[step].expand(len(going)), times[step + 1].expand(len(going))
+            states[rows] = MODES[mode](process, states[rows], prediction, t, t_next, _pick(generator, going))
+    return states, _moved(grid.times[chosen], noise)
 
 
 def authors_states(
@@ -101,24 +106,30 @@ def authors_states(
     Raises:
         ValueError: as in :func:`visited_states`.
     """
+    chosen = _checked(grid, noise, chosen, mode)
     last = torch.full_like(chosen, grid.num_steps - 1)
     stops = last if mode == "ode" else chosen
     x_t, t = visited_states(predict, process, grid, noise, stops, mode, generator, in_step)
     everyone = torch.arange(len(noise), device=noise.device)
     x0 = process.to_x0(x_t, predict(x_t, t, everyone), t)
     fresh = randn(x0.shape, generator, device=x0.device, dtype=x0.dtype)
-    times = _checked_times(grid, noise, chosen, mode)[chosen]
+    times = _moved(grid.times[chosen], noise)
     return process.add_noise(x0, fresh, times).to(noise.dtype), times
 
 
-def _checked_times(grid: Grid, noise: Tensor, chosen: Tensor, mode: str) -> Tensor:
+def _checked(grid: Grid, noise: Tensor, chosen: Tensor, mode: str) -> Tensor:
     checks.one_of("mode", mode, MODES)
     checks.samples(noise=noise)
+    chosen = chosen.cpu()
     if chosen.shape != noise.shape[:1] or not bool(((chosen >= 0) & (chosen < grid.num_steps)).all()):
         raise ValueError(
             f"chosen = {chosen.tolist()}: give one position in [0, {grid.num_steps}) for each of {len(noise)} samples"
         )
-    return grid.times.to(noise.device)
+    return chosen
+
+
+def _moved(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.device, non_blocking=True)
 
 
 def _pick(generator: Generators, rows: Tensor) -> Generators:

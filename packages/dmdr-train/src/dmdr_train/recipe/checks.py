@@ -32,6 +32,7 @@ def check(recipe: Sections) -> None:
         objective.check(recipe, f"objectives.{i}")
     check_data(recipe)
     check_groups(recipe)
+    check_reuse(recipe)
     check_backbone(recipe)
     check_start(recipe)
     check_keeping(recipe)
@@ -110,6 +111,28 @@ def check_groups(recipe: Sections) -> None:
         raise ValueError(f"rollout.group_size: {size} has no effect, since no objective compares samples; use 1")
     if grouped and recipe.data.pairs is not None:
         raise ValueError("data.pairs: do not come in groups; leave one of the objectives out")
+
+
+def check_reuse(recipe: Sections) -> None:
+    """Check that the generator's samples can serve the fake score."""
+    rollout = recipe.rollout
+    if rollout.reuse == "none":
+        return
+    if not recipe.matching:
+        raise ValueError(
+            f"rollout.reuse: {rollout.reuse} has no effect without an objective of kind distribution_matching; use none"
+        )
+    if rollout.states == "authors":
+        raise ValueError(
+            f"rollout.reuse: {rollout.reuse} does not go with rollout.states authors, which gives the two networks "
+            f"different samples; use none"
+        )
+    if rollout.reuse == "states" and rollout.steps == 1:
+        raise ValueError("rollout.reuse: states needs more than 1 in rollout.steps; use sample")
+    final = recipe.needing("final_sample")
+    if rollout.reuse == "states" and final:
+        kind = next(iter(final.values())).kind
+        raise ValueError(f"rollout.reuse: states does not go with {kind}, which needs the final sample; use sample")
 
 
 def check_backbone(recipe: Sections) -> None:

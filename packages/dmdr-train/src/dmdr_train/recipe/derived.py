@@ -85,6 +85,11 @@ class Sections(Section):
         ends = [*list(names)[1:], self.run.steps]
         return dict(zip(names.values(), ends, strict=True))
 
+    def logged(self, step: int) -> bool:
+        """Whether the values of a step are logged; steps count from 1 here."""
+        looked = self.watch.every and step % self.watch.every == 0
+        return bool(looked) or step % self.tracking.log_every == 0 or step == self.run.steps
+
     # -- networks
 
     @property

@@ -118,6 +118,16 @@ class Rollout(Section):
         default="visited",
         description="where it is trained: at states that sampling visits, or as the public trainers do",
     )
+    positions: Literal["independent", "stratified"] = Field(
+        default="independent",
+        description="the steps that samples are trained at: drawn for each sample alone, or arranged over the batch so "
+        "that all processes have equal work; uniform in both cases",
+    )
+    reuse: Literal["none", "sample", "states"] = Field(
+        default="none",
+        description="what the fake score learns from: new samples for every update; the samples of the generator's own "
+        "update, with new noise; or all states of these samples' rollouts in turn",
+    )
     group_size: Positive = Field(
         default=1, description="samples of each prompt, for an objective that compares the samples of a prompt"
     )

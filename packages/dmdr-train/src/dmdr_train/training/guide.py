@@ -104,12 +104,12 @@ class Guide:
         at = self.renoise(sample)
         return denoising_loss(self._fake_prediction(sample, at), self.family.process.target(sample.x0, at.noise, at.t))
 
-    def learn(self, sample: Sample) -> float:
-        """Train the fake score on a micro-batch of samples without gradient; returns the loss."""
+    def learn(self, sample: Sample) -> Tensor:
+        """Train the fake score on a micro-batch of samples without gradient; returns the loss, without graph."""
         loss = self.loss(sample)
         self.engine.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss poisons the update
         self.engine.step()
-        return loss.item()
+        return loss.detach()
 
     # -- what changes from step to step
 

@@ -15,7 +15,8 @@ class Weight:
 
     With `weight: auto` it is ratio · |∂L_DM/∂x0| / |∂L/∂x0|, from running means of the norms over earlier updates, so
     that it does not depend on how a batch is split. The first update has weight 0 and measures. An update is not
-    counted where the objective has no gradient, since all rewards are past the margin, or where it overflows.
+    counted where the objective has no gradient, since all rewards are past the margin, where distribution matching has
+    none, since the fake score is still the teacher, or where an update overflows.
 
     `own` and `other` are the running means, of this objective and of distribution matching; a checkpoint keeps them.
     """
@@ -33,13 +34,18 @@ class Weight:
             return rise * (getattr(settings, "ratio", None) or 1.0) * (self.other / self.own if self.own else 0.0)
         return rise * settings.weight
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the weight follows the norms of gradients."""
+        return self.settings.weight == "auto"
+
     def active(self, step: int) -> bool:
         """Whether the objective takes part. It also does while it measures, at weight 0."""
         return self.settings.active(step)
 
     def observe(self, own: float, other: float) -> None:
         """Take the gradient norms at x0 of an update, over its whole batch; not those of a skipped update."""
-        if own == 0.0 or self.settings.weight != "auto" or not math.isfinite(own + other):
+        if 0.0 in (own, other) or not self.automatic or not math.isfinite(own + other):
             return
         keep = MEMORY if self.own else 0.0
         self.own = keep * self.own + (1 - keep) * own

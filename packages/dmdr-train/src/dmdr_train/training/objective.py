@@ -71,7 +71,8 @@ class Objective(ABC):
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
         """The unweighted loss, a scalar, and values to log by their names.
 
-        The trainer takes the loss's gradient at `sample.x0`, and sends the weighted sum of all objectives' gradients
+        The trainer takes the loss's gradients at `sample.x0` and at `sample.pictures`, which begin a graph of their
+        own. It takes those at the pictures through the decoder, and sends the weighted sum of all objectives' gradients
         into the generator.
         """
 

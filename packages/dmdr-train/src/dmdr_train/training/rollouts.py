@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from dmdr_core import authors_states, randn, visited_states
+from dmdr_core import authors_states, randn, rollout, visited_states
 from dmdr_core.rollouts import MODES
-from dmdr_models.families.protocols import Family
+from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws
@@ -21,8 +21,27 @@ from dmdr_train.training.update_size import update_size
 STATES = {"visited": visited_states, "authors": authors_states}
 
 
+class Made(NamedTuple):
+    """What a sample is made of.
+
+    Attributes:
+        positions: `[B]` int64, the position in the grid that each sample is trained at; on the CPU.
+        x_t: `[B, C, H, W]`, the states there.
+        prediction: `[B, C, H, W]`, of the generator at these states.
+    """
+
+    start: Start
+    condition: Condition
+    positions: Tensor
+    x_t: Tensor
+    prediction: Tensor
+
+
 class Rollouts:
     """Draws samples of the generator.
+
+    With `rollout.reuse`, the fake score learns from what the generator's own update has drawn in this step: `draw`
+    keeps every micro-batch, without its graph, until the next step.
 
     Args:
         generator: engine (or module) of the network.
@@ -51,6 +70,7 @@ class Rollouts:
         self.device = device
         self.pairs = pairs
         self.grid = family.grid(self.settings.steps, self.settings.shift)
+        self._kept: dict[tuple[int, ...], tuple[int, Made, tuple[Tensor, Tensor] | None]] = {}
 
     def draw(self, draws: Draws, step: int, needs: Collection[str] = ()) -> Sample:
         """The generator's x0 at a grid time drawn per sample, on the state that `rollout.states` says.
@@ -61,41 +81,94 @@ class Rollouts:
             step: of the training.
             needs: of the objectives that the sample is for.
         """
-        return self._draw(draws, step, needs, STATES[self.settings.states])
+        return self._sample(self._make(draws, step, needs, STATES[self.settings.states]), draws, step)
 
+    @torch.no_grad()
     def draw_for_fake_score(self, draws: Draws, step: int, needs: Collection[str] = ()) -> Sample:
-        """What the fake score learns from: a sample as `draw` makes it, with one exception.
+        """What the fake score learns from: by default a new sample as `draw` makes it, without gradient.
 
         With the states of the public trainers, a deterministic rollout goes to its end, and its final x0 is the sample.
+
+        With `rollout.reuse`, it is the sample that `draw` made in this step at the same positions of the global batch,
+        or, with `states`, another state of its rollout. Its draws are those of this update, so the renoise times and
+        the noise are fresh.
         """
+        if self.settings.reuse != "none":
+            return self._sample(self._reused(draws, step), draws, step)
         if self.settings.states == "authors" and self.settings.mode == "ode":
-            return self._draw(draws, step, {*needs, "final_sample"}, visited_states)
+            return self._sample(self._make(draws, step, {*needs, "final_sample"}, visited_states), draws, step)
         return self.draw(draws, step, needs)
 
-    def _draw(self, draws: Draws, step: int, needs: Collection[str], states: Any) -> Sample:
+    def _make(self, draws: Draws, step: int, needs: Collection[str], states: Any) -> Made:
         start = self.start(draws, needs)
         condition = self.family.condition(start.prompts)
-        chosen = self.choose_steps(draws, needs).to(self.device)
+        positions = self.choose_steps(draws, needs)
+        walk = None
+        with torch.no_grad():
+            if self.settings.reuse == "states":
+                walk = self._walk(draws, start, condition)
+                x_t, t = _pick(walk[0], positions), self._times(positions)
+            else:
+                x_t, t = states(
+                    self._predict_rows(condition), self.family.process, self.grid, start.noise,
+                    positions, self.settings.mode, draws.each("rollout"), self.in_step,
+                )  # fmt: skip
+        made = Made(start, condition, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
+        if self.settings.reuse != "none":
+            self._kept[tuple(draws.samples)] = step, made._replace(prediction=made.prediction.detach()), walk
+        return made
 
+    def _predict_rows(self, condition: Condition) -> Any:
         def predict(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
             asked = {name: value[rows] for name, value in condition.items()}
             return self.family.predict(self.generator, x, time, asked)
 
-        process, mode = self.family.process, self.settings.mode
-        with torch.no_grad():
-            fresh = draws.each("rollout")
-            x_t, t = states(predict, process, self.grid, start.noise, chosen, mode, fresh, self.in_step)
-        prediction = self.family.predict(self.generator, x_t, t, condition)
+        return predict
+
+    def _walk(self, draws: Draws, start: Start, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The states and the predictions of a whole rollout, both `[N, B, C, H, W]`, for a grid of N steps."""
+        states: list[Tensor] = []
+        predictions: list[Tensor] = []
+
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            states.append(x)
+            predictions.append(self.family.predict(self.generator, x, time, condition))
+            return predictions[-1]
+
+        rollout(predict, self.family.process, self.grid, start.noise, self.settings.mode, draws.each("rollout"))
+        return torch.stack(states), torch.stack(predictions)
+
+    def _reused(self, draws: Draws, step: int) -> Made:
+        """What `draw` made of these samples; with whole rollouts, the state that is this update's turn.
+
+        Update number n takes each sample n + 1 positions further than it was trained at, in a circle: as many updates
+        as the grid has steps see every state once, and the positions stay uniform.
+        """
+        drawn, made, walk = self._kept[tuple(draws.samples)]
+        if drawn != step:
+            raise RuntimeError(f"the samples that are kept are of step {drawn}, not of {step}; call draw first")
+        if walk is None:
+            return made
+        positions = (made.positions + int(draws.update[1]) + 1) % self.grid.num_steps
+        return made._replace(positions=positions, x_t=_pick(walk[0], positions), prediction=_pick(walk[1], positions))
+
+    def _sample(self, made: Made, draws: Draws, step: int) -> Sample:
+        start, prediction = made.start, made.prediction.detach()
 
         def advance(sample: Sample) -> Tensor:
-            return self.next_state(sample, prediction.detach(), chosen)
+            return self.next_state(sample, prediction, made.positions)
 
-        t_next = self.grid.times.to(self.device)[chosen + 1]
-        x0 = process.to_x0(x_t, prediction, t)
+        t = self._times(made.positions)
+        x0 = self.family.process.to_x0(made.x_t, made.prediction, t)
         group = [index // self.settings.group_size for index in draws.samples]
         return Sample(
-            x0, start.prompts, condition, draws, step, x_t, t, t_next, group, self.decode, advance, start.target
-        )
+            x0, start.prompts, made.condition, draws, step, made.x_t, t, self._times(made.positions + 1), group,
+            self.decode, advance, start.target,
+        )  # fmt: skip
+
+    def _times(self, positions: Tensor) -> Tensor:
+        """The grid's times at some positions, `[B]`, on the device."""
+        return self.grid.times[positions].to(self.device, non_blocking=True)
 
     def start(self, draws: Draws, needs: Collection[str] = ()) -> Start:
         """Where samples start: at pairs while an objective needs them, otherwise at fresh noise."""
@@ -116,6 +189,9 @@ class Rollouts:
         """The position in the grid that each sample is trained at, `[B]`: uniform, or the last for a final sample."""
         if "final_sample" in needs:
             return torch.full((len(draws.samples),), self.grid.num_steps - 1)
+        if self.settings.positions == "stratified":
+            first = int(torch.randint(self.grid.num_steps, (), generator=draws.shared("grid_step")))
+            return torch.tensor([stratified_position(first, i, self.grid.num_steps) for i in draws.samples])
         return torch.cat([torch.randint(self.grid.num_steps, (1,), generator=g) for g in draws.each("grid_step")])
 
     @torch.no_grad()
@@ -125,4 +201,21 @@ class Rollouts:
         fresh = sample.draws.each("next_state")
         moved = step(process, sample.x_t, prediction, sample.t, sample.t_next, fresh)
         last = (chosen == self.grid.num_steps - 1).reshape(-1, *[1] * (moved.ndim - 1))
-        return torch.where(last, sample.x0.detach().to(moved.dtype), moved)
+        return torch.where(last.to(moved.device, non_blocking=True), sample.x0.detach().to(moved.dtype), moved)
+
+
+def stratified_position(first: int, index: int, steps: int) -> int:
+    """The position in a grid of `steps` of the sample at `index` in the global batch.
+
+    Two neighbours, at an even index and the next, have positions k and steps − 1 − k, so that both together ask the
+    generator as often as any other two. Neighbours that follow each other have other k: with an even number of steps,
+    `steps` samples from an even index on have all positions. If `first` is uniform, so is the position of every sample.
+    """
+    k = (first + index - index % 2) % steps
+    return steps - 1 - k if index % 2 else k
+
+
+def _pick(walk: Tensor, positions: Tensor) -> Tensor:
+    """Of `[N, B, …]`, each sample at its own position: `[B, …]`."""
+    rows = torch.arange(len(positions))
+    return walk[positions.to(walk.device, non_blocking=True), rows.to(walk.device, non_blocking=True)]

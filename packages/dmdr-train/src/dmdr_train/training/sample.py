@@ -46,7 +46,10 @@ class Sample:
 
     @cached_property
     def pictures(self) -> "Tensor":
-        """What rewards see, `[B, 3, H', W']` in [0, 1] with gradient; decoded once for all objectives."""
+        """What rewards see, `[B, 3, H', W']` in [0, 1] with gradient; decoded once for all objectives.
+
+        For objectives, the pictures begin a graph of their own; see `dmdr_train.training.picture_gradients`.
+        """
         return self.decode(self)
 
     @cached_property

@@ -1,14 +1,15 @@
 """The training step of DMDR. It knows neither the model family nor the objectives nor how many machines there are.
 
-A step is `guidance.ratio` updates of the fake score, each on new samples of the generator, then one update of the
-generator. Where no objective matches distributions, the fake score is not trained.
+A step is one update of the generator and `guidance.ratio` updates of the fake score. By default the fake score comes
+first, with new samples of the generator for every update. With `rollout.reuse` the generator comes first, and its
+samples serve the fake score. Where no objective matches distributions, the fake score is not trained.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from dmdr_models.families.protocols import Family
@@ -18,8 +19,22 @@ from dmdr_train.base.random_draws import Draws, seed_others
 from dmdr_train.recipe import schema
 from dmdr_train.training.guide import Guide
 from dmdr_train.training.objective import Objective
+from dmdr_train.training.picture_gradients import PictureGradients, Term, sum_at_x0
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
+
+
+class Seen(NamedTuple):
+    """What a micro-batch has shown; tensors are still on the device.
+
+    Attributes:
+        values: to log, scalar tensors or numbers.
+        squares: |∂L/∂x0|² of objectives, by their names.
+    """
+
+    prompts: list[Any]
+    values: Mapping[str, Any]
+    squares: Mapping[str, Any] = {}
 
 
 class Trainer:
@@ -79,13 +94,19 @@ class Trainer:
         The engines of all processes skip an update whose loss or gradient is not finite on any of them; `trouble` then
         says what it was.
         """
-        logs: dict[str, float] = {}
         self.trouble = []
         seed_others(self.settings.run.seed, self.step, self.rank)  # a reward might draw from the global generators
-        if "fake_score" in self.needs():
-            for i in range(self.settings.guidance.ratio):
-                logs |= self.update_fake_score(self.step * self.settings.guidance.ratio + i)
-        logs |= self.update_generator()
+        ratio = self.settings.guidance.ratio if "fake_score" in self.needs() else 0
+        updates = range(self.step * self.settings.guidance.ratio, self.step * self.settings.guidance.ratio + ratio)
+        if self.settings.rollout.reuse == "none":
+            fake_score = [self.update_fake_score(update) for update in updates]
+            generator = self.update_generator()
+        else:
+            # The generator first: its graph is gone before the fake score has one, and the fake score has not seen the
+            # samples at which the objectives ask for its prediction.
+            generator = self.update_generator()
+            fake_score = [self.update_fake_score(update) for update in updates]
+        logs = self.read(fake_score, generator)
         self.step += 1
         return logs
 
@@ -97,50 +118,66 @@ class Trainer:
         """What the objectives of this step need."""
         return {need for objective in self.at_work() for need in objective.needs}
 
-    def update_fake_score(self, update: int) -> dict[str, float]:
-        """Take update number `update` of the fake score, over this process's micro-batches; returns values to log."""
-        losses = []
+    def update_fake_score(self, update: int) -> list[Seen]:
+        """Take update number `update` of the fake score, over this process's micro-batches."""
+        seen = []
         for draws in self.micro_batches("fake_score", update):
-            with torch.no_grad():
-                sample = self.rollouts.draw_for_fake_score(draws, self.step, self.needs())
-            losses.append(self.guide.learn(sample))
-            self.note("fake_score", sample, losses[-1])
-        return {"loss/fake_score": sum(losses) / len(losses)}
+            sample = self.rollouts.draw_for_fake_score(draws, self.step, self.needs())
+            seen.append(Seen(sample.prompts, {"loss/fake_score": self.guide.learn(sample)}))
+        return seen
 
-    def update_generator(self) -> dict[str, float]:
-        """Take this step's update of the generator, over this process's micro-batches; returns values to log."""
-        logs: list[Mapping[str, float]] = []
-        squares: dict[str, float] = defaultdict(float)
+    def update_generator(self) -> list[Seen]:
+        """Take this step's update of the generator, over this process's micro-batches."""
+        seen = []
         for draws in self.micro_batches("generator", self.step):
             sample = self.rollouts.draw(draws, self.step, self.needs())
             loss, values, gradients = self.generator_loss(sample)
             self.generator.backward(loss)
             self.generator.step()
-            logs.append(values)
-            for name, gradient in gradients.items():
-                square = gradient.square().sum().item()
-                squares[name] += square
-                self.note(name, sample, values[f"loss/{name}"], square)
-        norms = self.balance(squares)
-        means = {name: sum(values[name] for values in logs) / len(logs) for name in logs[0]}
-        return means | {f"grad_norm/{name}": norm for name, norm in norms.items()}
+            squares = {name: gradient.square().sum() for name, gradient in gradients.items()}
+            seen.append(Seen(sample.prompts, values, squares))
+        return seen
 
-    def generator_loss(self, sample: Sample) -> tuple[Tensor, dict[str, float], dict[str, Tensor]]:
-        """Σ w_i · L_i over the objectives at work, all on one sample; and the gradient of each L_i at x0."""
-        at = replace(sample, x0=sample.x0.detach().requires_grad_())
-        total, slope = 0.0, torch.zeros_like(at.x0)
-        logs: dict[str, float] = {}
-        gradients: dict[str, Tensor] = {}
+    def generator_loss(self, sample: Sample) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
+        """Σ w_i · L_i over the objectives at work, all on one sample; and the gradient of each L_i at x0.
+
+        Where several objectives see the pictures, their gradients at x0 are only there if weights or the log need them.
+        """
+        decoder = PictureGradients(sample.decode)
+        at = replace(sample, x0=sample.x0.detach().requires_grad_(), decode=decoder)
+        terms: list[Term] = []
+        logs: dict[str, Any] = {}
         for objective in self.at_work():
-            weight = objective.weight.at(self.step)
+            name, weight = objective.name, objective.weight.at(self.step)
             loss, values = objective(at, self.guide)
-            # The graph from x0 to the pictures serves the next reward, too.
-            (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
-            slope += weight * gradients[objective.name] + 0 * loss.detach()  # an infinite loss poisons the update
-            total += weight * loss.item()
-            logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
+            terms.append(decoder.term(name, weight, loss, at.x0))
+            logs |= {f"loss/{name}": loss.detach(), f"weight/{name}": weight, **values}
+        apart = any(objective.weight.automatic for objective in self.at_work())
+        slope, gradients = sum_at_x0(terms, decoder, at.x0, apart, self.settings.logged(self.step + 1))
+        total = sum(term.weight * term.loss for term in terms)
         carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
-        return carrier - carrier.detach() + total, logs, gradients
+        return carrier - carrier.detach() + total, logs, dict(gradients)
+
+    def read(self, fake_score: list[list[Seen]], generator: list[Seen]) -> dict[str, float]:
+        """Values to log, of the last update of the fake score and of the generator's; they come in one transfer.
+
+        Samples with numbers that are not finite become `trouble`, and the automatic weights learn the gradients' norms.
+        """
+        every = [each for update in (*fake_score, generator) for each in update]
+        found = numbers([each.values for each in every] + [each.squares for each in every])
+        values, squares = found[: len(every)], found[len(every) :]
+        for each, here, slopes in zip(every, values, squares, strict=True):
+            for name in (key.removeprefix("loss/") for key in here if key.startswith("loss/")):
+                if not (math.isfinite(here[f"loss/{name}"]) and math.isfinite(slopes.get(name, 0.0))):
+                    self.trouble.append((name, each.prompts))
+        own = len(every) - len(generator)  # where the generator's begin
+        logs = mean_of(values[own - len(fake_score[-1]) : own]) if fake_score else {}
+        logs |= mean_of(values[own:])
+        totals: dict[str, float] = defaultdict(float)
+        for slopes in squares:
+            for name, square in slopes.items():
+                totals[name] += square
+        return logs | {f"grad_norm/{name}": norm for name, norm in self.balance(totals).items()}
 
     def balance(self, squares: dict[str, float]) -> dict[str, float]:
         """|∂L/∂x0| of every objective over the global batch.
@@ -155,11 +192,6 @@ class Trainer:
                 objective.weight.observe(norms[objective.name], norms.get(matching, 0.0))
         return norms
 
-    def note(self, name: str, sample: Sample, *numbers: float) -> None:
-        """Keep the prompts of a sample as trouble, if numbers that follow from it are not finite."""
-        if not all(map(math.isfinite, numbers)):
-            self.trouble.append((name, sample.prompts))
-
     def micro_batches(self, update: str, number: int) -> list[Draws]:
         """This process's micro-batches of an update: consecutive samples of the global batch."""
         optim = self.settings.optim
@@ -167,3 +199,15 @@ class Trainer:
         first = self.rank * size * optim.accumulation
         starts = range(first, first + size * optim.accumulation, size)
         return [Draws(self.settings.run.seed, (update, number), range(s, s + size)) for s in starts]
+
+
+def numbers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The same rows with numbers in the place of scalar tensors, which are read in one transfer."""
+    tensors = [value.detach().double() for row in rows for value in row.values() if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [{name: next(read) if isinstance(value, Tensor) else value for name, value in row.items()} for row in rows]
+
+
+def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the rows."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}

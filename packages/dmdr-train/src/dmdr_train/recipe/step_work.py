@@ -1,0 +1,27 @@
+"""How often a step asks each network, as a function of the recipe."""
+
+from dmdr_train.recipe.derived import Sections
+
+
+def predictions(recipe: Sections) -> dict[str, float]:
+    """Predictions for each sample of the batch in a step with distribution matching, on average over the grid's steps.
+
+    Returns:
+        By role: `generator`, `fake_score` and `teacher` without gradient, `generator trained` and `fake_score trained`
+        with a backward pass. The teacher's predictions with and without the prompt count as two.
+    """
+    rollout, guidance, matching = recipe.rollout, recipe.guidance, len(recipe.needing("fake_score"))
+    last, authors = rollout.steps - 1, rollout.states == "authors"
+    to_the_end = recipe.optim.zero_stage == 3 or bool(recipe.needing("final_sample"))
+    walk = last if to_the_end or (authors and rollout.mode == "ode") else last / 2  # up to the state that is trained at
+    own = walk + authors  # the authors renoise a prediction
+    new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
+    generator = {"none": own + guidance.ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
+    guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
+    return {
+        "generator": generator,
+        "generator trained": 1,
+        "fake_score": matching,
+        "fake_score trained": guidance.ratio,
+        "teacher": matching * (2 if guided else 1),
+    }
