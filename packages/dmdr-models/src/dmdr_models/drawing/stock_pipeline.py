@@ -134,7 +134,8 @@ class StockPipeline(ABC):
         """Check what can be known before weights are read."""
         option = f"--model {args.model}"
         try:
-            found = describe(self.layout, args.model, own_vae=args.vae is not None, resolution=settings["size"])
+            own_vae, size = args.vae is not None, settings["size"]
+            found = describe(self.layout, args.model, own_vae, resolution=size, quantised=True)
             layers = None if found is None else found.layers
             if args.vae is not None:
                 option = f"--vae {args.vae}"
