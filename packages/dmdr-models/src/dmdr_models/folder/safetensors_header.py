@@ -43,9 +43,9 @@ def layers_in(file: Path) -> list[str]:
     Raises:
         ValueError, AttributeError, TypeError, KeyError: it is no safetensors file.
     """
-    found = {}
+    found = []
     for name, entry in read_header(file).items():
         plain = f"{name.removesuffix(TORCHAO_WEIGHT)}.weight" if name.endswith(TORCHAO_WEIGHT) else name
         if plain.endswith(".weight") and len(entry["shape"]) > 1 and "embed.weight" not in plain:
-            found[plain.removesuffix(".weight")] = None
-    return list(found)
+            found.append(plain.removesuffix(".weight"))
+    return found
