@@ -56,7 +56,7 @@ def test_sd3_without_t5_trains(sd3: Path, recipe: Callable[..., Recipe], tmp_pat
 
 def quantise(part: Path) -> None:
     config = json.loads((part / "config.json").read_text())
-    (part / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    (part / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gguf"}}))
 
 
 def pickle(part: Path) -> None:
@@ -67,7 +67,7 @@ def pickle(part: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "part", "change", "line"),
     [
-        ("model.path", "unet", quantise, "says that the weights are quantised (torchao), which is not supported"),
+        ("model.path", "unet", quantise, "says that the weights are quantised (gguf), which is not supported"),
         ("model.path", "vae", pickle, "a pickle; only safetensors are read"),
         ("model.vae", "vae", pickle, "a pickle; only safetensors are read"),
         ("model.generator", "unet", pickle, "a pickle; only safetensors are read"),

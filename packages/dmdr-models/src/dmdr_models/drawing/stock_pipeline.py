@@ -136,7 +136,8 @@ class StockPipeline(ABC):
         option = f"--model {args.model}"
         sizes = [] if settings["size"] is None else [as_size(settings["size"])]
         try:
-            found = describe(self.layout, args.model, own_vae=args.vae is not None, sizes=sizes)
+            own_vae = args.vae is not None
+            found = describe(self.layout, args.model, own_vae, sizes=sizes, quantised=True)
             layers = None if found is None else found.layers
             if args.vae is not None:
                 option = f"--vae {args.vae}"

@@ -48,7 +48,8 @@ class NetworkFamily(ABC):
 
     def __init__(self, path: str | Path, resolution: Resolution | None = None, dtype: torch.dtype = torch.float32):
         self.path = str(path)
-        self.config = read_parts.part_config(self.network_class, self.path, self.layout.network_part)
+        part = self.layout.network_part
+        self.config = read_parts.part_config(self.network_class, self.path, part, quantised=True)
         self.num_classes: int | None = self.config.get("num_classes")
         self.dtype = dtype
         self.device = torch.device("cpu")

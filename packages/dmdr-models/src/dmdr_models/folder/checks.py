@@ -9,6 +9,7 @@ from dmdr_models.base.errors import SizeError
 from dmdr_models.base.json_files import first, read_json
 from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.layout import Layout
+from dmdr_models.folder.quantisation import check_readable, method_of
 from dmdr_models.folder.safetensors_header import layers_in
 from dmdr_models.folder.weight_files import weight_files
 
@@ -16,12 +17,13 @@ STATE_DICTS = (".safetensors", ".bin", ".pt", ".pth")
 """The endings of a file that holds a network's state dict and nothing else."""
 
 
-def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
+def check_part(path: str | Path, part: str, expected: Sequence[str], quantised: bool = False) -> None:
     """Check one part of a local model folder; a hub name (`owner/name`, and no such folder here) passes.
 
     Args:
         part: the sub-folder; "" for `path` itself.
         expected: names of the classes that it may hold; an empty sequence accepts any class.
+        quantised: accept quantised weights, if the library that reads them is installed.
 
     Raises:
         FileNotFoundError: the folder or its part is missing.
@@ -45,7 +47,8 @@ def check_part(path: str | Path, part: str, expected: Sequence[str]) -> None:
     found = read.get("_class_name") or first(read.get("architectures"))  # diffusers' and transformers'
     check_class(folder / part, found, expected)
     if part != "scheduler":
-        _refuse_quantised(config, read)
+        if (method := method_of(read)) is not None:
+            _check_quantised(config, method, quantised)
         weight_files(folder / part)
 
 
@@ -59,13 +62,13 @@ def check_class(where: str | Path, found: str | None, expected: Sequence[str]) -
         raise ValueError(f"{where} holds a {found}, not a {' or '.join(expected)}")
 
 
-def _refuse_quantised(config: Path, read: dict[str, Any]) -> None:
-    if quantised := read.get("quantization_config"):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+def _check_quantised(config: Path, method: str, accepted: bool) -> None:
+    if not accepted:
         raise ValueError(
-            f"{config} says that the weights are quantised ({method}), which is not supported: give the folder of the "
-            "weights before quantisation"
+            f"{config} says that the weights are quantised ({method}), which is not supported here: give the folder of "
+            "the weights before quantisation"
         )
+    check_readable(config, method)
 
 
 def single_file(file: Path) -> str:

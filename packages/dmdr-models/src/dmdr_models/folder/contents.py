@@ -9,6 +9,7 @@ from dmdr_models.base.json_files import read_json
 from dmdr_models.base.reasons import reason
 from dmdr_models.folder.checks import check_index, check_part, check_size, single_file
 from dmdr_models.folder.layout import VAES, Layout
+from dmdr_models.folder.quantisation import method_of
 from dmdr_models.folder.safetensors_header import layers_in
 from dmdr_models.folder.weight_files import weight_files
 
@@ -20,10 +21,12 @@ class Description:
     Attributes:
         num_classes: number of class labels, as the network's config says; None for a family that takes texts.
         layers: names of the network's linear and convolution layers.
+        quantised: the library that quantised the network's weights; None for plain weights.
     """
 
     num_classes: int | None
     layers: tuple[str, ...]
+    quantised: str | None = None
 
 
 def describe(
@@ -32,6 +35,7 @@ def describe(
     own_vae: bool = False,
     own_text: bool = False,
     sizes: Sequence[tuple[int, int]] = (),
+    quantised: bool = False,
 ) -> Description | None:
     """Describe a local model folder; None for a hub name (`owner/name`, and no such folder here).
 
@@ -40,6 +44,7 @@ def describe(
         own_text: the embeddings of the texts come from elsewhere, so that the folder need not hold text encoders.
         sizes: (height, width) in pixels of the pictures that the model is to draw; empty: its own size. They are not
             checked if the VAE comes from elsewhere.
+        quantised: accept a network with quantised weights, if the library that reads them is installed.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
@@ -57,7 +62,7 @@ def describe(
         if part in layout.optional and folder.is_dir() and not (folder / part).is_dir():
             fix = f'download it, or for a model without it set "{part}" to [null, null] in its model_index.json'
             raise FileNotFoundError(f"{path} holds no {part}: {fix}")
-        check_part(path, part, expected)
+        check_part(path, part, expected, quantised and part == layout.network_part)
     if not folder.is_dir():
         return None
     check_index(folder)
@@ -72,7 +77,8 @@ def describe(
                 check_size(layout, network, factor, height, width)
         files = weight_files(folder / layout.network_part).tensors
         layers = [name for file in files for name in layers_in(file)]
-        return Description(network["num_classes"] if layout.takes == "labels" else None, tuple(layers))
+        classes = network["num_classes"] if layout.takes == "labels" else None
+        return Description(classes, tuple(layers), method_of(network))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a config or a file of weights in {folder} is damaged: {reason(error)}") from error
 

@@ -42,7 +42,7 @@ def network_fingerprint(layout: Layout, path: str | Path) -> str:
         FileNotFoundError: it is missing.
         ValueError: it is of another class.
     """
-    check_part(path, layout.network_part, layout.network_classes)
+    check_part(path, layout.network_part, layout.network_classes, quantised=True)
     digest = hashlib.sha256()
     _add(digest, _in_force(Path(path) / layout.network_part))
     if not Path(path).is_dir():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmdr_models.folder.checks import check_class, check_names, check_part
 from dmdr_models.folder.layout import VAES
+from dmdr_models.folder.quantisation import check_readable, method_of
 from dmdr_models.folder.state_dicts import load_state_dict
 from dmdr_models.folder.weight_files import weight_files
 
@@ -20,7 +21,9 @@ logging.getLogger("diffusers.configuration_utils").addFilter(
 )
 
 
-def part_config(model: Any, path: str, part: str, classes: Sequence[str] | None = None) -> dict[str, Any]:
+def part_config(
+    model: Any, path: str, part: str, classes: Sequence[str] | None = None, quantised: bool = False
+) -> dict[str, Any]:
     """The config of one part of a model; no weights are read.
 
     Args:
@@ -28,18 +31,21 @@ def part_config(model: Any, path: str, part: str, classes: Sequence[str] | None 
         path: folder or hub name.
         part: its sub-folder; "" for `path` itself.
         classes: names of the classes that the part may have (default: `model` alone); an empty sequence accepts any.
+        quantised: accept quantised weights, if the library that reads them is installed.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or it lacks the part.
         ValueError: the part is of another class.
     """
     expected = (model.__name__,) if classes is None else classes
-    check_part(path, part, expected)
+    check_part(path, part, expected, quantised)
     try:
         config = model.load_config(path, subfolder=part or None)
     except OSError as error:
         raise FileNotFoundError(f"{path} is no folder here, nor a model on the hub that can be read") from error
     check_class(f"{path} {part}".rstrip(), config.get("_class_name"), expected)
+    if quantised and (method := method_of(config)) is not None:
+        check_readable(path, method)
     return config
 
 
@@ -98,6 +104,8 @@ def load_network(
 ) -> nn.Module:
     """Read a network, in eval mode: from `path`/`part`, or from the folder or the file `weights`.
 
+    The weights in `path` may be quantised, if the library that reads them is installed.
+
     Args:
         model: its class in diffusers' style.
         part: the network's sub-folder, such as "transformer".
@@ -121,15 +129,20 @@ def load_network(
         part = part if (Path(weights) / part).is_dir() else ""
         if not Path(weights).is_dir():
             raise FileNotFoundError(f"no folder {weights}, nor such a file")
-    check_part(path, part, (model.__name__,))
-    network, faults = model.from_pretrained(
-        path,
-        subfolder=part or None,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        variant=variant(path, part),
-        output_loading_info=True,
-    )
+    check_part(path, part, (model.__name__,), quantised=weights is None)
+    try:
+        network, faults = model.from_pretrained(
+            path,
+            subfolder=part or None,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            variant=variant(path, part),
+            output_loading_info=True,
+        )
+    except (RuntimeError, ImportError) as error:
+        if "quantiz" not in str(error):  # such as that bitsandbytes' weights are read on a GPU only
+            raise
+        raise ValueError(f"{path} has quantised weights that cannot be read here: {error}") from error
     found = "; ".join(f"{fault}: {', '.join(map(str, names))}" for fault, names in faults.items() if names)
     if found:
         raise ValueError(f"the weights in {path} do not fit their config: {found}")

@@ -5,6 +5,9 @@ from typing import Any
 
 from dmdr_models.base.json_files import parse_json
 
+TORCHAO_WEIGHT = "._weight_qdata"
+"""What torchao calls the main part of a quantised weight, which it writes in several tensors."""
+
 
 def read_header(file: Path) -> dict[str, Any]:
     """The tensors of a file by name, each with its dtype, such as "F32", and its shape, a list.
@@ -50,8 +53,9 @@ def layers_in(file: Path) -> list[str]:
     Raises:
         ValueError: it is no safetensors file.
     """
-    return [
-        name.removesuffix(".weight")
-        for name, entry in read_header(file).items()
-        if name.endswith(".weight") and len(entry["shape"]) > 1 and "embed.weight" not in name
-    ]
+    found = []
+    for name, entry in read_header(file).items():
+        plain = f"{name.removesuffix(TORCHAO_WEIGHT)}.weight" if name.endswith(TORCHAO_WEIGHT) else name
+        if plain.endswith(".weight") and len(entry["shape"]) > 1 and "embed.weight" not in plain:
+            found.append(plain.removesuffix(".weight"))
+    return found

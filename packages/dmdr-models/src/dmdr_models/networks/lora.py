@@ -71,6 +71,7 @@ class LoRANetwork(nn.Module):
         network.requires_grad_(False)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is no accident
+            warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # quantised weights are not merged
             base = inject_adapter_in_model(config, network, adapter_name=name)
         self._base = (base,)  # in a tuple, torch does not register it
         self._layers = {
@@ -191,7 +192,8 @@ def start_values(init: Init, a: Tensor, weight: Tensor, generator: torch.Generat
         return start.uniform_(-bound, bound, generator=generator)
     if init == "gaussian":
         return start.normal_(0, 1 / len(a), generator=generator)
-    if weight.shape[1:] != a.shape[1:] or not weight.is_floating_point():
+    plain = weight.is_floating_point() and type(weight.data) is Tensor  # torchao's tensors say that they are floats
+    if weight.shape[1:] != a.shape[1:] or not plain:
         raise ValueError("a layer has groups or quantised weights, which init output_gaussian cannot use; use gaussian")
     z = torch.randn(len(weight), len(a), generator=generator)
     return (z.T @ weight.detach().cpu().float().flatten(1)).view(a.shape)

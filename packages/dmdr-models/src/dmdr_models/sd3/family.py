@@ -57,8 +57,9 @@ class SD3(TextFamily):
         dtype: torch.dtype = torch.float32,
     ):
         self.max_tokens = max_tokens
-        width = part_config(SD3Transformer2DModel, str(path), "transformer")["joint_attention_dim"]
-        super().__init__(path, SD3TextEncoders(str(path), max_tokens, width, dtype), vae, resolution, dtype)
+        network = part_config(SD3Transformer2DModel, str(path), "transformer", quantised=True)
+        text = SD3TextEncoders(str(path), max_tokens, network["joint_attention_dim"], dtype)
+        super().__init__(path, text, vae, resolution, dtype)
         if not 1 <= max_tokens <= 512:
             raise ValueError(f"max_tokens {max_tokens} is not in 1 to 512, the length of T5's sequence")
         config = part_config(FlowMatchEulerDiscreteScheduler, self.path, "scheduler")

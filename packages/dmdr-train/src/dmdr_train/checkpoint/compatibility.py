@@ -20,7 +20,7 @@ FREE_KEYS = (
 )  # fmt: skip
 FIXED_KEYS = (
     "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",
-    "memory.offload_optimizer",
+    "memory.offload_optimizer", "memory.quantize",
     *(f"tracking.evaluation.{name}" for name in ("classifier", "reference", "pictures", "rewards", "seed")),
 )  # fmt: skip
 OPTIMIZER_KEYS = ("optim.precision", "optim.zero_stage", "optim.eight_bit")

@@ -5,6 +5,7 @@ from dmdr_models import registry
 from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.derived import Sections, merged
 from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.quantised_base import check_quantize
 from dmdr_train.recipe.sections import EVALUATED, ObjectiveSection
 
 
@@ -34,6 +35,7 @@ def check(recipe: Sections) -> None:
     check_groups(recipe)
     check_reuse(recipe)
     check_backbone(recipe)
+    check_quantize(recipe)
     check_start(recipe)
     check_keeping(recipe)
     check_watch(recipe)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from dmdr_models import registry
 from dmdr_models.base.picture_size import size_text
+from dmdr_models.folder.quantisation import Quantisation
 from pydantic import Field, field_validator
 
 from dmdr_train.recipe.alarm_rules import AnyRule
@@ -281,11 +282,18 @@ class Optim(Section):
 
 
 class Memory(Section):
-    """What costs time and saves memory; none of it changes results, except what pictures rewards and LPIPS see."""
+    """What costs time and saves memory.
+
+    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see.
+    """
 
     shared_backbone: bool | None = Field(
         default=None,
         description="generator and fake score as two adapters on one network; null: wherever that can be",
+    )
+    quantize: Quantisation | None = Field(
+        default=None,
+        description="format of the frozen network's linear layers, under the adapters (QLoRA); null: as precision says",
     )
     gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = Field(default=[])
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")

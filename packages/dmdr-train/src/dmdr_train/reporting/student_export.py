@@ -21,7 +21,7 @@ from dmdr_train.checkpoint.manifest import STUDENT
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.recipe import schema
 from dmdr_train.reporting.model_card import keeps_lora, model_card, sampling_settings
-from dmdr_train.training.networks import load_family, make_generator
+from dmdr_train.training.networks import load_family, make_generator, quantised_by
 
 
 def export_student(
@@ -82,9 +82,15 @@ def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> 
 
     Args:
         whole: merge a LoRA. Otherwise the result is a LoRANetwork if `keeps_lora`.
+
+    Raises:
+        UserError: the checkpoint is of another model, or the LoRA would be merged into quantised weights.
     """
     family = load_family(settings)
     as_lora = keeps_lora(settings, family) and not whole
+    if not as_lora and (method := quantised_by(family)) is not None:
+        merging = f"{settings.model.path} has quantised weights ({method}), into which no LoRA is merged"
+        raise UserError("--output", f"{merging}; give a folder for the LoRA alone")
     if not as_lora:
         family = load_family(settings, torch.float32)  # whatever the precision of the training was
     network: Any = make_generator(settings, family)

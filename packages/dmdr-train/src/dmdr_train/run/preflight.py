@@ -13,6 +13,7 @@ from dmdr_models.folder.adapter_files import adapter_ranks, check_adapter
 from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import Description, check_vae, describe
 from dmdr_models.folder.lora_targets import check_targets
+from dmdr_models.folder.quantisation import LIBRARIES
 
 from dmdr_train.base.errors import UserError, naming
 from dmdr_train.base.folders import check_writable
@@ -26,6 +27,7 @@ from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.picture_sizes import Size
+from dmdr_train.recipe.quantised_base import check_quantised_folder
 from dmdr_train.recipe.schema import DRAWN, ObjectiveSection, Recipe, Reward
 from dmdr_train.tracking.metrics_file import METRICS
 from dmdr_train.tracking.registry import chosen
@@ -105,6 +107,9 @@ def check_model(settings: Recipe) -> Description | None:
     check_loras(settings, None if found is None else found.layers)
     if found is None:
         return None
+    if found.quantised is not None:
+        with naming("model.path"):
+            check_quantised_folder(settings, found.quantised)
     for key, lora in (("generator_lora", model.generator_lora), ("fake_score_lora", model.fake_score_lora)):
         if lora is not None:
             with naming(f"model.{key}.targets"):
@@ -197,7 +202,8 @@ def read_description(settings: Recipe) -> Description | None:
     model = settings.model
     elsewhere = model.vae is not None, settings.data.embeddings is not None
     try:
-        return describe(registry.find(model.family), model.path, *elsewhere, [size.shape for size in model.sizes])
+        sizes = [size.shape for size in model.sizes]
+        return describe(registry.find(model.family), model.path, *elsewhere, sizes, quantised=True)
     except SizeError as error:
         raise UserError("model.resolution", str(error)) from None
     except (OSError, ValueError) as error:
@@ -237,6 +243,8 @@ def check_memory(settings: Recipe) -> None:
     memory, optim = settings.memory, settings.optim
     if optim.eight_bit:
         installed("optim.eight_bit", "bitsandbytes", "eight-bit")
+    if memory.quantize is not None:
+        installed("memory.quantize", LIBRARIES[memory.quantize], LIBRARIES[memory.quantize])
     if memory.offload_optimizer and optim.zero_stage == 0:
         raise UserError("memory.offload_optimizer", "true needs optim.zero_stage 1, 2 or 3; set one, or use false")
     if memory.offload_text_encoders and (settings.data.prompts is None or settings.data.embeddings is not None):

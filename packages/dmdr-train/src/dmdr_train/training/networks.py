@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import dmdr_models
 import torch
 from dmdr_models.families.protocols import Family
+from dmdr_models.folder.quantisation import method_of
 from dmdr_models.networks.applied_loras import fold_loras
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_models.networks.lora_files import LoRA
+from dmdr_models.networks.quantised import quantise
 from torch import nn
 
 from dmdr_train.base.errors import naming
@@ -15,6 +17,7 @@ from dmdr_train.base.random_draws import named_generator
 from dmdr_train.data.embedding_cache import EmbeddingCache
 from dmdr_train.distributed.device import DTYPES
 from dmdr_train.recipe import schema
+from dmdr_train.recipe.quantised_base import check_quantised_folder
 
 # A VAE in fp16 overflows.
 FAMILY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
@@ -98,11 +101,16 @@ class Networks(NamedTuple):
 
 
 def make_networks(settings: schema.Recipe, family: Family, device: torch.device) -> Networks:
-    """Two adapters on one frozen network where that can be, otherwise two networks."""
+    """Two adapters on one frozen network where that can be, otherwise two networks.
+
+    Raises:
+        UserError: the weights are quantised, and the recipe asks for what does not go with them.
+    """
+    if (method := quantised_by(family)) is not None:
+        with naming("model.path"):
+            check_quantised_folder(settings, method, family.students.keeps_lora)
     if settings.shares_backbone:
-        base = prepared(load_network(settings.model, family), settings)
-        # The engines see the adapters alone. diffusers' own `to` warns of layers to keep in float32, where none are.
-        base = nn.Module.to(base, device, DTYPES[settings.optim.precision])
+        base = frozen_network(settings, family, device)
         lora = settings.model.generator_lora
         assert lora is not None
         return Networks(
@@ -115,6 +123,21 @@ def make_networks(settings: schema.Recipe, family: Family, device: torch.device)
     guidance = prepared(load_network(settings.model, family), settings)
     guidance = add_lora(guidance, settings.model.fake_score_lora, family, settings.run.seed, "fake_score")
     return Networks(generator.to(device), guidance.to(device))
+
+
+def frozen_network(settings: schema.Recipe, family: Family, device: torch.device) -> nn.Module:
+    """The network under all adapters, in the precision of the training, or quantised."""
+    base: Any = prepared(load_network(settings.model, family), settings)
+    dtype = DTYPES[settings.optim.precision]
+    if settings.memory.quantize is not None:
+        quantise(nn.Module.to(base, dtype), settings.memory.quantize, device)
+    # The engines see the adapters alone. diffusers' own `to` warns of layers to keep in float32, where none are.
+    return nn.Module.to(base, device, dtype)
+
+
+def quantised_by(family: Family) -> str | None:
+    """The library that quantised the weights of the family's folder; None for plain weights."""
+    return method_of(getattr(family, "config", {}))
 
 
 def make_generator(settings: schema.Recipe, family: Family) -> nn.Module:
