@@ -170,7 +170,7 @@ class Run:
 
     def train(self) -> None:
         """Step until `run.steps`; log, save, sample and evaluate on the way."""
-        tracking, steps = self.settings.tracking, self.settings.run.steps
+        steps = self.settings.run.steps
         ends = {end: stage for stage, end in self.settings.stages.items()}
         seconds, since, in_a_row = 0.0, self.trainer.step, 0
         self.results.show()  # what the run before may not have come to
@@ -187,7 +187,7 @@ class Run:
             if self.tracker:
                 self.tracker.advance()
             looked = self.look() if due(step, self.settings.watch.every) else {}
-            if step % tracking.log_every == 0 or looked or step == steps:
+            if self.settings.logged(step):
                 times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
                 self.log(step, {**logs, **self._engine_values(), **times, **looked})
             self.checkpoints.finish_if_written()
