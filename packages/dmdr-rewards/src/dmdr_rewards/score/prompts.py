@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dmdr_rewards.base.errors import UserError, naming
+from dmdr_rewards.base.text_files import text_lines
 from dmdr_rewards.score.sources import Item
-from dmdr_rewards.score.tables import class_label, prompt_and_label, read_rows, writable
+from dmdr_rewards.score.tables import PROMPTS, class_label, prompt_and_label, read_rows, writable
 
 _FIX = (
     "give a FILE that lists its file_name with a prompt (for a reward of classes: a label), --prompt TEXT for all, or "
@@ -18,7 +19,7 @@ _FIX = (
 def with_prompts(items: Sequence[Item], table: str | None = None, prompt: str | None = None) -> list[Item]:
     """Give each picture its prompt: `prompt` for all, else from `table`, else its own, else from the .txt beside it.
 
-    table  .jsonl, .csv or .parquet with the columns `file_name` (as `sources.find` names it) and `prompt` or `label`
+    table  a table (`tables.ENDINGS`) with the columns `file_name` (as `sources.find` names it) and `prompt` or `label`
 
     A picture that `table` does not list has no prompt. Raises UserError for a table without these columns, and for one
     that gives a picture two prompts.
@@ -52,7 +53,7 @@ def _listed(path: Path) -> dict[str, dict[str, Any]]:
     """The prompts and labels of a table, by the names of the pictures."""
     with naming("--prompts"):
         rows = read_rows(path)
-        if not rows or not all("file_name" in row and {"prompt", "label"} & row.keys() for row in rows):
+        if not rows or not all("file_name" in row and {*PROMPTS, "label"} & row.keys() for row in rows):
             raise UserError("--prompts", f"{path} must have rows with `file_name` and `prompt` (or `label`)")
         found: dict[str, dict[str, Any]] = {}
         for row in rows:
@@ -78,4 +79,4 @@ def _with_side_car(item: Item) -> Item:
     if not text.is_file():
         return item
     with naming(f"side-car {text}"):
-        return replace(item, prompt=writable(text.read_text(encoding="utf-8-sig").strip()))
+        return replace(item, prompt=writable("\n".join(line for _, line in text_lines(text)).strip()))
