@@ -86,7 +86,7 @@ def test_every_mode_of_pillow_is_scaled_or_refused() -> None:
         if mode.startswith("I;16"):
             picture = Image.frombytes(mode, (4, 4), np.full(16, 51 * 257, ">u2" if "B" in mode else "<u2").tobytes())
         elif mode in ("1", "LAB", "La"):  # Pillow converts no grey to these; L* of this one is 21 of 100
-            picture = Image.new(mode, (4, 4), (54, 128, 128) if mode == "LAB" else None)
+            picture = Image.new(mode, (4, 4), (54, 128, 128) if mode == "LAB" else 0)
         else:
             picture = Image.new("RGB", (4, 4), (51, 51, 51)).convert("RGBA" if mode == "RGBa" else "RGB").convert(mode)
         try:

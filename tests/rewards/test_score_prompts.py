@@ -44,10 +44,6 @@ def test_prompts_come_from_one_text_a_table_or_side_cars(folder: Path) -> None:
         ([{"file_name": "b.png", "words": "x"}], "must have rows with `file_name` and `prompt`"),
         ([], "must have rows with"),
         (["b.png"], "line 1: give one object"),
-        (
-            [{"file_name": "b.png", "prompt": "x"}, {"file_name": "b.png", "prompt": "y"}],
-            "lists b.png twice, with .*x.*y",
-        ),
         ([{"file_name": "b.png", "label": "cat"}], "label 'cat' of b.png is not an integer"),
     ],
 )
@@ -56,7 +52,8 @@ def test_a_table_of_prompts_is_checked(rows: list[Any], message: str, folder: Pa
         with_prompts(find(str(folder)), str(lines(folder / "p.jsonl", *rows)))
 
 
-@pytest.mark.parametrize(("name", "text"), [("p.txt", "x"), ("p.jsonl", "{"), ("p.parquet", "x"), ("none.csv", None)])
+@pytest.mark.filterwarnings("ignore:IMAGES")
+@pytest.mark.parametrize(("name", "text"), [("p.xlsx", "x"), ("p.jsonl", "{"), ("p.parquet", "x"), ("none.csv", None)])
 def test_a_file_that_is_no_table_of_prompts(name: str, text: str | None, folder: Path) -> None:
     if text is not None:
         (folder / name).write_text(text)
@@ -104,7 +101,7 @@ def test_a_row_that_does_not_fit_its_header_is_refused_with_its_line(row: str, f
         ("p.csv", "file_name,prompt,prompt\n", "names two columns 'prompt'"),
         ("p.csv", 'file_name,prompt\nb.png,"a\n', "cannot be read: .*; mend its quotes"),
         ("p.json", '{"b.png": "x"}', "p.json holds no list: give a list of objects"),
-        ("p.json", '["x"]', "p.json, entry 1: give one object"),
+        ("p.json", '["x", 1]', "p.json, entry 1: give one object"),
         ("p.jsonl", '{"file_name": "b.png", "prompt": "x"}\n{', "p.jsonl, line 2 is not JSON"),
     ],
 )
@@ -124,6 +121,49 @@ def test_text_that_is_no_utf_8_is_refused(name: str, folder: Path) -> None:
 def test_a_side_car_keeps_its_lines(folder: Path) -> None:
     (folder / "b.txt").write_bytes("\ufeffa cat\r\nand a\u2028dog\r\n".encode())
     assert with_prompts(find(str(folder)))[0].prompt == "a cat\nand a\u2028dog"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.jsonl", '{"file_name": "b.png", "caption": ["x", "y", "x"]}'),
+        ("p.csv", "file_name,prompt\nb.png,x\nb.png,y\nb.png,x\n"),
+    ],
+)
+def test_a_picture_with_two_prompts_comes_twice(name: str, text: str, folder: Path) -> None:
+    (folder / name).write_text(text)
+    found = [(item.file_name, item.prompt) for item in with_prompts(find(str(folder)), str(folder / name))]
+    assert found == [("b.png", "x"), ("b.png", "y"), ("deep/a.PNG", None), ("deep/er/c.png", None)]
+
+
+@pytest.mark.parametrize(("name", "text"), [("p.txt", "\ufeffx\n\ny\r\nz"), ("p.json", '["x", "y", "z"]')])
+def test_texts_without_names_follow_the_order_of_the_pictures(name: str, text: str, folder: Path) -> None:
+    (folder / name).write_text(text, encoding="utf-8")
+    assert [item.prompt for item in with_prompts(find(str(folder)), str(folder / name))] == ["x", "y", "z"]
+    (folder / "er.png").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(UserError, match=rf"^--prompts: .*{name} has 3 prompts for 4 pictures: give one for each"):
+        with_prompts(find(str(folder)), str(folder / name))
+
+
+def test_texts_without_names_need_numbers_of_equal_length(tmp_path: Path) -> None:
+    """2.png comes after 10.png as a text: every prompt from there on would be another picture's."""
+    for name in ("1.png", "2.png", "10.png"):
+        Image.new("RGB", (6, 4)).save(tmp_path / name)
+    (tmp_path / "p.txt").write_text("one\ntwo\nten\n")
+    with pytest.raises(UserError, match=r"10\.png comes before 2\.png: write the numbers .* with equal lengths"):
+        with_prompts(find(str(tmp_path)), str(tmp_path / "p.txt"))
+    for name in ("1", "2"):
+        (tmp_path / f"{name}.png").rename(tmp_path / f"0{name}.png")
+    assert [item.prompt for item in with_prompts(find(str(tmp_path)), str(tmp_path / "p.txt"))] == ["one", "two", "ten"]
+
+
+def test_names_that_are_no_pictures_are_told(folder: Path) -> None:
+    table = lines(folder / "p.jsonl", {"file_name": "b.png", "prompt": "x"}, {"file_name": "B.png", "prompt": "y"})
+    with pytest.warns(UserWarning, match=r"p\.jsonl lists names that are no picture's: 1, such as B\.png"):
+        assert with_prompts(find(str(folder)), str(table))[0].prompt == "x"
+    table = lines(folder / "p.jsonl", {"file_name": "pictures/b.png", "prompt": "x"})
+    with pytest.raises(UserError, match=r"lists pictures/b\.png, and the first picture is called b\.png: not one name"):
+        with_prompts(find(str(folder)), str(table))
 
 
 def test_what_a_reward_needs_is_required(folder: Path) -> None:

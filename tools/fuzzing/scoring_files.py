@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def scores() -> Target:
     return st.one_of(st.tuples(st.just(name), each) for name, each in content.items()), read
 
 
+def archive(members: dict[str, bytes]) -> bytes:
+    """A .tar file."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
 def tables() -> Target:
     """A table of pictures or of prompts for dmdr-score."""
     from dmdr_rewards.score.prompts import require, with_prompts
@@ -71,6 +83,10 @@ def tables() -> Target:
     content = {
         ".jsonl": lines | st.binary(max_size=60) | st.just(b"[" * 100_000),
         ".csv": damaged(b"file_name,prompt,label\na.png,a cat,1\nb.png,,\n") | st.binary(max_size=60),
+        ".tsv": damaged(b"file_name\tcaption\na.png\ta cat\n") | st.binary(max_size=60),
+        ".json": changed(rows).map(as_json) | st.binary(max_size=60),
+        ".txt": st.binary(max_size=60),
+        ".tar": damaged(archive({"a.png": b"GIF89a", "a.txt": b"a cat", "a.json": b'{"label": 1}'})),
         ".parquet": damaged(parquet(arrow)) | damaged(parquet([rows[0]])) | st.binary(max_size=60),
     }
 

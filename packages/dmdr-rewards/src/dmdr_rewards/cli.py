@@ -57,10 +57,16 @@ def _score(arguments: Sequence[str]) -> None:
     )
     add = parser.add_argument
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    add("images", metavar="IMAGES", help="a folder, a glob, a .parquet, .jsonl or .csv table, or a dataset on disk")
+    add(
+        "images",
+        metavar="IMAGES",
+        help="a folder, a glob, a table (.parquet, .jsonl, .json, .csv, .tsv), a .tar archive, or a dataset on disk",
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--prompts", metavar="FILE", help="a .jsonl, .csv or .parquet table of file_name and prompt (or label)"
+        "--prompts",
+        metavar="FILE",
+        help="a table of file_name and prompt (or label); or a .txt file with a prompt for each picture, in order",
     )
     source.add_argument("--prompt", metavar="TEXT", help="one prompt or class label for all pictures")
     add(

@@ -8,7 +8,7 @@ from typing import Any
 from dmdr_rewards.base.csv_files import csv_rows
 from dmdr_rewards.base.errors import UserError
 from dmdr_rewards.base.safe_reading import from_json
-from dmdr_rewards.base.text_files import text_lines
+from dmdr_rewards.base.text_files import text_lines, text_prompts
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 PROMPTS = ("prompt", "caption", "text")
@@ -32,6 +32,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return file.read(columns=[name for name in LIGHT if name in file.schema_arrow.names]).to_pylist()
 
 
+def texts_in_order(path: Path) -> list[str] | None:
+    """The prompts of a .txt file, one per line, or of a .json file with one list of texts; None for another file.
+
+    Raises ValueError or OSError, as `read_rows` does.
+    """
+    with readable(path):
+        if path.suffix.lower() == ".txt":
+            return text_prompts(path)
+        if path.suffix.lower() == ".json":
+            found = _list(path)
+            return found if found and all(isinstance(text, str) for text in found) else None
+        return None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a .csv, .tsv, .jsonl or .json file. A .json file holds one list of objects.
 
@@ -43,13 +57,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if ending in _DELIMITERS:
             return [row for _, row in csv_rows(path, _DELIMITERS[ending])]
         if ending == ".json":
-            text = "\n".join(line for _, line in text_lines(path))
-            return [_object(row, f"{path}, entry {number}") for number, row in enumerate(_list(text, path), 1)]
+            return [_object(row, f"{path}, entry {number}") for number, row in enumerate(_list(path), 1)]
         return [_json_row(line, f"{path}, line {number}") for number, line in text_lines(path) if line.strip()]
 
 
-def _list(text: str, path: Path) -> list[Any]:
-    found = from_json(text)
+def _list(path: Path) -> list[Any]:
+    found = from_json("\n".join(line for _, line in text_lines(path)))
     if not isinstance(found, list):
         raise ValueError(f"{path} holds no list: give a list of objects, or one object per line in a .jsonl file")
     return found
@@ -74,7 +87,8 @@ def open_parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     with readable(path):
-        return pq.ParquetFile(path)
+        # Column chunks are read piece by piece: one may hold all pictures of the file.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
 
 
 @contextmanager
@@ -89,17 +103,21 @@ def readable(path: Path) -> Iterator[None]:
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 
 
-def prompt_and_label(row: dict[str, Any]) -> dict[str, Any]:
-    """The prompt (text or None) and the class label (integer or None) of a row.
+def prompts_and_label(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompts (text or None) of a row, each with the class label (integer or None); at least one entry.
 
-    Raises ValueError for a label that is not an integer.
+    A column may hold one text or a list of texts, as several captions of one picture. Raises ValueError for a label
+    that is not an integer.
     """
-    prompt = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+    found = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+    texts = found if isinstance(found, list) and found else [None if found == [] else found]
     label = row.get("label")
-    return {
-        "prompt": None if prompt is None else writable(prompt),
-        "label": None if label is None or label == "" else class_label(label, row.get("file_name", "a picture")),
-    }
+    if label == "":
+        label = None
+    elif label is not None:
+        label = class_label(label, row.get("file_name", "a picture"))
+    prompts = dict.fromkeys(None if text is None else writable(text) for text in texts)
+    return [{"prompt": prompt, "label": label} for prompt in prompts]
 
 
 def class_label(value: Any, where: Any) -> int:
