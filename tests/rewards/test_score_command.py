@@ -179,6 +179,18 @@ def test_what_cannot_be_scored_has_an_error_in_its_row(home: Path, capsys: pytes
         assert again[i] == pytest.approx(rows[i])
 
 
+def test_a_prompt_that_was_cut_has_a_note_in_its_row(
+    home: Path, clip_file: Path, clip_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Path("prompts.jsonl").read_text().replace('"prompt xx"', f'"{"word " * 30}"')
+    Path("prompts.jsonl").write_text(table)
+    Path("pictures/01.png").write_bytes(b"no picture")
+    rows = run("--reward", f"clip={clip_file}", "--option", f"clip.model={clip_json}", *CLASSES)
+    notes = {row["file_name"]: row["note"] for row in rows if row["note"]}
+    assert notes == {"02.png": "clip reads 12 of the prompt's 32 tokens"}
+    assert "with a note, in the column note; first: 02.png: clip reads 12" in capsys.readouterr().out
+
+
 def test_strict_stops_at_an_error_and_keeps_the_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("pictures/06.png").write_bytes(b"no picture")
     line = fails(capsys, *CLASSES, "--strict", code=1)

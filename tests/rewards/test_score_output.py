@@ -14,7 +14,7 @@ MADE_BY: dict[str, str | None] = {"r.sha256": "ab", "r.preprocess": "squash"}
 def row(name: str, score: float | None = 0.1 + 0.2, **changes: Any) -> Row:
     error = None if score is not None else "cannot be read"
     identity = {"file_name": name, "prompt": 'a, "b"\nc é', "label": None}
-    return {**identity, "r": score, "total": score, "error": error, **MADE_BY, **changes}
+    return {**identity, "r": score, "total": score, "error": error, "note": None, **MADE_BY, **changes}
 
 
 def write(path: Path, *rows: Row) -> None:

@@ -19,7 +19,7 @@ from fuzzing.examples import (
 )
 
 ROW = {
-    "file_name": "a.png", "prompt": "a cat", "label": None, "clip": 0.5, "total": 0.5, "error": None,
+    "file_name": "a.png", "prompt": "a cat", "label": None, "clip": 0.5, "total": 0.5, "error": None, "note": None,
     "dtype": "float32", "clip.sha256": "00",
 }  # fmt: skip
 
@@ -35,7 +35,7 @@ def scores() -> Target:
     columns = Columns(("clip",), ("dtype", "clip.sha256"))
     asked = parse_rewards(["clip"], [])
     lines = changed([ROW, ROW]).map(lambda tree: b"".join(as_json(row) + b"\n" for row in as_list(tree)))
-    text = b"file_name,prompt,label,clip,total,error,dtype,clip.sha256\na.png,a cat,,0.5,0.5,,float32,00\n"
+    text = b"file_name,prompt,label,clip,total,error,note,dtype,clip.sha256\na.png,a cat,,0.5,0.5,,,float32,00\n"
     content = {
         "s.jsonl": lines | damaged(as_json(ROW) + b"\n") | st.just(b"[" * 100_000 + b"\n"),
         "s.jsonl.partial.jsonl": texts([ROW, ROW], as_json).map(lambda line: line + b"\n"),

@@ -60,13 +60,13 @@ def _score(arguments: Sequence[str]) -> None:
     add(
         "images",
         metavar="IMAGES",
-        help="a folder, a glob, a table (.parquet, .jsonl, .json, .csv, .tsv), a .tar archive, or a dataset on disk",
+        help="a folder, a glob, a table, a .tar archive, or a dataset on disk",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--prompts",
         metavar="FILE",
-        help="a table of file_name and prompt (or label); or a .txt file with a prompt for each picture, in order",
+        help="a table of file_name and prompt (or label), or a .txt with a prompt per picture",
     )
     source.add_argument("--prompt", metavar="TEXT", help="one prompt or class label for all pictures")
     add(

@@ -71,7 +71,9 @@ class Aesthetic(TowerReward):
     def __init__(self, towers: Towers, head: nn.Module, preprocess: Preprocess) -> None:
         self.towers, self.tower, self.preprocess = towers, towers.image, preprocess
         self._head = FrozenNetwork(head, self.tower.device, precision(self.tower.dtype))
-        self.info = replace(BUILT_IN["aesthetic"], image_size=preprocess.image_size, preprocess=str(preprocess))
+        self.info = replace(
+            BUILT_IN["aesthetic"], image_size=preprocess.image_size, preprocess=f"{preprocess}; {towers.activation}"
+        )
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B features, Tensor[B, D] -> float32 Tensor[B]. The prompts must be B in number; they are not read."""

@@ -35,6 +35,10 @@ class WordPiece:
         """Number of entries, including BLIP's two."""
         return self._tokenizer.get_vocab_size()
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """The number of tokens in each text, before it is truncated."""
+        return [_length(each) for each in self._tokenizer.encode_batch(texts)]
+
     def __call__(self, prompts: Tensor | Sequence[Any], count: int) -> tuple[Tensor, Tensor]:
         """`count` texts -> ids and attention mask, integer Tensors[count, length].
 
@@ -43,8 +47,13 @@ class WordPiece:
         """
         texts = as_texts(prompts, count)
         encoded = self._tokenizer.encode_batch(texts)
-        self._warn([2 + sum(map(_pieces, (each, *each.overflowing))) for each in encoded], texts)
+        self._warn([_length(each) for each in encoded], texts)
         return torch.tensor([each.ids for each in encoded]), torch.tensor([each.attention_mask for each in encoded])
+
+
+def _length(encoding: Any) -> int:
+    """Number of tokens before truncation."""
+    return 2 + sum(map(_pieces, (encoding, *encoding.overflowing)))
 
 
 def _pieces(encoding: Any) -> int:

@@ -36,7 +36,7 @@ class Columns:
 
     @property
     def types(self) -> dict[str, type]:
-        """Name -> type: file_name, prompt, label, the rewards, total, error, and the provenance."""
+        """Name -> type: file_name, prompt, label, the rewards, total, error, note, and the provenance."""
         return {
             "file_name": str,
             "prompt": str,
@@ -44,6 +44,7 @@ class Columns:
             **dict.fromkeys(self.rewards, float),
             "total": float,
             "error": str,
+            "note": str,
             **dict.fromkeys(self.provenance, str),
         }
 
