@@ -52,10 +52,20 @@ def test_list_has_a_line_per_reward(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", dmdr_rewards.available())
 def test_info_says_all_that_is_known(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["info", name])
-    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    printed = {name: value for name, *value in lines for value in value or [""]}
     info = dmdr_rewards.describe(name)
     assert printed["name"] == name
-    for field in ("licence", "source", "checkpoint", "preprocess", "differentiable", "range", "prompt"):
+    for field in (
+        "licence",
+        "source",
+        "checkpoint",
+        "preprocess",
+        "differentiable",
+        "range",
+        "prompt",
+        *(["fetch"] if info.fetch else []),
+    ):
         assert printed[field] == str(getattr(info, field))
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.networks.clip_towers import Towers, open_clip_config, open_clip_towers
@@ -91,6 +92,8 @@ def clip(
     Raises ValueError for a missing model name, and for files that are missing, damaged, unsafe or of another model.
     """
     path, steps = Path(checkpoint), {}
+    if not path.exists():
+        raise MissingError(f"checkpoint {path}: no such file or folder")
     if path.is_dir() and model is None:
         model = path / "open_clip_config.json"
         steps = _steps(model)
@@ -154,7 +157,8 @@ def _steps(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: give a folder with it, or model= as well ({error})") from error
+        kind = MissingError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{path} cannot be read: give a folder with it, or model= as well ({error})") from error
 
 
 def _from_steps(steps: dict[str, Any], size: tuple[int, int]) -> Preprocess:

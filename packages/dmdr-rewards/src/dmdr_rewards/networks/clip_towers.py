@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.networks import checkpoint_files
 from dmdr_rewards.networks.frozen_network import FrozenNetwork, recompute
 from dmdr_rewards.prompts.text_cache import TextCache
@@ -158,7 +159,7 @@ def transformers_towers(
     config = transformers_config(folder)
     tokenizer = {name: checkpoint_files.sha256(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
     if not tokenizer.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would create an empty one
-        raise ValueError(
+        raise MissingError(
             f"checkpoint {folder} has no tokenizer: copy its CLIP's tokenizer.json, or vocab.json and merges.txt, there"
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.prompts.texts import Truncation, as_texts
 
 _BLIP = ["[DEC]", "[ENC]"]  # BLIP appends these to BERT's vocabulary
@@ -65,7 +66,7 @@ def _file(path: Path) -> Path:
     candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
     found = next((file for file in candidates if file.is_file()), None)
     if found is None:
-        raise ValueError(
+        raise MissingError(
             f"tokenizer {path}: no vocabulary there. Download vocab.txt of bert-base-uncased and put it beside the "
             "checkpoint, or give tokenizer=FILE"
         )
