@@ -1,6 +1,6 @@
 """The program dmdr-score: score pictures, and describe and check rewards.
 
-    dmdr-score IMAGES --prompts FILE --reward NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
+    dmdr-score IMAGES --prompts FILE --reward [COLUMN@]NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
     dmdr-score list | info NAME | verify NAME CHECKPOINT
 
 Arguments are checked before torch is imported, so a mistake is reported at once. Exit codes: 0 for success; 1 for a run
@@ -73,8 +73,8 @@ def _score(arguments: Sequence[str]) -> None:
         "--reward",
         action="append",
         required=True,
-        metavar="NAME[=CHECKPOINT][:WEIGHT]",
-        help="may be given several times; only a number after the last colon is a weight",
+        metavar="[COLUMN@]NAME[=CHECKPOINT][:WEIGHT]",
+        help="may be given several times; a COLUMN tells checkpoints of one reward apart",
     )
     add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="an option of one reward")
     add(

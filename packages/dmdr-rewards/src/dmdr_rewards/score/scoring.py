@@ -228,7 +228,7 @@ def _load(arguments: Sequence[RewardArgument], device: torch.device, dtype: torc
     rewards = {}
     for each in sorted(arguments, key=lambda each: each.checkpoint is not None and Path(each.checkpoint).exists()):
         with naming(f"--reward {each.name}"):
-            rewards[each.name] = registry.create(each.name, each.checkpoint, device, dtype, **each.options)
+            rewards[each.name] = registry.create(each.reward, each.checkpoint, device, dtype, **each.options)
     return {each.name: rewards[each.name] for each in arguments}
 
 
