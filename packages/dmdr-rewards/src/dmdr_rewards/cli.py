@@ -77,21 +77,12 @@ def _score(arguments: Sequence[str]) -> None:
         help="may be given several times; a COLUMN tells checkpoints of one reward apart",
     )
     add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="an option of one reward")
-    add(
-        "--preprocess",
-        choices=("reference", "dmdr"),
-        help="preprocessing: each reward's official one, or DMDR's",
-    )
+    steps = "preprocessing: each reward's official one, or DMDR's"
+    add("--preprocess", choices=("reference", "dmdr"), help=steps)
     add("-o", "--output", required=True, metavar="FILE", help=".parquet, .jsonl or .csv")
     add("--overwrite", action="store_true", help="ignore the scores in FILE and score all pictures again")
     add("--html", metavar="FILE", help="also write a page that shows the pictures, best first")
-    add(
-        "--html-limit",
-        type=_count,
-        default=200,
-        metavar="N",
-        help="most pictures on that page (default: %(default)s)",
-    )
+    add("--html-limit", type=_count, default=200, metavar="N", help="most pictures on that page (default: %(default)s)")
     add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
     add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     add(

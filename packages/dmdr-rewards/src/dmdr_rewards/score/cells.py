@@ -80,7 +80,8 @@ class _RowGroup:
         return self._rows[row - self._first].as_py()
 
     def _restart(self) -> None:
-        self._first, self._rows = 0, []
+        self._first = 0
+        self._rows: Any = []
         self._batches: Iterator[Any] = (
             batch.column(0)
             for batch in open_parquet(self._table).iter_batches(
