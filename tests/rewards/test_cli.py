@@ -29,7 +29,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("IMAGES", "--reward NAME", "list", "info NAME", "verify NAME CHECKPOINT"))
+    assert all(
+        word in printed for word in ("IMAGES", "--reward [COLUMN@]NAME", "list", "info NAME", "verify NAME CHECKPOINT")
+    )
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
