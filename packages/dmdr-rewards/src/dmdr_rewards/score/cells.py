@@ -67,6 +67,10 @@ class TarCell:
 class _RowGroup:
     """The column `image` of a row group, read forward. A row before the last one is read from the start again."""
 
+    _first: int
+    _rows: Any
+    _batches: Iterator[Any]
+
     def __init__(self, table: Path, group: int) -> None:
         self._table, self._group = table, group
         self._restart()
@@ -81,8 +85,8 @@ class _RowGroup:
 
     def _restart(self) -> None:
         self._first = 0
-        self._rows: Any = []
-        self._batches: Iterator[Any] = (
+        self._rows = []
+        self._batches = (
             batch.column(0)
             for batch in open_parquet(self._table).iter_batches(
                 _ROWS_AT_ONCE, row_groups=[self._group], columns=["image"], use_threads=False
