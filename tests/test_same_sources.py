@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = Path(__file__).parents[1] / "packages"
+MODELS, REWARDS = "dmdr-models/src/dmdr_models", "dmdr-rewards/src/dmdr_rewards"
 
 
 def functions(path: Path) -> dict[str, str]:
@@ -19,3 +20,15 @@ def test_files_are_written_whole_in_the_same_way(name: str) -> None:
     found = {path.parts[-3]: functions(path) for path in PACKAGES.glob("*/src/*/base/atomic_files.py")}
     assert {"dmdr_models", "dmdr_rewards"} <= found.keys()
     assert len({each[name] for each in found.values() if name in each}) == 1
+
+
+@pytest.mark.parametrize("name", ["text_lines", "text_prompts", "_reason"])
+def test_text_files_are_read_in_the_same_way(name: str) -> None:
+    found = [functions(PACKAGES / f"{path}/base/text_files.py")[name] for path in (MODELS, REWARDS)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["csv_rows", "unique"])
+def test_tables_are_read_in_the_same_way(name: str) -> None:
+    train = functions(PACKAGES / "dmdr-train/src/dmdr_train/data/prompt_rows.py")
+    assert functions(PACKAGES / f"{REWARDS}/base/csv_files.py")[name] == train[name]

@@ -125,3 +125,18 @@ def test_every_difference_is_listed() -> None:
         match=r"bad\.pth is not of this model; missing: c, d; unexpected: b; wrong shape: a \(2, 3\), expected \(3, 2",
     ):
         checkpoint_files.check(TENSORS, {"a": (3, 2), "d": (1,), "c": (1,)}, "bad.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("name", ["wrapped.pth", "wrapped.safetensors"])
+def test_names_of_several_gpus_or_of_a_compiled_network_are_unwrapped(prefix: str, name: str, tmp_path: Path) -> None:
+    wrapped = {prefix + key: tensor for key, tensor in TENSORS.items()}
+    if name.endswith(".safetensors"):
+        save_file(wrapped, tmp_path / name)
+        assert checkpoint_files.load(tmp_path / name).keys() == TENSORS.keys()
+    else:
+        torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"state": {}}}, tmp_path / name)
+        assert checkpoint_files.load(tmp_path / name, inside="state_dict").keys() == TENSORS.keys()
+    mixed = {"module.a": TENSORS["a"], "b": TENSORS["b"]}
+    torch.save(mixed, tmp_path / "mixed.pth")
+    assert checkpoint_files.load(tmp_path / "mixed.pth").keys() == mixed.keys()

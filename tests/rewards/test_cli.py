@@ -29,7 +29,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("IMAGES", "--reward NAME", "list", "info NAME", "verify NAME CHECKPOINT"))
+    assert all(
+        word in printed for word in ("IMAGES", "--reward [COLUMN@]NAME", "list", "info NAME", "verify NAME CHECKPOINT")
+    )
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,10 +54,20 @@ def test_list_has_a_line_per_reward(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", dmdr_rewards.available())
 def test_info_says_all_that_is_known(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["info", name])
-    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    printed = {name: value for name, *value in lines for value in value or [""]}
     info = dmdr_rewards.describe(name)
     assert printed["name"] == name
-    for field in ("licence", "source", "checkpoint", "preprocess", "differentiable", "range", "prompt"):
+    for field in (
+        "licence",
+        "source",
+        "checkpoint",
+        "preprocess",
+        "differentiable",
+        "range",
+        "prompt",
+        *(["fetch"] if info.fetch else []),
+    ):
         assert printed[field] == str(getattr(info, field))
 
 

@@ -1,6 +1,8 @@
 """The reference is open_clip's own factory, transforms and tokenizer on the same file."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,46 @@ def test_long_prompts_are_cut_with_one_warning(clip_file: Path, clip_json: Path)
     torch.testing.assert_close(scores, official(long, pictures, TINY_CLIP, "squash"), atol=1e-6, rtol=0)
 
 
+def test_texts_do_not_depend_on_their_company_in_half_precision(clip_file: Path, clip_json: Path, clip: Any) -> None:
+    half: Any = dmdr_rewards.create("clip", clip_file, model=str(clip_json), dtype=torch.bfloat16)
+    many = [f"text {'of more words ' * (number % 3)}{number}" for number in range(40)]
+    half.remember_texts(0)
+    alone = torch.cat([half.encode_text([text]) for text in many])
+    torch.testing.assert_close(alone, half.encode_text(many), atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone, clip.encode_text(many), atol=1e-6, rtol=0)
+    picture = [eight_bit(32, 32)]
+    assert not torch.equal(half.encode_image(picture), clip.encode_image(picture))
+
+
+def test_a_note_says_which_prompts_were_cut(clip: Any) -> None:
+    assert clip.notes(["a cat", "many " * 20 + "cats", "many " * 10]) == [
+        None, "reads 12 of the prompt's 23 tokens", None,
+    ]  # fmt: skip
+
+
+def test_the_activation_is_said(clip: Any, dfn: Any, clip_file: Path, tmp_path: Path) -> None:
+    """Nothing in a file tells GELU's weights from QuickGELU's, and the scores of both look alike."""
+    assert clip.info.preprocess.endswith("; GELU")
+    assert dfn.info.preprocess.endswith("; QuickGELU")
+    (tmp_path / "quick.json").write_text(json.dumps(QUICK))
+    quick = dmdr_rewards.create("clip", clip_file, model=str(tmp_path / "quick.json"))
+    assert quick.info.preprocess.endswith("; QuickGELU")
+
+
+@pytest.mark.parametrize(("model", "tags"), [("ViT-B-32", "openai, .*metaclip"), ("ViT-B-32-quickgelu", None)])
+def test_a_name_with_a_sibling_for_quick_gelu_is_told(model: str, tags: str | None, clip_file: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="is not of this model"):
+            dmdr_rewards.create("clip", clip_file, model=model)
+    found = [str(each.message) for each in told if "QuickGELU" in str(each.message)]
+    if tags is None:
+        assert found == []
+    else:
+        [message] = found
+        assert re.search(f"model ViT-B-32 uses GELU.*need model=ViT-B-32-quickgelu: {tags}", message)
+
+
 def test_info(dfn: Any, clip: Any) -> None:
     assert (dfn.info.name, dfn.info.range, dfn.info.image_size) == ("dfn-clip", (-1.0, 1.0), (32, 32))
     assert dfn.info.preprocess.startswith("squash to 32x32, bicubic")
@@ -196,6 +238,7 @@ def test_pictures_are_checked(dfn: Any) -> None:
         dfn.score(torch.rand(2, 3, 32, 32) * 2, PROMPTS)
 
 
+@pytest.mark.filterwarnings("ignore:model ViT-B-32 uses GELU")
 def test_the_architecture_must_be_known(clip_file: Path) -> None:
     with pytest.raises(ValueError, match="give the name of its architecture too, such as model='ViT-B-32'"):
         dmdr_rewards.create("clip", clip_file)

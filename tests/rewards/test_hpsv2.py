@@ -1,5 +1,6 @@
 """The reference is written from the package hpsv2: its letterbox, then plain CLIP. tools/parity_rewards.py runs it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,13 @@ def test_info(reward: Any) -> None:
     assert reward.info.name == "hpsv2.1"
     assert reward.info.preprocess.startswith("longer side to 32, bicubic, antialias; zero pad to 32x32")
     assert dmdr_rewards.describe("hpsv2.1").preprocess.startswith("longer side to 224")
+
+
+def test_the_name_of_the_weights_before_is_told(file: Path, clip_json: Path, reward: Any, tmp_path: Path) -> None:
+    """Nothing else tells v2.0 from v2.1: names and shapes of the tensors agree."""
+    (tmp_path / "HPS_v2_compressed.pt").symlink_to(file)
+    with pytest.warns(UserWarning, match=r"HPS_v2_compressed\.pt has the name of HPS v2\.0's weights"):
+        dmdr_rewards.create("hpsv2.1", tmp_path / "HPS_v2_compressed.pt", model=str(clip_json))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dmdr_rewards.create("hpsv2.1", file, model=str(clip_json))

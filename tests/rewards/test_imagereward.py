@@ -277,6 +277,7 @@ def test_long_prompts_are_truncated_with_one_warning(file: Path, state: State) -
         warnings.simplefilter("error")
         assert torch.equal(reward.score(pictures(), too_long), scores)
     torch.testing.assert_close(scores[0], exact[0])
+    assert reward.notes([longest, *too_long]) == [None, *(f"reads 35 of the prompt's {n} tokens" for n in (36, 38))]
     expected = reference(state, normalised(pictures()), [ids(*["cat"] * 33)] * 2)
     torch.testing.assert_close(scores.double(), expected, atol=2e-5, rtol=1e-5)
 

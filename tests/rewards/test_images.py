@@ -65,6 +65,68 @@ def test_grey_and_transparent_pictures_become_rgb() -> None:
     torch.testing.assert_close(taken, torch.full((2, 3, 4, 4), 0.2))
 
 
+GREYS = np.array([[0, 127, 128], [385, 40000, 65535]], np.uint16)
+GREYS_IN_8_BITS = [[0, 0, 0], [1, 156, 255]]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_of_grey_are_scaled(ending: str, tmp_path: Path) -> None:
+    """Pillow alone clips them at 255: almost every such picture is white."""
+    Image.fromarray(GREYS).save(tmp_path / f"p.{ending}")
+    big_endian = Image.frombytes("I;16B", (3, 2), GREYS.astype(">u2").tobytes())
+    for form in (tmp_path / f"p.{ending}", Image.fromarray(GREYS), big_endian):
+        taken = images([form])
+        assert (taken[0] * 255).round().tolist() == [GREYS_IN_8_BITS] * 3
+
+
+def test_every_mode_of_pillow_is_scaled_or_refused() -> None:
+    """A bright grey stays a bright grey, in whatever mode: no mode is clipped."""
+    refused = []
+    for mode in Image.MODES:
+        if mode.startswith("I;16"):
+            picture = Image.frombytes(mode, (4, 4), np.full(16, 51 * 257, ">u2" if "B" in mode else "<u2").tobytes())
+        elif mode in ("1", "LAB", "La"):  # Pillow converts no grey to these; L* of this one is 21 of 100
+            picture = Image.new(mode, (4, 4), (54, 128, 128) if mode == "LAB" else 0)
+        else:
+            picture = Image.new("RGB", (4, 4), (51, 51, 51)).convert("RGBA" if mode == "RGBa" else "RGB").convert(mode)
+        try:
+            taken = images([picture])
+        except ValueError:
+            refused.append(mode)
+        else:
+            expected = torch.full((1, 3, 4, 4), 0.0 if mode == "1" else 0.2)
+            torch.testing.assert_close(taken, expected, atol=0.01, rtol=0)
+    assert refused == ["F", "I", "La"]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_known_white_are_refused(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (4, 4), 7).save(tmp_path / "p.tif")
+    for form in (tmp_path / "p.tif", Image.new(mode, (4, 4), 7)):
+        with pytest.raises(ValueError, match=r"whose white is unknown: save it with 8 or 16 bits per channel$"):
+            images([form])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(orientation: int, tmp_path: Path) -> None:
+    """EXIF's number n stores the picture turned; a viewer, and a reward, see it upright."""
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8))
+    turns = [None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE"]
+    turn = [*turns, "ROTATE_270"][orientation - 1]
+    stored = upright if turn is None else upright.transpose(Image.Transpose[turn])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "p.png", exif=exif)
+    for form in (tmp_path / "p.png", Image.open(tmp_path / "p.png")):
+        assert torch.equal(images([form]), images([upright]))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_data_does_not_hide_the_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), (51, 51, 51)).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    torch.testing.assert_close(images([tmp_path / "p.png"]), torch.full((1, 3, 4, 4), 0.2))
+
+
 def test_rounding_just_outside_the_range_is_let_through() -> None:
     edge = torch.tensor([-TOLERANCE / 2, 1 + TOLERANCE / 2]).repeat(6).reshape(1, 3, 2, 2)
     torch.testing.assert_close(images(edge), edge)

@@ -109,10 +109,20 @@ def test_half_precision_is_close(folder: Path, reward: Any) -> None:
     torch.testing.assert_close(half / reward.scale, exact / reward.scale, atol=1.5e-2, rtol=0)
 
 
+def test_texts_do_not_depend_on_their_company_in_half_precision(folder: Path, reward: Any) -> None:
+    half: Any = dmdr_rewards.create("pickscore", folder, dtype=torch.bfloat16)
+    half.remember_texts(0)
+    many = ["cat " * number for number in range(1, 10)]
+    alone = torch.cat([half.encode_text([text]) for text in many])
+    torch.testing.assert_close(alone, half.encode_text(many), atol=1e-6, rtol=0)
+    assert half.notes(["a cat", "cat " * 19]) == [None, f"reads {CONTEXT} of the prompt's 40 tokens"]
+
+
 def test_info(reward: Any) -> None:
     assert reward.scale == pytest.approx(99.484, abs=1e-3)
     assert reward.info.range == (-reward.scale, reward.scale)
     assert reward.info.preprocess.startswith("shorter side to 32, bicubic, antialias; centre crop 32x32")
+    assert reward.info.preprocess.endswith("; QuickGELU")
 
 
 def test_the_dropped_constants_of_old_files_are_let_through(tmp_path: Path, reward: Any) -> None:

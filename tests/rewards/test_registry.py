@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import textwrap
@@ -7,6 +8,7 @@ from pathlib import Path
 import dmdr_rewards
 import pytest
 import torch
+from dmdr_rewards.base.errors import MissingError
 
 PLUGIN = """
 import torch
@@ -86,6 +88,31 @@ def test_every_reward_is_described_before_it_is_loaded(name: str) -> None:
     assert info.source
     assert info.preprocess
     assert info.range[0] < info.range[1]
+
+
+LOCAL = [name for name in dmdr_rewards.available() if not dmdr_rewards.describe(name).endpoint]
+
+
+@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize("checkpoint", ["nowhere", "nowhere.pt", "empty", None])
+def test_weights_that_are_missing_come_with_the_command_that_fetches_them(
+    name: str, checkpoint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    fetch = dmdr_rewards.describe(name).fetch
+    assert fetch.startswith(("hf download ", "curl "))
+    with pytest.raises(MissingError, match=rf"; the official weights: {re.escape(fetch)}$"):
+        dmdr_rewards.create(name, checkpoint)
+
+
+def test_a_file_that_is_missing_beside_the_weights_comes_with_it_too(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(MissingError, match=r"has no tokenizer.*hf download laion/CLIP-ViT-H-14.* tokenizer\.json"):
+        dmdr_rewards.create("pickscore", tmp_path)
+    with pytest.raises(MissingError, match=r"must be a folder with sac\+logos.*curl .*sac%2Blogos"):
+        dmdr_rewards.create("aesthetic", tmp_path)
 
 
 def test_a_package_may_describe_its_reward(site: Path) -> None:

@@ -18,6 +18,7 @@ import forking
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from dmdr_rewards.cli import main
 from PIL import Image
 
@@ -179,6 +180,40 @@ def test_what_cannot_be_scored_has_an_error_in_its_row(home: Path, capsys: pytes
         assert again[i] == pytest.approx(rows[i])
 
 
+def test_a_prompt_that_was_cut_has_a_note_in_its_row(
+    home: Path, clip_file: Path, clip_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Path("prompts.jsonl").read_text().replace('"prompt xx"', f'"{"word " * 30}"')
+    Path("prompts.jsonl").write_text(table)
+    Path("pictures/01.png").write_bytes(b"no picture")
+    rows = run("--reward", f"clip={clip_file}", "--option", f"clip.model={clip_json}", *CLASSES)
+    notes = {row["file_name"]: row["note"] for row in rows if row["note"]}
+    assert notes == {"02.png": "clip reads 12 of the prompt's 32 tokens"}
+    assert "with a note, in the column note; first: 02.png: clip reads 12" in capsys.readouterr().out
+
+
+def test_checkpoints_of_one_reward_stand_side_by_side(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree("classifier", "other")
+    tensors = load_file("other/model.safetensors")
+    save_file({**tensors, "classifier.bias": tensors["classifier.bias"] + torch.arange(7.0)}, "other/model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    both = ("--reward", "before@class-label=classifier", "--reward", "after@class-label=other:2")
+    rows = run(*both)
+    alone = [[row["class-label"] for row in run("--reward", f"class-label={name}", output=f"{name}.jsonl")]
+             for name in ("classifier", "other")]  # fmt: skip
+    assert [[row[name] for row in rows] for name in ("before", "after")] == alone
+    assert alone[0] != alone[1]
+    assert [row["total"] for row in rows] == [row["before"] + 2 * row["after"] for row in rows]
+    assert rows[0]["before.reward"] == rows[0]["after.reward"] == "class-label"
+    assert rows[0]["before.sha256"] != rows[0]["after.sha256"]
+    capsys.readouterr()
+    run(*both)
+    assert "0 scored now" in capsys.readouterr().out
+    assert "unknown reward 'class'" in fails(capsys, "--reward", "x@class=classifier")
+
+
 def test_strict_stops_at_an_error_and_keeps_the_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("pictures/06.png").write_bytes(b"no picture")
     line = fails(capsys, *CLASSES, "--strict", code=1)
@@ -316,7 +351,10 @@ def test_other_sources_and_prompts(home: Path) -> None:
         (["--reward", "class-label=nowhere"], "--reward class-label: checkpoint nowhere: no such folder"),
         (["--reward", "class-label"], "--reward class-label: .*missing a required argument: 'checkpoint'"),
         (["--reward", "=x"], "--reward: '=x' is not NAME=CHECKPOINT"),
-        ([*CLASSES, *CLASSES], "--reward: class-label is given twice"),
+        (
+            [*CLASSES, *CLASSES],
+            "--reward: class-label is given twice, .*: name each, as in old@class-label=",
+        ),
         ([*CLASSES, "--option", "redness.gain=2"], "--option: redness is not among the rewards asked for: class-label"),
         ([*CLASSES, "--option", "gain=2"], "--option: 'gain=2' is not NAME.KEY=VALUE"),
         (

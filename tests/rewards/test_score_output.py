@@ -5,8 +5,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from dmdr_rewards.base.errors import UserError
-from dmdr_rewards.score.output import Columns, Row, ScoreTable, by_key
-from dmdr_rewards.score.tables import ENDINGS
+from dmdr_rewards.score.output import ENDINGS, Columns, Row, ScoreTable, by_key
 
 COLUMNS = Columns(("r",), ("r.sha256", "r.preprocess"))
 MADE_BY: dict[str, str | None] = {"r.sha256": "ab", "r.preprocess": "squash"}
@@ -15,7 +14,7 @@ MADE_BY: dict[str, str | None] = {"r.sha256": "ab", "r.preprocess": "squash"}
 def row(name: str, score: float | None = 0.1 + 0.2, **changes: Any) -> Row:
     error = None if score is not None else "cannot be read"
     identity = {"file_name": name, "prompt": 'a, "b"\nc é', "label": None}
-    return {**identity, "r": score, "total": score, "error": error, **MADE_BY, **changes}
+    return {**identity, "r": score, "total": score, "error": error, "note": None, **MADE_BY, **changes}
 
 
 def write(path: Path, *rows: Row) -> None:
@@ -127,6 +126,21 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv.partial.jsonl").write_text("{]\n" + json.dumps([row("a")]) + "\n")
     with pytest.raises(UserError, match=r"t\.csv\.partial\.jsonl is damaged: remove it, or give --overwrite"):
         ScoreTable(tmp_path / "t.csv", COLUMNS)
+
+
+@pytest.mark.parametrize("row", ["a,x,0.5,surplus", "a,x"])
+def test_a_row_that_does_not_fit_its_header_is_refused(row: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(f"file_name,prompt,r\na,x,0.5\n{row}\n")
+    with pytest.raises(UserError, match=r"s\.csv .*: line 3 has another number of fields than the header"):
+        ScoreTable(tmp_path / "s.csv", COLUMNS)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_a_byte_order_mark_is_left_out(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"s{ending}"
+    write(path, row("a", prompt=" a\r\n\u2028b"))
+    path.write_bytes("\ufeff".encode() + path.read_bytes())
+    assert list(ScoreTable(path, COLUMNS).done.values()) == [row("a", prompt=" a\r\n\u2028b")]
 
 
 def test_ending_and_folder_are_checked(tmp_path: Path) -> None:

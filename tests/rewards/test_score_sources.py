@@ -1,5 +1,6 @@
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,153 @@ def test_what_is_no_picture_says_why(tmp_path: Path) -> None:
     for name in ("cut.png", "text.png", "gone.png"):
         with pytest.raises(ValueError, match=r"cannot be read: .+"):
             open_picture(tmp_path / name)
+
+
+def test_links_to_folders_count_a_picture_once(folder: Path) -> None:
+    """A link to a parent folder leads round and round, two of them in ever more ways."""
+    expected = ["b.png", "deep/a.PNG", "deep/er/c.png"]
+    (folder / "deep" / "up").symlink_to("..")
+    (folder / "deep" / "er" / "round").symlink_to(folder)
+    (folder / "again").symlink_to("deep")
+    assert [item.file_name for item in find(str(folder))] == expected
+    assert [item.file_name for item in find(f"{folder}/**/*")] == expected
+    assert [item.file_name for item in find(f"{folder}/d*/**/*.png")] == ["deep/er/c.png"]
+
+
+def test_a_link_to_another_folder_is_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.png").write_bytes(encoded(4))
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "e.png").symlink_to(tmp_path / "elsewhere" / "d.png")
+    names = ["b.png", "deep/a.PNG", "deep/er/c.png", "e.png", "link/d.png"]
+    assert [item.file_name for item in find(str(folder))] == names
+    assert [item.file_name for item in find(f"{folder}/**/*.*")] == names
+
+
+def test_hidden_files_are_left_out(folder: Path) -> None:
+    (folder / "._b.png").write_bytes(b"a Mac's notes")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.png").write_bytes(encoded(9))
+    for images in (str(folder), f"{folder}/**/*", f"{folder}/*"):
+        assert "b.png" in [item.file_name for item in find(images)]
+        assert all(not part.startswith(".") for item in find(images) for part in item.file_name.split("/"))
+
+
+def test_other_endings_of_the_same_formats_are_read_and_the_rest_is_told(folder: Path) -> None:
+    for name in ("d.jfif", "e.JPE", "f.apng", "g.dib"):
+        (folder / name).write_bytes(encoded(4))
+    for name in ("h.heic", "i.JXL"):
+        (folder / name).write_bytes(b"?")
+    with pytest.warns(UserWarning, match=r"pictures left out: 2, such as h\.heic \(\.heic, \.jxl\)"):
+        items = find(str(folder))
+    assert {"d.jfif", "e.JPE", "f.apng", "g.dib"} < {item.file_name for item in items}
+    assert shade(next(item for item in items if item.file_name == "d.jfif")) == 4
+
+
+def test_a_row_group_is_read_a_few_pictures_at_a_time(tmp_path: Path) -> None:
+    """A file of one row group may hold gigabytes, and every worker reads it."""
+    pictures = [bytes([number]) * 50_000 for number in range(200)]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": pictures}), path, row_group_size=200, write_batch_size=1, use_dictionary=False)
+    del pictures
+    items = find(str(path))
+    before = pa.total_allocated_bytes()
+    for number in (0, 3, 9, 150, 199, 2):  # forward, and once back
+        assert items[number].source.value() == bytes([number]) * 50_000  # type: ignore[union-attr]
+        assert pa.total_allocated_bytes() - before < 2_500_000  # of ten million
+
+
+def shards(folder: Path) -> None:
+    for name, start in (("train-00000", 0), ("train-00001", 3)):
+        structs = [{"bytes": encoded(start + i), "path": f"{i}.png"} for i in range(3)]
+        captions = [f"c{start + i}" for i in range(3)]
+        pq.write_table(pa.table({"image": structs, "caption": captions}), folder / f"{name}.parquet")
+
+
+def test_a_folder_of_shards_with_captions(tmp_path: Path) -> None:
+    """The hub's layout. Names in two shards may agree, so the shard stands before each."""
+    (tmp_path / "data").mkdir()
+    shards(tmp_path / "data")
+    pq.write_table(pa.table({"file_name": ["x.png"], "total": [1.0]}), tmp_path / "scores.parquet")
+    for images, prefix in ((tmp_path, "data/"), (f"{tmp_path}/data/train-*.parquet", "")):
+        items = find(str(images))
+        assert [item.file_name for item in items[2:4]] == [f"{prefix}train-00000/2.png", f"{prefix}train-00001/0.png"]
+        assert [(shade(item), item.prompt) for item in items] == [(i, f"c{i}") for i in range(6)]
+    (tmp_path / "logo.png").write_bytes(encoded(9))
+    with pytest.warns(UserWarning, match=r"pictures left out: 2, such as data/train-00000\.parquet"):
+        assert [item.file_name for item in find(str(tmp_path))] == ["logo.png"]
+    (tmp_path / "logo.png").unlink()
+    (tmp_path / "data" / "train-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"^IMAGES: .*train-00001\.parquet"):
+        find(str(tmp_path))
+
+
+def archive(path: Path, members: dict[str, bytes], **kinds: bytes) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+        for name, kind in kinds.items():
+            info = tarfile.TarInfo(f"{name}.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            file.addfile(info)
+    return path
+
+
+def test_an_archive_in_the_layout_of_webdataset(tmp_path: Path) -> None:
+    members = {
+        "00/a.png": encoded(1),
+        "00/a.txt": "\ufeffa cat\n".encode(),
+        "00/a.json": b'{"caption": "other", "label": 3, "width": 6}',
+        "b.b.PNG": b"no picture by webdataset's rule: its ending is b.PNG",
+        "c.json": b'{"caption": ["x", "y"]}',
+        "c.PNG": encoded(2),
+        "d.cls": b"4\n",
+        "d.jpg": encoded(3),
+        "../e.png": encoded(4),
+        "._a.png": b"a Mac's notes",
+    }
+    path = archive(tmp_path / "s.tar", members, link=tarfile.SYMTYPE, hard=tarfile.LNKTYPE, fifo=tarfile.FIFOTYPE)
+    items = find(str(path))
+    assert [(item.file_name, item.prompt, item.label, shade(item)) for item in items] == [
+        ("00/a.png", "a cat", 3, 1),
+        ("c.PNG", "x", None, 2),
+        ("c.PNG", "y", None, 2),
+        ("d.jpg", None, 4, 3),
+        ("../e.png", None, None, 4),
+    ]
+    assert list(tmp_path.iterdir()) == [path]  # nothing is unpacked
+    archive(tmp_path / "t.tar", {"a.png": encoded(5)})
+    assert [item.file_name for item in find(str(tmp_path))][-2:] == ["s/../e.png", "t/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.txt": b"x" * (1 << 20) + b"x"}, r"a\.txt: 1048577 bytes are too long for a prompt"),
+        ({"a.txt": b"caf\xe9"}, r"a\.txt is not UTF-8"),
+        ({"a.json": b"{"}, r"a\.json is not JSON"),
+        ({"a.json": b"[]"}, r"a\.json: give one object"),
+        ({"a.cls": b"cat"}, r"label 'cat' of a\.png is not an integer"),
+    ],
+)
+def test_an_archive_with_a_mistake_names_it(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "s.tar", {"a.png": encoded(1), **members})
+    with pytest.raises(UserError, match=f"^IMAGES: .*{message}"):
+        find(str(path))
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "s.tar", {"a.png": encoded(1)})
+    cell = find(str(path))[0].source
+    path.write_bytes(path.read_bytes()[:520])
+    with pytest.raises(ValueError, match="ends before the end of this picture"):
+        open_picture(cell)
+    path.write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"^IMAGES: .*s\.tar"):
+        find(str(path))
+    with tarfile.open(tmp_path / "s.tar", "w:gz"):
+        pass
+    with pytest.raises(UserError, match=r"^IMAGES: .*s\.tar"):
+        find(str(path))

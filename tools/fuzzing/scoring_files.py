@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fuzzing.examples import (
 )
 
 ROW = {
-    "file_name": "a.png", "prompt": "a cat", "label": None, "clip": 0.5, "total": 0.5, "error": None,
+    "file_name": "a.png", "prompt": "a cat", "label": None, "clip": 0.5, "total": 0.5, "error": None, "note": None,
     "dtype": "float32", "clip.sha256": "00",
 }  # fmt: skip
 
@@ -34,7 +35,7 @@ def scores() -> Target:
     columns = Columns(("clip",), ("dtype", "clip.sha256"))
     asked = parse_rewards(["clip"], [])
     lines = changed([ROW, ROW]).map(lambda tree: b"".join(as_json(row) + b"\n" for row in as_list(tree)))
-    text = b"file_name,prompt,label,clip,total,error,dtype,clip.sha256\na.png,a cat,,0.5,0.5,,float32,00\n"
+    text = b"file_name,prompt,label,clip,total,error,note,dtype,clip.sha256\na.png,a cat,,0.5,0.5,,,float32,00\n"
     content = {
         "s.jsonl": lines | damaged(as_json(ROW) + b"\n") | st.just(b"[" * 100_000 + b"\n"),
         "s.jsonl.partial.jsonl": texts([ROW, ROW], as_json).map(lambda line: line + b"\n"),
@@ -57,6 +58,17 @@ def scores() -> Target:
     return st.one_of(st.tuples(st.just(name), each) for name, each in content.items()), read
 
 
+def archive(members: dict[str, bytes]) -> bytes:
+    """A .tar file."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
 def tables() -> Target:
     """A table of pictures or of prompts for dmdr-score."""
     from dmdr_rewards.score.prompts import require, with_prompts
@@ -71,6 +83,10 @@ def tables() -> Target:
     content = {
         ".jsonl": lines | st.binary(max_size=60) | st.just(b"[" * 100_000),
         ".csv": damaged(b"file_name,prompt,label\na.png,a cat,1\nb.png,,\n") | st.binary(max_size=60),
+        ".tsv": damaged(b"file_name\tcaption\na.png\ta cat\n") | st.binary(max_size=60),
+        ".json": changed(rows).map(as_json) | st.binary(max_size=60),
+        ".txt": st.binary(max_size=60),
+        ".tar": damaged(archive({"a.png": b"GIF89a", "a.txt": b"a cat", "a.json": b'{"label": 1}'})),
         ".parquet": damaged(parquet(arrow)) | damaged(parquet([rows[0]])) | st.binary(max_size=60),
     }
 

@@ -1,6 +1,6 @@
 """The program dmdr-score: score pictures, and describe and check rewards.
 
-    dmdr-score IMAGES --prompts FILE --reward NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
+    dmdr-score IMAGES --prompts FILE --reward [COLUMN@]NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
     dmdr-score list | info NAME | verify NAME CHECKPOINT
 
 Arguments are checked before torch is imported, so a mistake is reported at once. Exit codes: 0 for success; 1 for a run
@@ -57,35 +57,32 @@ def _score(arguments: Sequence[str]) -> None:
     )
     add = parser.add_argument
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    add("images", metavar="IMAGES", help="a folder, a glob, a .parquet, .jsonl or .csv table, or a dataset on disk")
+    add(
+        "images",
+        metavar="IMAGES",
+        help="a folder, a glob, a table, a .tar archive, or a dataset on disk",
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--prompts", metavar="FILE", help="a .jsonl, .csv or .parquet table of file_name and prompt (or label)"
+        "--prompts",
+        metavar="FILE",
+        help="a table of file_name and prompt (or label), or a .txt with a prompt per picture",
     )
     source.add_argument("--prompt", metavar="TEXT", help="one prompt or class label for all pictures")
     add(
         "--reward",
         action="append",
         required=True,
-        metavar="NAME[=CHECKPOINT][:WEIGHT]",
-        help="may be given several times; only a number after the last colon is a weight",
+        metavar="[COLUMN@]NAME[=CHECKPOINT][:WEIGHT]",
+        help="may be given several times; a COLUMN tells checkpoints of one reward apart",
     )
     add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="an option of one reward")
-    add(
-        "--preprocess",
-        choices=("reference", "dmdr"),
-        help="preprocessing: each reward's official one, or DMDR's",
-    )
+    steps = "preprocessing: each reward's official one, or DMDR's"
+    add("--preprocess", choices=("reference", "dmdr"), help=steps)
     add("-o", "--output", required=True, metavar="FILE", help=".parquet, .jsonl or .csv")
     add("--overwrite", action="store_true", help="ignore the scores in FILE and score all pictures again")
     add("--html", metavar="FILE", help="also write a page that shows the pictures, best first")
-    add(
-        "--html-limit",
-        type=_count,
-        default=200,
-        metavar="N",
-        help="most pictures on that page (default: %(default)s)",
-    )
+    add("--html-limit", type=_count, default=200, metavar="N", help="most pictures on that page (default: %(default)s)")
     add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
     add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     add(

@@ -3,6 +3,7 @@
     RewardsError             base class, a ValueError
     ├── UserError            a mistake in what was typed; exit code 2
     │   └── StoppedError     the run began and cannot continue; exit code 1
+    ├── MissingError         a file of a checkpoint is not there
     └── UnansweredError      an endpoint gave no score for one picture
 
 Functions that are called from Python raise plain ValueErrors for arguments that they refuse.
@@ -38,6 +39,10 @@ class StoppedError(UserError):
     """The run has begun and cannot continue."""
 
     exit_code = STOPPED
+
+
+class MissingError(RewardsError):
+    """A file that a reward needs is not there. `registry.create` adds the command that fetches it."""
 
 
 class UnansweredError(RewardsError):

@@ -5,10 +5,11 @@ Imports no torch.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """The formats that Pillow may decode, whatever a file is called. Other formats run further programs (EPS), or have
@@ -16,10 +17,34 @@ decoders that are rarely used and little tested."""
 
 
 def open_rgb(file: Any) -> Image.Image:
-    """Decode the picture in a path or an open file to RGB. Errors of the decoders are passed on, of any type."""
+    """Decode the picture in a path or an open file, as `as_rgb` does.
+
+    Errors of the decoders are passed on, of any type. Raises ValueError for pixels without a known range.
+    """
     Image.init()
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
-        return opened.convert("RGB")
+        return as_rgb(opened)
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB with 8 bits per channel, upright.
+
+    An alpha channel is dropped, 16 bits of grey are rounded to 8, and the EXIF orientation is applied, as every viewer
+    does. Raises ValueError for a picture of 32-bit integers or floats: nothing says which value is white.
+    """
+    picture.load()
+    if picture.mode in ("I", "F"):
+        kind = "32-bit integers" if picture.mode == "I" else "floats"
+        raise ValueError(f"its pixels are {kind}, whose white is unknown: save it with 8 or 16 bits per channel")
+    with suppress(Exception):  # damaged EXIF data raises any exception, and says nothing about the pixels
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        import numpy as np  # slow, and the command line does without it until there is something to score
+
+        # Pillow's own conversion clips at 255, which makes almost every such picture white.
+        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+        picture = Image.fromarray(grey.astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def from_json(text: str | bytes) -> Any:

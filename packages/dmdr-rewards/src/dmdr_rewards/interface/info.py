@@ -20,6 +20,7 @@ class RewardInfo:
     preprocess    how pictures are resized and normalised, in words
     num_classes   number of class labels; None for text
     checkpoint    the checkpoint that `create` takes, in words; "none" for a reward without weights
+    fetch         commands that download the official weights to where `checkpoint` expects them; "" if there are none
     endpoint      whether the reward asks a model over the network; its checkpoint is then that model's name, and
                   nothing is read from disk
     """
@@ -35,6 +36,7 @@ class RewardInfo:
     preprocess: str
     num_classes: int | None = None
     checkpoint: str = "none"
+    fetch: str = ""
     endpoint: bool = False
 
 
@@ -54,6 +56,10 @@ _CLIP = RewardInfo(
         "file of an open_clip model, with model=NAME (as open_clip.list_models()) or the path of its JSON; or a folder "
         "with open_clip_config.json and open_clip_model.safetensors or open_clip_pytorch_model.bin"
     ),
+    fetch=(
+        "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K open_clip_config.json open_clip_pytorch_model.bin "
+        "--local-dir clip"
+    ),
 )
 
 _DFN_CLIP = replace(
@@ -65,6 +71,7 @@ _DFN_CLIP = replace(
     image_size=(224, 224),
     preprocess="squash to 224x224, bicubic, antialias; CLIP's mean and std",
     checkpoint="open_clip_pytorch_model.bin (or .safetensors) of ViT-H-14, tag dfn5b; or the folder with it",
+    fetch="hf download apple/DFN5B-CLIP-ViT-H-14 open_clip_pytorch_model.bin --local-dir dfn-clip",
 )
 
 _HPSV2 = replace(
@@ -76,6 +83,7 @@ _HPSV2 = replace(
     image_size=(224, 224),
     preprocess="longer side to 224, bicubic, antialias, on floats; zero pad to 224x224; CLIP's mean and std",
     checkpoint='HPS_v2.1_compressed.pt, {"state_dict": …} of an open_clip ViT-H-14; or the same as .safetensors',
+    fetch="hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir .",
 )
 
 _PICKSCORE = replace(
@@ -91,6 +99,11 @@ _PICKSCORE = replace(
         "folder of a transformers CLIPModel: config.json, model.safetensors or pytorch_model.bin, tokenizer.json or "
         "vocab.json and merges.txt"
     ),
+    fetch=(
+        "hf download yuvalkirstain/PickScore_v1 config.json model.safetensors --local-dir pickscore && "
+        "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K tokenizer.json tokenizer_config.json vocab.json merges.txt "
+        "special_tokens_map.json --local-dir pickscore"
+    ),
 )
 
 _IMAGEREWARD = replace(
@@ -100,6 +113,10 @@ _IMAGEREWARD = replace(
     licence="Apache-2.0",
     source="https://github.com/THUDM/ImageReward, arXiv 2304.05977",
     checkpoint="ImageReward.pt, with bert-base-uncased's vocab.txt beside it",
+    fetch=(
+        "hf download THUDM/ImageReward ImageReward.pt --local-dir imagereward && "
+        "hf download google-bert/bert-base-uncased vocab.txt --local-dir imagereward"
+    ),
 )
 
 _AESTHETIC = replace(
@@ -112,6 +129,12 @@ _AESTHETIC = replace(
     checkpoint=(
         "OpenAI's CLIP ViT-L/14, in open_clip's format (file) or in transformers' (folder), with "
         "head=sac+logos+ava1-l14-linearMSE.pth; or a folder that holds both"
+    ),
+    fetch=(
+        "hf download openai/clip-vit-large-patch14 config.json model.safetensors tokenizer.json tokenizer_config.json "
+        "special_tokens_map.json vocab.json merges.txt --local-dir aesthetic && "
+        "curl -L --output-dir aesthetic -o sac+logos+ava1-l14-linearMSE.pth https://github.com/christophschuhmann/"
+        "improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
     ),
 )
 
@@ -126,6 +149,10 @@ _CLASS_LABEL = RewardInfo(
     image_size=None,
     preprocess="as in the folder's preprocessor_config.json",
     checkpoint="folder of a transformers image classifier: config.json, *.safetensors, preprocessor_config.json",
+    fetch=(
+        "hf download google/vit-base-patch16-224 config.json model.safetensors preprocessor_config.json "
+        "--local-dir classifier"
+    ),
 )
 
 _DINOV2 = replace(
@@ -139,6 +166,10 @@ _DINOV2 = replace(
     checkpoint=(
         "torch.hub's files: dinov2_vitl14_pretrain.pth with head=dinov2_vitl14_linear4_head.pth; or a folder with "
         "backbone.* and head.*, .safetensors or .pth; or a folder of a transformers Dinov2ForImageClassification"
+    ),
+    fetch=(
+        "curl -O https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth && "
+        "curl -O https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_linear4_head.pth"
     ),
 )
 

@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def create(
                 "dmdr" squashes pictures for every reward, as DMDR's authors do
     options     further options of this reward, see its docstring
 
-    Raises ValueError for an unknown name, a name that two packages claim, a missing checkpoint, an option that the
-    reward does not have, and a checkpoint that the reward cannot use.
+    Raises ValueError for an unknown name, a name that two packages claim, an option that the reward does not have, and
+    a checkpoint that the reward cannot use; its subclass MissingError for files that are not there, with the command
+    that fetches the official ones.
     """
     import torch
 
@@ -72,8 +74,12 @@ def create(
     arguments: dict[str, Any] = {"device": device, "dtype": torch.float32 if dtype is None else dtype, **options}
     arguments |= {"checkpoint": checkpoint} if checkpoint is not None else {}
     arguments |= {"preprocess": preprocess} if preprocess is not None else {}
-    _check_arguments(name, factory, arguments)
-    return factory(**arguments)
+    try:
+        _check_arguments(name, factory, arguments)
+        return factory(**arguments)
+    except MissingError as error:
+        fetch = BUILT_IN[name].fetch if name in BUILT_IN else ""
+        raise MissingError(f"{error}; the official weights: {fetch}" if fetch else str(error)) from error
 
 
 def describe(name: str) -> RewardInfo:
@@ -113,4 +119,5 @@ def _check_arguments(name: str, factory: Callable[..., Any], arguments: dict[str
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"reward {name!r}: {error}; it takes {', '.join(signature.parameters)}") from None
+        kind = MissingError if "checkpoint" in signature.parameters and "checkpoint" not in arguments else ValueError
+        raise kind(f"reward {name!r}: {error}; it takes {', '.join(signature.parameters)}") from None

@@ -55,6 +55,10 @@ class TowerReward:
         if towers is not None:
             towers.texts.resize(count)
 
+    def notes(self, prompts: Sequence[Any]) -> list[str | None]:
+        """For each prompt, what a user should know about its score, such as that it is too long; or None."""
+        return [None] * len(prompts)
+
     def pixels(self, images: "Images | PictureBatch") -> Tensor:
         """B pictures (see `dmdr_rewards.pictures.images`) -> Tensor[B, 3, h, w]; a list may mix sizes."""
         return PictureBatch.of(images).pixels(self.preprocess, self.tower.device, self.tower.precision)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.interface.info import BUILT_IN
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.models.clip import shorter_side
@@ -54,6 +55,8 @@ def reward(
     Raises ValueError for files that are missing, damaged, unsafe or of another model.
     """
     path = Path(checkpoint)
+    if not path.exists():
+        raise MissingError(f"checkpoint {path}: no such file or folder")
     if head is None and not path.is_dir():
         raise ValueError(f"checkpoint {path} is a file: give head={_HEAD} too, or a folder with both")
     head = Path(head) if head is not None else checkpoint_files.find(path, _HEAD)
@@ -71,7 +74,9 @@ class Aesthetic(TowerReward):
     def __init__(self, towers: Towers, head: nn.Module, preprocess: Preprocess) -> None:
         self.towers, self.tower, self.preprocess = towers, towers.image, preprocess
         self._head = FrozenNetwork(head, self.tower.device, precision(self.tower.dtype))
-        self.info = replace(BUILT_IN["aesthetic"], image_size=preprocess.image_size, preprocess=str(preprocess))
+        self.info = replace(
+            BUILT_IN["aesthetic"], image_size=preprocess.image_size, preprocess=f"{preprocess}; {towers.activation}"
+        )
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B features, Tensor[B, D] -> float32 Tensor[B]. The prompts must be B in number; they are not read."""

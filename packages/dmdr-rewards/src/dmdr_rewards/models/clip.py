@@ -9,6 +9,7 @@ Scores equal those of open_clip up to rounding, for 8-bit pictures with its own 
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -19,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.networks.clip_towers import Towers, open_clip_config, open_clip_towers
 from dmdr_rewards.pictures.batch import PictureBatch
 from dmdr_rewards.pictures.images import Images
 from dmdr_rewards.pictures.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, chosen
-from dmdr_rewards.prompts.texts import as_texts
+from dmdr_rewards.prompts.texts import as_texts, cut
 
 
 class ClipReward(TowerReward):
@@ -34,7 +36,16 @@ class ClipReward(TowerReward):
     def __init__(self, towers: Towers, preprocess: Preprocess, info: RewardInfo, scale: float = 1.0) -> None:
         self.towers, self.tower, self.preprocess = towers, towers.image, preprocess
         self.scale = scale
-        self.info = replace(info, range=(-scale, scale), image_size=preprocess.image_size, preprocess=str(preprocess))
+        self.info = replace(
+            info,
+            range=(-scale, scale),
+            image_size=preprocess.image_size,
+            preprocess=f"{preprocess}; {towers.activation}",
+        )
+
+    def notes(self, prompts: Sequence[Any]) -> list[str | None]:
+        """For each text, what the score does not read of it, or None."""
+        return cut(self.towers.tokens(as_texts(prompts)), self.towers.context)
 
     def encode_image(self, images: "Images | PictureBatch") -> Tensor:
         """B pictures -> their embeddings of unit length, Tensor[B, D] with gradient."""
@@ -71,7 +82,9 @@ def clip(
     """The reward `clip`: any open_clip model that uses open_clip's own tokenizer.
 
     checkpoint  file in open_clip's format, with `model`; or a folder that open_clip saved for the hub
-    model       an architecture's name in open_clip, such as "ViT-B-32", or the path of a JSON file that defines one
+    model       an architecture's name in open_clip, such as "ViT-B-32", or the path of a JSON file that defines one.
+                "ViT-B-32" uses GELU and "ViT-B-32-quickgelu" QuickGELU, as OpenAI's weights need it; `info.preprocess`
+                says which, and a warning names the published weights that need the other
     preprocess  "reference": as in the folder's open_clip_config.json, otherwise shorter side and centre crop;
                 "dmdr": squash
     gradient_checkpointing  recompute the image tower's layers in the backward pass to save memory; changes no value
@@ -79,12 +92,16 @@ def clip(
     Raises ValueError for a missing model name, and for files that are missing, damaged, unsafe or of another model.
     """
     path, steps = Path(checkpoint), {}
+    if not path.exists():
+        raise MissingError(f"checkpoint {path}: no such file or folder")
     if path.is_dir() and model is None:
         model = path / "open_clip_config.json"
         steps = _steps(model)
     if model is None:
         raise ValueError(f"checkpoint {path}: give the name of its architecture too, such as model='ViT-B-32'")
-    towers = open_clip_towers(path, open_clip_config(_name(model)), device, dtype, gradient_checkpointing)
+    config = open_clip_config(_name(model))
+    _warn_of_activation(model, config)
+    towers = open_clip_towers(path, config, device, dtype, gradient_checkpointing)
     return ClipReward(towers, chosen(preprocess, _from_steps(steps, towers.image_size)), BUILT_IN["clip"])
 
 
@@ -109,10 +126,27 @@ def dfn_clip(
     config = {**open_clip_config(_name(model)), "quick_gelu": preprocess == "reference"}
     towers = open_clip_towers(Path(checkpoint), config, device, dtype, gradient_checkpointing)
     squash = Preprocess(resize=towers.image_size, mean=CLIP_MEAN, std=CLIP_STD)
-    reward = ClipReward(towers, chosen(preprocess, squash), BUILT_IN["dfn-clip"])
-    activation = "QuickGELU" if config["quick_gelu"] else "plain GELU"
-    reward.info = replace(reward.info, preprocess=f"{reward.info.preprocess}; {activation}")
-    return reward
+    return ClipReward(towers, chosen(preprocess, squash), BUILT_IN["dfn-clip"])
+
+
+def _warn_of_activation(model: str | PathLike[str], config: dict[str, Any]) -> None:
+    """Warn if a name stands for GELU and some of its published weights need QuickGELU: nothing in a file says which."""
+    import open_clip
+
+    if config.get("quick_gelu") or f"{model}-quickgelu" not in open_clip.list_models():
+        return
+    tags = [tag for tag in open_clip.list_pretrained_tags_by_model(str(model)) if _is_quick(str(model), tag)]
+    warnings.warn(
+        f"model {model} uses GELU, as in open_clip without a tag; weights of QuickGELU need model={model}-quickgelu: "
+        f"{', '.join(tags) or 'those of some releases'}",
+        stacklevel=3,
+    )
+
+
+def _is_quick(model: str, tag: str) -> bool:
+    import open_clip
+
+    return bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
 
 
 def _name(model: str | PathLike[str]) -> "str | Path":
@@ -123,7 +157,8 @@ def _steps(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: give a folder with it, or model= as well ({error})") from error
+        kind = MissingError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{path} cannot be read: give a folder with it, or model= as well ({error})") from error
 
 
 def _from_steps(steps: dict[str, Any], size: tuple[int, int]) -> Preprocess:

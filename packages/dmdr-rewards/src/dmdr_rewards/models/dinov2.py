@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.interface.info import BUILT_IN
 from dmdr_rewards.models.class_label import ClassLabelReward
 from dmdr_rewards.networks import checkpoint_files
@@ -198,6 +199,8 @@ def _hidden(width: int, ratio: int, gated: bool) -> int:
 
 def _files(checkpoint: Path, head: str | PathLike[str] | None) -> tuple[Path, Path]:
     if not checkpoint.is_dir():
+        if not checkpoint.exists():
+            raise MissingError(f"checkpoint {checkpoint}: no such file")
         if head is None:
             raise ValueError(f"checkpoint {checkpoint} is a file: give head=FILE too, or a folder with both")
         return checkpoint, Path(head)
@@ -209,7 +212,7 @@ def _files(checkpoint: Path, head: str | PathLike[str] | None) -> tuple[Path, Pa
 def _only(folder: Path, stem: str) -> Path:
     found = [path for suffix in (".safetensors", ".pth") if (path := folder / (stem + suffix)).exists()]
     if len(found) != 1:
-        raise ValueError(f"checkpoint {folder} must hold {stem}.safetensors or {stem}.pth, one of the two")
+        raise MissingError(f"checkpoint {folder} must hold {stem}.safetensors or {stem}.pth, one of the two")
     return found[0]
 
 

@@ -9,6 +9,7 @@ Scores equal those of the package hpsv2 1.2.0 up to rounding. Its preprocessing 
 resized to 224 (bicubic, on floats, without rounding to 8 bits), black bars are added, then CLIP's mean and std applied.
 """
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,12 @@ def reward(
 
     Raises ValueError for files that are missing, damaged, unsafe or of another model.
     """
+    if "2.1" not in Path(checkpoint).name and Path(checkpoint).name.lower().startswith("hps_v2"):
+        warnings.warn(
+            f"checkpoint {checkpoint} has the name of HPS v2.0's weights: the tensors have the same names and shapes, "
+            "but the scores are not those of v2.1",
+            stacklevel=3,
+        )
     towers = open_clip_towers(Path(checkpoint), open_clip_config(model), device, dtype, gradient_checkpointing)
     size = towers.image_size
     letterbox = Preprocess(max(size), side="longer", crop=size, mean=CLIP_MEAN, std=CLIP_STD, eight_bit=False)

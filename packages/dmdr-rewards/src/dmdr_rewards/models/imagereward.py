@@ -33,6 +33,7 @@ from dmdr_rewards.networks import checkpoint_files
 from dmdr_rewards.networks.frozen_network import FrozenNetwork, precision, recompute
 from dmdr_rewards.networks.score_head import score_head
 from dmdr_rewards.pictures.preprocess import Preprocess, chosen
+from dmdr_rewards.prompts.texts import as_texts, cut
 from dmdr_rewards.prompts.wordpiece import WordPiece
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
@@ -92,6 +93,10 @@ class ImageReward(TowerReward):
         self._words = words
         self.preprocess = preprocess
         self.info = replace(BUILT_IN["imagereward"], image_size=preprocess.image_size, preprocess=str(preprocess))
+
+    def notes(self, prompts: Sequence[Any]) -> list[str | None]:
+        """For each text, what the score does not read of it, or None."""
+        return cut(self._words.lengths(as_texts(prompts)), self._words.length)
 
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B pictures' tokens, Tensor[B, 1 + patches, width], under B texts -> float32 Tensor[B].

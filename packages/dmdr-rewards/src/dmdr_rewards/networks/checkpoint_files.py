@@ -19,11 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dmdr_rewards.base.errors import MissingError
+
 T = TypeVar("T")
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 """Endings of checkpoint files."""
 
+_WRAPPERS = ("module.", "_orig_mod.")
 _LISTED = 12  # names of each kind in an error message
 _loaded: WeakValueDictionary[tuple[Hashable, ...], Any] = WeakValueDictionary()
 
@@ -35,32 +38,40 @@ def load(path: str | PathLike[str], inside: str | None = None) -> dict[str, Tens
 
     inside  name of the entry that holds the tensors in some files; without such an entry, the file itself holds them
 
-    Raises ValueError for a file that is missing, damaged, of another format, or that holds anything but tensors.
+    A prefix that DistributedDataParallel or torch.compile put before every name is left out. Raises MissingError for a
+    file that is not there, and ValueError for one that is damaged, of another format, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"checkpoint {path}: no such file")
+        raise MissingError(f"checkpoint {path}: no such file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if isinstance(tensors, dict) and inside in tensors:
         tensors = tensors[inside]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"checkpoint {path}: holds more than named tensors; give the state dict alone")
+    return _without_wrappers(tensors)
+
+
+def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPERS * 2:  # in either order
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def find(folder: Path, *names: str) -> Path:
-    """The first of these files that exists in the folder. Raises ValueError that lists the names if none exists."""
+    """The first of these files that exists in the folder. Raises MissingError that lists the names if none exists."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"checkpoint {folder} must be a folder with {' or '.join(names)}")
+    raise MissingError(f"checkpoint {folder} must be a folder with {' or '.join(names)}")
 
 
 def sha256(path: str | PathLike[str]) -> str:
     """SHA-256 of a file, or of the hashes and names of the checkpoint files in a folder; 64 hexadecimal digits.
 
-    The hash of a file is cached until its size or modification time changes. Raises ValueError for a path that does not
-    exist, and for a folder without checkpoint files.
+    The hash of a file is cached until its size or modification time changes. Raises MissingError for a path that does
+    not exist, and for a folder without checkpoint files.
     """
     path = Path(path).resolve()
     if path.is_file():
@@ -68,7 +79,7 @@ def sha256(path: str | PathLike[str]) -> str:
         return _sha256(path, stat.st_size, stat.st_mtime_ns)
     files = sorted(file for file in path.glob("*") if file.suffix in WEIGHTS)
     if not files:
-        raise ValueError(f"checkpoint {path}: no such file, nor a folder with weights ({', '.join(WEIGHTS)})")
+        raise MissingError(f"checkpoint {path}: no such file, nor a folder with weights ({', '.join(WEIGHTS)})")
     return hashlib.sha256("".join(f"{sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.networks import checkpoint_files
 from dmdr_rewards.networks.frozen_network import FrozenNetwork, precision
 from dmdr_rewards.pictures.images import Images
@@ -98,9 +99,9 @@ class _Features(nn.Module):
 
 def _load_model(folder: Path) -> nn.Module:
     if not folder.is_dir():
-        raise ValueError(f"checkpoint {folder}: no such folder; give a local one in the format of save_pretrained")
+        raise MissingError(f"checkpoint {folder}: no such folder; give a local one in the format of save_pretrained")
     if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"checkpoint {folder} must hold config.json and *.safetensors; pickled weights are not read")
+        raise MissingError(f"checkpoint {folder} must hold config.json and *.safetensors; pickled weights are not read")
 
     from transformers import AutoModelForImageClassification
 

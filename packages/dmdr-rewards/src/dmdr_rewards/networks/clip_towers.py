@@ -6,14 +6,14 @@ Equal checkpoints (bytes, architecture, device, dtype) give the same object, as 
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.networks import checkpoint_files
 from dmdr_rewards.networks.frozen_network import FrozenNetwork, recompute
 from dmdr_rewards.prompts.text_cache import TextCache
@@ -27,7 +27,15 @@ OPEN_CLIP_FILES = (
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
-Tokenize = Callable[[list[str]], tuple[Tensor, ...]]
+
+class Tokenize(Protocol):
+    """A tokenizer with its context. `lengths` counts the tokens of each text, before it is truncated."""
+
+    context: int
+
+    def lengths(self, prompts: list[str]) -> list[int]: ...
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, ...]: ...
 
 
 class Towers:
@@ -38,6 +46,12 @@ class Towers:
     logit_scale  the learned factor of the cosine, exp(the stored value)
     texts        list of B texts -> Tensor[B, D] of unit length; recent embeddings are cached. Texts longer than the
                  context are truncated, with a warning for the first
+    tokens       list of B texts -> the number of tokens in each, before it is truncated
+    context      the most tokens that the text tower reads
+    activation   of the towers, in words
+
+    The text tower stays in float32 where `dtype` is bfloat16 or float16: its work is small and done once for a text,
+    and in half precision an embedding would depend on how many texts are encoded with it.
     """
 
     def __init__(
@@ -45,22 +59,23 @@ class Towers:
         image: nn.Module,
         text: nn.Module,
         tokenize: Tokenize,
+        activation: str,
         image_size: tuple[int, int],
         logit_scale: Tensor,
         device: str | torch.device,
         dtype: torch.dtype,
     ) -> None:
         self.image = FrozenNetwork(image, device, dtype)
-        self.image_size = image_size
+        self.image_size, self.activation = image_size, activation
         self.logit_scale = float(logit_scale.detach().double().exp())
         self.texts = TextCache(self._embed)
         self._text_module = text
-        self._tokenize = tokenize
+        self._tokenize, self.tokens, self.context = tokenize, tokenize.lengths, tokenize.context
 
     @functools.cached_property
     def _text(self) -> FrozenNetwork:
         # Moved to the device on first use: some rewards never read the prompt.
-        return FrozenNetwork(self._text_module, self.image.device, self.image.dtype)
+        return FrozenNetwork(self._text_module, self.image.device, self.image.precision)
 
     def _embed(self, prompts: list[str]) -> Tensor:
         tokens = [part.to(self.image.device) for part in self._tokenize(prompts)]
@@ -114,12 +129,18 @@ def open_clip_towers(
         if gradient_checkpointing:
             image.set_grad_checkpointing()
         height, width = image.image_size if isinstance(image.image_size, tuple) else (image.image_size,) * 2
-        return Towers(
-            image, _OpenClipText(model), _open_clip_tokens(config), (height, width), model.logit_scale, device, dtype
-        )
+        text, tokenize = _OpenClipText(model), _OpenClipTokens(config)
+        return Towers(image, text, tokenize, _activation(config), (height, width), model.logit_scale, device, dtype)
 
     how = (json.dumps(config, sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
     return checkpoint_files.load_once(path, load, *how)
+
+
+def _activation(config: dict[str, Any]) -> str:
+    kind = "QuickGELU" if config.get("quick_gelu") else "GELU"
+    vision = config["vision_cfg"]
+    own = vision.get("timm_model_name") or isinstance(vision.get("layers"), list)  # timm's networks, and ResNets
+    return f"{kind} in the text tower" if own else kind
 
 
 def transformers_towers(
@@ -138,7 +159,7 @@ def transformers_towers(
     config = transformers_config(folder)
     tokenizer = {name: checkpoint_files.sha256(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
     if not tokenizer.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would create an empty one
-        raise ValueError(
+        raise MissingError(
             f"checkpoint {folder} has no tokenizer: copy its CLIP's tokenizer.json, or vocab.json and merges.txt, there"
         )
 
@@ -147,9 +168,11 @@ def transformers_towers(
         if gradient_checkpointing:
             recompute(next(part for part in model.vision_model.modules() if isinstance(part, nn.ModuleList)))
         side = model.config.vision_config.image_size
-        tokenize = _transformers_tokens(folder, model.config.text_config.max_position_embeddings)
+        tokenize = _TransformersTokens(folder, model.config.text_config.max_position_embeddings)
         image, text = _TransformersImage(model), _TransformersText(model)
-        return Towers(image, text, tokenize, (side, side), model.logit_scale, device, dtype)
+        kinds = dict.fromkeys((model.config.vision_config.hidden_act, model.config.text_config.hidden_act))
+        activation = " and ".join({"quick_gelu": "QuickGELU", "gelu": "GELU"}.get(kind, kind) for kind in kinds)
+        return Towers(image, text, tokenize, activation, (side, side), model.logit_scale, device, dtype)
 
     how = (json.dumps([config, tokenizer], sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
     return checkpoint_files.load_once(path, load, *how)
@@ -189,36 +212,41 @@ def _empty_open_clip(config: dict[str, Any]) -> Any:
     return kind(**sizes)
 
 
-def _open_clip_tokens(config: dict[str, Any]) -> Tokenize:
-    from open_clip import SimpleTokenizer
+class _OpenClipTokens:
+    def __init__(self, config: dict[str, Any]) -> None:
+        from open_clip import SimpleTokenizer
 
-    text = config["text_cfg"]
-    context = text.get("context_length", 77)
-    tokenizer = SimpleTokenizer(context_length=context, **text.get("tokenizer_kwargs", {}))
-    warn = Truncation(context)
+        text = config["text_cfg"]
+        self.context = text.get("context_length", 77)
+        self._tokenizer = SimpleTokenizer(context_length=self.context, **text.get("tokenizer_kwargs", {}))
+        self._warn = Truncation(self.context)
 
-    def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
-        warn([len(tokenizer.encode(prompt)) + 2 for prompt in prompts], prompts)
-        return (tokenizer(prompts),)
+    def lengths(self, prompts: list[str]) -> list[int]:
+        return [len(self._tokenizer.encode(prompt)) + 2 for prompt in prompts]
 
-    return tokenize
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        self._warn(self.lengths(prompts), prompts)
+        return (self._tokenizer(prompts),)
 
 
-def _transformers_tokens(folder: Path, context: int) -> Tokenize:
-    from transformers import AutoTokenizer
+class _TransformersTokens:
+    def __init__(self, folder: Path, context: int) -> None:
+        from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"checkpoint {folder}: its tokenizer cannot be read: {error}") from error
-    warn = Truncation(context)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"checkpoint {folder}: its tokenizer cannot be read: {error}") from error
+        self.context = context
+        self._warn = Truncation(context)
 
-    def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
-        warn([len(tokens) for tokens in tokenizer(prompts, verbose=False).input_ids], prompts)
-        batch = tokenizer(prompts, padding=True, truncation=True, max_length=context, return_tensors="pt")
+    def lengths(self, prompts: list[str]) -> list[int]:
+        return [len(tokens) for tokens in self._tokenizer(prompts, verbose=False).input_ids]
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        self._warn(self.lengths(prompts), prompts)
+        batch = self._tokenizer(prompts, padding=True, truncation=True, max_length=self.context, return_tensors="pt")
         return batch.input_ids, batch.attention_mask
-
-    return tokenize
 
 
 class _OpenClipText(nn.Module):

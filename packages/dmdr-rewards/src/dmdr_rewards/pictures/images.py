@@ -3,8 +3,8 @@
 - float Tensor[B, 3, H, W] with values in [0, 1], on any device: it keeps its gradient;
 - uint8 Tensor[B, 3, H, W] or uint8 numpy array [B, H, W, 3], values 0 to 255: no gradient;
 - a list of B paths, PIL pictures or uint8 arrays [H, W, 3] (no gradient), or float Tensors[3, H, W] (with gradient).
-  Files and PIL pictures are converted to RGB, which drops an alpha channel. A list may mix sizes if the reward resizes
-  all pictures to one size.
+  Files and PIL pictures are converted to upright RGB with 8 bits: an alpha channel is dropped, 16 bits of grey are
+  rounded, and the EXIF orientation is applied. A list may mix sizes if the reward resizes all pictures to one size.
 
 Decoders overshoot [0, 1]: clamp their output before scoring it. Values outside by more than `TOLERANCE` are an error,
 because a picture in [-1, 1] or [0, 255] would get a score that looks plausible but is wrong.
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dmdr_rewards.base.safe_reading import open_rgb
+from dmdr_rewards.base.safe_reading import as_rgb, open_rgb
 
 TOLERANCE = 1e-3
 """How far outside [0, 1] a value may lie. It allows for rounding, not for overshoot."""
@@ -32,7 +32,8 @@ def as_images(images: Images, device: torch.device, dtype: torch.dtype) -> Tenso
     """Pictures in an accepted form (see the module) -> `dtype` Tensor[B, 3, H, W] in [0, 1] on `device`.
 
     Raises ValueError for an empty batch, a wrong rank or channel count, values that are not finite or not in
-    [0, 1], other types and dtypes, pictures of several sizes, and a file that is not a picture.
+    [0, 1], other types and dtypes, pictures of several sizes, a file that is not a picture, and PIL pictures of 32-bit
+    integers or floats.
     """
     pictures = as_pictures(images)
     if isinstance(pictures, Tensor):
@@ -78,7 +79,7 @@ def as_picture(picture: Picture) -> "Image.Image | Tensor":
         _check_shape(picture, "[H, W, 3]", rank=3, channels=2)
         return Image.fromarray(picture)
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return as_rgb(picture)
     if not isinstance(picture, (str, PathLike)):
         raise ValueError(f"a picture is a {type(picture).__name__}: give paths, PIL pictures or uint8 arrays [H, W, 3]")
     try:

@@ -26,6 +26,11 @@ def as_texts(prompts: Tensor | Sequence[Any], count: int | None = None) -> list[
     return list(prompts)
 
 
+def cut(lengths: Sequence[int], context: int) -> list[str | None]:
+    """For each number of tokens, a note if it is more than `context`, or None."""
+    return [f"reads {context} of the prompt's {count} tokens" if count > context else None for count in lengths]
+
+
 class Truncation:
     """Warns once, about the first prompt that is longer than `context` tokens."""
 

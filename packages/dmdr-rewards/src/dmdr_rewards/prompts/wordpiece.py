@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.prompts.texts import Truncation, as_texts
 
 _BLIP = ["[DEC]", "[ENC]"]  # BLIP appends these to BERT's vocabulary
@@ -35,6 +36,10 @@ class WordPiece:
         """Number of entries, including BLIP's two."""
         return self._tokenizer.get_vocab_size()
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """The number of tokens in each text, before it is truncated."""
+        return [_length(each) for each in self._tokenizer.encode_batch(texts)]
+
     def __call__(self, prompts: Tensor | Sequence[Any], count: int) -> tuple[Tensor, Tensor]:
         """`count` texts -> ids and attention mask, integer Tensors[count, length].
 
@@ -43,8 +48,13 @@ class WordPiece:
         """
         texts = as_texts(prompts, count)
         encoded = self._tokenizer.encode_batch(texts)
-        self._warn([2 + sum(map(_pieces, (each, *each.overflowing))) for each in encoded], texts)
+        self._warn([_length(each) for each in encoded], texts)
         return torch.tensor([each.ids for each in encoded]), torch.tensor([each.attention_mask for each in encoded])
+
+
+def _length(encoding: Any) -> int:
+    """Number of tokens before truncation."""
+    return 2 + sum(map(_pieces, (encoding, *encoding.overflowing)))
 
 
 def _pieces(encoding: Any) -> int:
@@ -56,7 +66,7 @@ def _file(path: Path) -> Path:
     candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
     found = next((file for file in candidates if file.is_file()), None)
     if found is None:
-        raise ValueError(
+        raise MissingError(
             f"tokenizer {path}: no vocabulary there. Download vocab.txt of bert-base-uncased and put it beside the "
             "checkpoint, or give tokenizer=FILE"
         )

@@ -23,7 +23,7 @@ def score(options: Namespace) -> None:
     Raises UserError before anything is loaded, and StoppedError for a run that cannot continue.
     """
     rewards = parse_rewards(options.reward, options.option, options.preprocess)
-    kinds = {reward.name: _kind_of_prompt(reward.name) for reward in rewards}
+    kinds = {reward.name: _kind_of_prompt(reward.reward) for reward in rewards}
     items = require(with_prompts(find(options.images), options.prompts, options.prompt), kinds)
     provenance = provenance_of(rewards, options.dtype)
     columns = Columns(tuple(kinds), (*provenance, *(f"{name}.preprocess" for name in kinds)))

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 from dmdr_rewards.base.atomic_files import settle_names, write_whole
 from dmdr_rewards.base.errors import UserError, naming
 from dmdr_rewards.base.safe_reading import from_json
-from dmdr_rewards.score.tables import ENDINGS
 
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[Any, ...]
@@ -37,7 +36,7 @@ class Columns:
 
     @property
     def types(self) -> dict[str, type]:
-        """Name -> type: file_name, prompt, label, the rewards, total, error, and the provenance."""
+        """Name -> type: file_name, prompt, label, the rewards, total, error, note, and the provenance."""
         return {
             "file_name": str,
             "prompt": str,
@@ -45,6 +44,7 @@ class Columns:
             **dict.fromkeys(self.rewards, float),
             "total": float,
             "error": str,
+            "note": str,
             **dict.fromkeys(self.provenance, str),
         }
 
@@ -148,17 +148,23 @@ def _read(path: Path, types: dict[str, type]) -> list[Row]:
             import pyarrow.parquet as pq
 
             return pq.read_table(path).to_pylist()
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet puts a byte-order mark there
             if path.suffix.lower() == ".jsonl":
                 return [from_json(line) for line in file]
-            return [
-                {name: types.get(name, str)(text) if text else None for name, text in row.items()}
-                for row in csv.DictReader(file)
-            ]
+            return list(_csv_rows(file, types))
     except OSError:
         raise
     except Exception as error:  # readers raise any exception for damaged bytes
         raise ValueError(f"{path} is not an output of dmdr-score: {error}; remove it, or give another -o") from error
+
+
+def _csv_rows(file: Iterable[str], types: dict[str, type]) -> Iterator[Row]:
+    """The rows as they were written: white space and line ends inside of prompts are kept."""
+    reader = csv.DictReader(file, strict=True)
+    for row in reader:
+        if None in row or None in row.values():  # DictReader's marks of a longer and of a shorter row
+            raise ValueError(f"line {reader.line_num} has another number of fields than the header")
+        yield {name: types.get(name, str)(text) if text else None for name, text in row.items()}
 
 
 def _checked(rows: Sequence[Any], types: dict[str, type]) -> list[Row]:
@@ -200,3 +206,4 @@ def _write_csv(path: Path, rows: Sequence[Row], types: dict[str, type]) -> None:
 
 
 _WRITERS = {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}
+ENDINGS = tuple(_WRITERS)

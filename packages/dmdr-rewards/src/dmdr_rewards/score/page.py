@@ -33,6 +33,9 @@ def write_page(
     shown = list(enumerate(scored, 1))
     if len(shown) > limit:
         shown = shown[: -(-limit // 2)] + shown[len(shown) - limit // 2 :]
+    # In the order of the sources, which are read forward.
+    wanted = {id(item) for _, (_, item) in shown}
+    pictures = {id(item): _thumbnail(item) for item in items if id(item) in wanted}
     failed = [row for row in rows if row["error"]]
     template = Template(files("dmdr_rewards.score").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
@@ -43,7 +46,7 @@ def write_page(
             f'<button data-column="{number}"{" aria-pressed=true" if number == 0 else ""}>{escape(name)}</button>'
             for number, name in enumerate(columns)
         ),
-        cards="".join(_card(rank, row, item, columns) for rank, (row, item) in shown),
+        cards="".join(_card(rank, row, pictures[id(item)], columns) for rank, (row, item) in shown),
         failed=_failures(failed),
     )
     write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
@@ -83,14 +86,14 @@ def _histogram(name: str, values: list[float]) -> str:
     )
 
 
-def _card(rank: int, row: Row, item: Item, columns: Sequence[str]) -> str:
+def _card(rank: int, row: Row, thumbnail: str, columns: Sequence[str]) -> str:
     scores = "".join(
         f"<dt>{escape(name)}</dt><dd>{_number(row[name])}</dd>" for name in columns if row[name] is not None
     )
     under = row["prompt"] if row["prompt"] is not None else "" if row["label"] is None else f"label {row['label']}"
     return (
         f'<article data-scores="{" ".join(repr(row[name]) for name in columns)}">'
-        f'<div class="frame">{_thumbnail(item)}<i title="place by {escape(columns[0])}">{rank:,}</i></div>'
+        f'<div class="frame">{thumbnail}<i title="place by {escape(columns[0])}">{rank:,}</i></div>'
         f"<dl>{scores}</dl>"
         f'<p title="{escape(under)}">{escape(under)}</p><small title="{escape(row["file_name"])}">'
         f"{escape(row['file_name'])}</small></article>\n"

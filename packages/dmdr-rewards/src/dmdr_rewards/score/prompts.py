@@ -1,13 +1,17 @@
 """The prompt or class label of each picture: from the command line, a table, or a text file beside the picture."""
 
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dmdr_rewards.base.errors import UserError, naming
+from dmdr_rewards.base.text_files import text_lines
 from dmdr_rewards.score.sources import Item
-from dmdr_rewards.score.tables import class_label, prompt_and_label, read_rows, writable
+from dmdr_rewards.score.tables import PROMPTS, class_label, prompts_and_label, read_rows, texts_in_order, writable
 
 _FIX = (
     "give a FILE that lists its file_name with a prompt (for a reward of classes: a label), --prompt TEXT for all, or "
@@ -18,17 +22,24 @@ _FIX = (
 def with_prompts(items: Sequence[Item], table: str | None = None, prompt: str | None = None) -> list[Item]:
     """Give each picture its prompt: `prompt` for all, else from `table`, else its own, else from the .txt beside it.
 
-    table  .jsonl, .csv or .parquet with the columns `file_name` (as `sources.find` names it) and `prompt` or `label`
+    table  a table (`tables.ENDINGS`) with the columns `file_name` (as `sources.find` names it) and `prompt` or `label`;
+           or a .txt file, or a .json list of texts, with one prompt per picture in the order of their names
 
-    A picture that `table` does not list has no prompt. Raises UserError for a table without these columns, and for one
-    that gives a picture two prompts.
+    A picture with several prompts comes several times, once with each. A picture that `table` does not list has no
+    prompt, and names that are no picture's cause a warning. Raises UserError for a table without these columns, for one
+    whose names are all unknown, and for a number of texts other than that of the pictures.
     """
     if prompt is not None:
         return [replace(item, prompt=writable(prompt), label=None) for item in items]
-    if table is not None:
+    if table is None:
+        return [_with_side_car(item) for item in items]
+    with naming("--prompts"):
+        texts = texts_in_order(Path(table))
+        if texts is not None:
+            return _in_order(items, texts, table)
         found = _listed(Path(table))
-        return [replace(item, **found.get(item.file_name, prompt_and_label({}))) for item in items]
-    return [_with_side_car(item) for item in items]
+        _check_names(found, items, table)
+    return [replace(item, **each) for item in items for each in found.get(item.file_name, prompts_and_label({}))]
 
 
 def require(items: Sequence[Item], rewards: dict[str, str]) -> list[Item]:
@@ -48,18 +59,46 @@ def require(items: Sequence[Item], rewards: dict[str, str]) -> list[Item]:
     return list(items)
 
 
-def _listed(path: Path) -> dict[str, dict[str, Any]]:
+def _in_order(items: Sequence[Item], texts: Sequence[str], path: str) -> list[Item]:
+    if len(texts) != len(items):
+        raise ValueError(f"{path} has {len(texts)} prompts for {len(items)} pictures: give one for each, in order")
+    names = [item.file_name for item in items]
+    for before, after in pairwise(names):
+        if _numbers(before) > _numbers(after):
+            raise ValueError(
+                f"{path} gives the prompts in an order, but {before} comes before {after}: write the numbers in the "
+                "names with equal lengths, or give a table with `file_name`"
+            )
+    return [replace(item, prompt=writable(text), label=None) for item, text in zip(items, texts, strict=True)]
+
+
+def _numbers(name: str) -> list[tuple[int, int | str]]:
+    """The name's numbers and the texts between them: compares as people count."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _listed(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The prompts and labels of a table, by the names of the pictures."""
-    with naming("--prompts"):
-        rows = read_rows(path)
-        if not rows or not all("file_name" in row and {"prompt", "label"} & row.keys() for row in rows):
-            raise UserError("--prompts", f"{path} must have rows with `file_name` and `prompt` (or `label`)")
-        found: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            name, prompt = writable(row["file_name"]), prompt_and_label(row)
-            if found.setdefault(name, prompt) != prompt:
-                raise UserError("--prompts", f"{path} lists {name} twice, with {found[name]} and {prompt}: keep one")
-        return found
+    rows = read_rows(path)
+    if not rows or not all("file_name" in row and {*PROMPTS, "label"} & row.keys() for row in rows):
+        raise ValueError(f"{path} must have rows with `file_name` and `prompt` (or `label`)")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        known = found.setdefault(writable(row["file_name"]), [])
+        known.extend(each for each in prompts_and_label(row) if each not in known)
+    return found
+
+
+def _check_names(found: Collection[str], items: Sequence[Item], path: str) -> None:
+    names = {item.file_name for item in items}
+    unknown = [name for name in found if name not in names]
+    if len(unknown) == len(found):
+        raise ValueError(
+            f"{path} lists {unknown[0]}, and the first picture is called {items[0].file_name}: not one name of the "
+            "table is a picture's; names are relative to IMAGES"
+        )
+    if unknown:
+        warnings.warn(f"{path} lists names that are no picture's: {len(unknown)}, such as {unknown[0]}", stacklevel=2)
 
 
 def _label(item: Item, reward: str) -> int:
@@ -78,4 +117,4 @@ def _with_side_car(item: Item) -> Item:
     if not text.is_file():
         return item
     with naming(f"side-car {text}"):
-        return replace(item, prompt=writable(text.read_text(encoding="utf-8-sig").strip()))
+        return replace(item, prompt=writable("\n".join(line for _, line in text_lines(text)).strip()))

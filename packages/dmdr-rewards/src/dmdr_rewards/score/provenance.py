@@ -25,6 +25,8 @@ def provenance_of(rewards: Sequence[RewardArgument], dtype: str) -> dict[str, st
             del options["preprocess"]
         with naming(f"--reward {reward.name}"):
             hashes = {key: _hash(value) for key, value in {"checkpoint": reward.checkpoint, **options}.items()}
+        if reward.kind is not None:
+            columns[f"{reward.name}.reward"] = reward.kind
         columns[f"{reward.name}.sha256"] = hashes.pop("checkpoint")
         if reward.checkpoint is not None and columns[f"{reward.name}.sha256"] is None:
             options["checkpoint"] = reward.checkpoint

@@ -11,29 +11,42 @@ from dmdr_rewards.base.secrets import ADVICE, secret_in
 
 # NAME, NAME=PATH, and either with :WEIGHT. Only a number after the last colon is a weight: paths and URLs have colons.
 _REWARD = re.compile(
-    r"(?P<name>[^=]+?)(?:=(?P<checkpoint>.+?))?(?::(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?"
+    r"(?:(?P<column>[^=@]+)@)?(?P<name>[^=@]+?)(?:=(?P<checkpoint>.+?))?(?::(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?"
 )
+_TAKEN = ("file_name", "prompt", "label", "total", "error", "note", "dtype")
+"""Columns that every output has."""
 
 
 @dataclass(frozen=True)
 class RewardArgument:
-    """One --reward: its name, checkpoint, weight in the total, and options of `dmdr_rewards.create`."""
+    """One --reward: its column, checkpoint, weight in the total, and options of `dmdr_rewards.create`.
+
+    name   of its column in the output
+    kind   the reward's name in `dmdr_rewards.create`, if it is another
+    """
 
     name: str
     checkpoint: str | None = None
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+
+    @property
+    def reward(self) -> str:
+        """The reward's name in `dmdr_rewards.create`."""
+        return self.kind or self.name
 
 
 def parse_rewards(
     rewards: Sequence[str], options: Sequence[str], preprocess: str | None = None
 ) -> list[RewardArgument]:
-    """`NAME[=PATH][:WEIGHT]` and `NAME.KEY=VALUE`, as typed -> the rewards to load.
+    """`[COLUMN@]NAME[=PATH][:WEIGHT]` and `NAME.KEY=VALUE`, as typed -> the rewards to load.
 
     preprocess  an option of every reward
 
-    Values are read as JSON where they are JSON, otherwise as text. Raises UserError for a text of another form, a
-    reward that is named twice, an option of a reward that is not named, and a secret.
+    A column has the reward's name unless COLUMN gives it another; options belong to a column. Values are read as JSON
+    where they are JSON, otherwise as text. Raises UserError for a text of another form, two rewards of one column, a
+    column that the output has anyway, an option of a reward that is not named, and a secret.
     """
     given: dict[str, dict[str, Any]] = {}
     for text in options:
@@ -48,14 +61,21 @@ def parse_rewards(
         match = _REWARD.fullmatch(text)
         if match is None:
             raise UserError("--reward", f"{text!r} is not NAME=CHECKPOINT or NAME=CHECKPOINT:WEIGHT")
-        name = match["name"]
+        name = match["column"] or match["name"]
+        if match["column"] and (name in _TAKEN or not re.fullmatch(r"[\w-]+", name)):
+            raise UserError(
+                "--reward", f"{name!r} cannot be a column: use letters, digits, - and _, none of {', '.join(_TAKEN)}"
+            )
         if name in parsed:
-            raise UserError("--reward", f"{name} is given twice, but has one column; use a second output")
+            raise UserError(
+                "--reward", f"{name} is given twice, but has one column: name each, as in old@{name}=CHECKPOINT"
+            )
         common = {} if preprocess is None else {"preprocess": preprocess}
         weight = 1.0 if match["weight"] is None else float(match["weight"])
         if secret := secret_in(given.get(name, {}), name) or secret_in(match["checkpoint"], name):
             raise UserError("--option" if name in given else "--reward", f"{secret} {ADVICE}")
-        parsed[name] = RewardArgument(name, match["checkpoint"], weight, {**common, **given.pop(name, {})})
+        kind = match["name"] if match["column"] else None
+        parsed[name] = RewardArgument(name, match["checkpoint"], weight, {**common, **given.pop(name, {})}, kind)
     if given:
         raise UserError("--option", f"{next(iter(given))} is not among the rewards asked for: {', '.join(parsed)}")
     return list(parsed.values())

@@ -109,10 +109,12 @@ class Scored(NamedTuple):
 
     errors  for each picture, why it cannot be read, or None
     scores  reward -> scores of the other pictures, in order; a reward's reason in place of a score that it refuses
+    notes   reward -> what a user should know about each of these scores, or None
     """
 
     errors: list[str | None]
     scores: dict[str, Tensor | list[float | str]]
+    notes: dict[str, list[str | None]]
 
 
 class _Scorer:
@@ -137,7 +139,7 @@ class _Scorer:
     def _score(self, items: Sequence[Item], batch: Loaded) -> Scored:
         read = [item for item, error in zip(items, batch.errors, strict=True) if error is None]
         if not read:
-            return Scored(batch.errors, {name: [] for name in self.rewards})
+            return Scored(batch.errors, {name: [] for name in self.rewards}, {})
         prompts = {name: [_prompt(reward, item) for item in read] for name, reward in self.rewards.items()}
         pixels = [tensor.to(self.device, non_blocking=True) for tensor in batch.pixels]
         staged = self._score_pixels(dict(zip(self.preprocesses, pixels, strict=True)), prompts)
@@ -145,7 +147,10 @@ class _Scorer:
         for name, reward in self.rewards.items():
             with naming(f"--reward {name}", StoppedError):
                 scores[name] = staged[name] if name in staged else _score_arrays(reward, batch.arrays, prompts[name])
-        return Scored(batch.errors, scores)
+        notes = {
+            name: each.notes(prompts[name]) for name, each in self.rewards.items() if isinstance(each, TowerReward)
+        }
+        return Scored(batch.errors, scores, notes)
 
     def _score_pixels(self, pixels: dict[Preprocess, Tensor], prompts: dict[str, list[Any]]) -> dict[str, Tensor]:
         features: dict[Any, Any] = {}  # rewards with the same tower and preprocessing share them
@@ -193,6 +198,7 @@ def _rows(items: Sequence[Item], batch: Scored, made_by: dict[str, str | None]) 
     columns = {
         name: iter(scores.tolist() if isinstance(scores, Tensor) else scores) for name, scores in batch.scores.items()
     }
+    notes = {name: iter(column) for name, column in batch.notes.items()}
     rows = []
     for item, error in zip(items, batch.errors, strict=True):
         scores = {name: next(column) if error is None else None for name, column in columns.items()}
@@ -201,8 +207,13 @@ def _rows(items: Sequence[Item], batch: Scored, made_by: dict[str, str | None]) 
             if isinstance(score, str) or (score is not None and not math.isfinite(score)):
                 reasons.append(f"{name}: {score}")
                 scores[name] = None
+        told = [(name, next(column)) for name, column in notes.items()] if error is None else []
         identity = {"file_name": item.file_name, "prompt": item.prompt, "label": item.label}
-        rows.append({**identity, **scores, "total": None, "error": "; ".join(reasons) or None, **made_by})
+        said = {
+            "error": "; ".join(reasons) or None,
+            "note": "; ".join(f"{name} {note}" for name, note in told if note) or None,
+        }
+        rows.append({**identity, **scores, "total": None, **said, **made_by})
     return rows
 
 
@@ -217,7 +228,7 @@ def _load(arguments: Sequence[RewardArgument], device: torch.device, dtype: torc
     rewards = {}
     for each in sorted(arguments, key=lambda each: each.checkpoint is not None and Path(each.checkpoint).exists()):
         with naming(f"--reward {each.name}"):
-            rewards[each.name] = registry.create(each.name, each.checkpoint, device, dtype, **each.options)
+            rewards[each.name] = registry.create(each.reward, each.checkpoint, device, dtype, **each.options)
     return {each.name: rewards[each.name] for each in arguments}
 
 

@@ -5,52 +5,35 @@
 
 import glob
 import io
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from dmdr_rewards.base.errors import UserError, naming
 from dmdr_rewards.base.safe_reading import from_json, inside, open_rgb
-from dmdr_rewards.score import tables
-from dmdr_rewards.score.tables import LIGHT, open_parquet, prompt_and_label, read_lines, readable, writable
+from dmdr_rewards.score import files, tables
+from dmdr_rewards.score.archives import from_tar
+from dmdr_rewards.score.cells import Cell, DatasetCell, ParquetCell, open_dataset
+from dmdr_rewards.score.tables import LIGHT, open_parquet, prompts_and_label, read_lines, readable, writable
 
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
-
-
-class Cell(Protocol):
-    """The place of a picture inside a table: small enough to be sent to a worker, which reads the picture there."""
-
-    def value(self) -> Any:
-        """The picture's bytes, or its path."""
-        ...
-
-
-@dataclass(frozen=True)
-class ParquetCell:
-    """Row `row` of row group `group`, counted from 0, in the column `image`."""
-
-    table: Path
-    group: int
-    row: int
-
-    def value(self) -> Any:
-        return _bytes_or_path(_row_group(self.table, self.group)[self.row].as_py(), self.table.parent)
-
-
-@dataclass(frozen=True)
-class DatasetCell:
-    """Row `row` of a dataset saved with `save_to_disk`, in the column `image`."""
-
-    folder: Path
-    row: int
-
-    def value(self) -> Any:
-        return _bytes_or_path(_dataset(self.folder)[self.row]["image"], self.folder)
+ENDINGS = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".webp", ".bmp", ".dib", ".gif"),
+        *(".tif", ".tiff", ".avif"),
+    }
+)
+"""Endings of the pictures that are scored."""
+_UNREAD = frozenset(
+    {
+        *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".ppm", ".pgm", ".pnm", ".tga", ".exr", ".hdr", ".psd", ".svg"),
+        *(".ico", ".dds", ".qoi", ".dng"),
+    }
+)
+"""Endings of other pictures, which are left out with a warning."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +41,7 @@ class Item:
     """A picture to score: its name in the output, its source, and its prompt or class label."""
 
     file_name: str
-    source: Path | ParquetCell | DatasetCell
+    source: Path | Cell
     prompt: str | None = None
     label: int | None = None
 
@@ -66,27 +49,26 @@ class Item:
 def find(images: str) -> list[Item]:
     """The pictures that IMAGES names, with the prompts and labels that are stored with them.
 
-    images  a folder (searched recursively, in the order of names), one picture, a glob, a table (`tables.ENDINGS`)
-            with pictures or their paths in `image` or `file_name` and optional columns `prompt` and `label`, or a
-            Hugging Face dataset on disk with the same columns. Paths in a table are relative to its folder and must
-            stay inside it
+    images  a folder or a glob (searched recursively, in the order of names), one picture, a table (`tables.ENDINGS`)
+            with pictures or their paths in `image` or `file_name` and optional columns `prompt` and `label`, an
+            archive (`score.archives`), a folder or a glob of several .parquet or .tar files, or a Hugging Face dataset
+            on disk with the same columns. Paths in a table are relative to its folder and must stay inside it
 
-    Names in the result are relative to the folder, to the part of a glob without wildcards, or as the table has them.
-    Raises UserError if there is no picture.
+    Names in the result are relative to the folder, to the part of a glob without wildcards, or as the table has them;
+    of several tables or archives, the file's stem stands before each name. Raises UserError if there is no picture.
     """
     path = Path(images)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         items = _from_dataset(path)
     elif path.is_dir():
-        items = _from_files(glob.glob("**/*", root_dir=path, recursive=True), path)
-    elif path.suffix.lower() in tables.ENDINGS:
-        with naming("IMAGES"):
-            items = _from_parquet(path) if path.suffix.lower() == ".parquet" else _from_lines(path)
+        items = _from_files(files.below(path), path)
+    elif path.suffix.lower() in _READERS and not glob.has_magic(images):
+        items = _from_table(path)
     elif path.is_file():
         items = _from_files([path.name], path.parent)
     else:
-        root = Path(*_until_wildcard(path.parts))
-        items = _from_files(glob.glob(str(path.relative_to(root)), root_dir=root, recursive=True), root)
+        root = files.until_wildcard(path)
+        items = _from_files(files.matching(path, root), root)
     if not items:
         raise UserError("IMAGES", f"{images}: no picture there; give a folder, a glob, a table or a dataset on disk")
     return items
@@ -102,17 +84,48 @@ def open_picture(source: Path | Cell) -> Image.Image:
 
 
 def _from_files(names: Iterable[str], root: Path) -> list[Item]:
-    pictures = sorted(name for name in names if Path(name).suffix.lower() in ENDINGS and (root / name).is_file())
-    return [Item(writable(Path(name).as_posix()), root / name) for name in pictures]
+    """The pictures among these files; without any, those inside the tables and archives among them."""
+    names = [name for name in names if (root / name).is_file()]
+    by_ending = {name: Path(name).suffix.lower() for name in names}
+    pictures = [name for name in names if by_ending[name] in ENDINGS]
+    shards = [name for name in names if by_ending[name] in _SHARDS and _holds_pictures(root / name)]
+    unread = [name for name in names if by_ending[name] in _UNREAD] + (shards if pictures else [])
+    if unread:
+        endings = ", ".join(sorted({by_ending[name] for name in unread}))
+        warnings.warn(
+            f"IMAGES: pictures left out: {len(unread)}, such as {unread[0]} ({endings})",
+            stacklevel=2,
+        )
+    if pictures:
+        return [Item(writable(Path(name).as_posix()), root / name) for name in pictures]
+    if len(shards) == 1:
+        return _from_table(root / shards[0])
+    return [
+        replace(item, file_name=f"{writable(Path(name).with_suffix('').as_posix())}/{item.file_name}")
+        for name in shards
+        for item in _from_table(root / name)
+    ]
 
 
-def _until_wildcard(parts: Sequence[str]) -> list[str]:
-    plain: list[str] = []
-    for part in parts[:-1]:
-        if glob.has_magic(part):
-            break
-        plain.append(part)
-    return plain
+def _holds_pictures(shard: Path) -> bool:
+    """Whether a file is an archive, or a table with a column of pictures; a table of scores or prompts is not.
+
+    A damaged table counts, so that it is not passed over without a word.
+    """
+    try:
+        return shard.suffix.lower() == ".tar" or "image" in open_parquet(shard).schema_arrow.names
+    except (ValueError, OSError):
+        return True
+
+
+def _from_table(path: Path) -> list[Item]:
+    with naming("IMAGES"):
+        return _READERS[path.suffix.lower()](path)
+
+
+def _from_tar(path: Path) -> list[Item]:
+    with readable(path):
+        return [item for name, cell, row in from_tar(path, ENDINGS) for item in _items(row, name, cell)]
 
 
 def _from_lines(path: Path) -> list[Item]:
@@ -121,8 +134,11 @@ def _from_lines(path: Path) -> list[Item]:
         if not isinstance(row.get("image") or row.get("file_name"), str):
             raise UserError("IMAGES", f"{path}, row {number}: give each picture's path in `file_name` or `image`")
     return [
-        _item(row, row.get("file_name") or row["image"], _in_table(path, row.get("image") or row["file_name"]))
+        item
         for row in rows
+        for item in _items(
+            row, row.get("file_name") or row["image"], _in_table(path, row.get("image") or row["file_name"])
+        )
     ]
 
 
@@ -135,13 +151,6 @@ def _in_table(table: Path, name: Any) -> Path:
         raise ValueError(f"{table}: {error}; put the table above its pictures") from None
 
 
-def _bytes_or_path(value: Any, folder: Path) -> Any:
-    """The picture in a cell: its bytes, or its path in `folder`."""
-    if isinstance(value, dict):
-        value = value["bytes"] if value["bytes"] is not None else value["path"]
-    return inside(folder, value) if isinstance(value, str) else value
-
-
 def _from_parquet(path: Path) -> list[Item]:
     import pyarrow.types as kinds
 
@@ -149,7 +158,7 @@ def _from_parquet(path: Path) -> list[Item]:
     light = [name for name in LIGHT if name in file.schema_arrow.names]
     if "image" in file.schema_arrow.names:
         kind = file.schema_arrow.field("image").type
-        light += ["image"] * kinds.is_string(kind) + ["image.path"] * kinds.is_struct(kind)
+        light += ["image"] * _is_text(kind) + ["image.path"] * kinds.is_struct(kind)
     cells = [
         ParquetCell(path, group, row)
         for group in range(file.num_row_groups)
@@ -167,7 +176,7 @@ def _from_dataset(folder: Path) -> list[Item]:
             splits = ", ".join(from_json(index.read_bytes())["splits"])
         raise UserError("IMAGES", f"{folder} holds several datasets: give one of {splits} as {folder}/NAME")
     with naming("IMAGES"), readable(folder):
-        table = _dataset(folder).with_format("arrow")[:]
+        table = open_dataset(folder).with_format("arrow")[:]
         return _from_arrow(table, table.schema, [DatasetCell(folder, row) for row in range(len(table))], folder)
 
 
@@ -177,7 +186,7 @@ def _from_arrow(table: Any, schema: Any, cells: Sequence[Any], path: Path) -> li
     import pyarrow.compute as pc
 
     rows = table.select([name for name in LIGHT if name in table.column_names]).to_pylist() or [{}] * len(cells)
-    stored = "image" in schema.names and not pa.types.is_string(schema.field("image").type)
+    stored = "image" in schema.names and not _is_text(schema.field("image").type)
     if stored:
         names = [None] * len(cells)
         if pa.types.is_struct(schema.field("image").type):
@@ -191,25 +200,25 @@ def _from_arrow(table: Any, schema: Any, cells: Sequence[Any], path: Path) -> li
             "IMAGES", f"{path} has the columns {', '.join(schema.names)}: one must be `image` or `file_name`"
         )
     return [
-        _item(row, row.get("file_name") or name or f"row-{number:06d}", source)
+        item
         for number, (row, name, source) in enumerate(zip(rows, names, sources, strict=True))
+        for item in _items(row, row.get("file_name") or name or f"row-{number:06d}", source)
     ]
 
 
-def _item(row: dict[str, Any], name: str, source: Any) -> Item:
-    return Item(writable(name), source, **prompt_and_label(row))
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
-@lru_cache(maxsize=1)
-def _row_group(table: Path, group: int) -> Any:
-    return open_parquet(table).read_row_group(group, columns=["image"])["image"]
+def _items(row: dict[str, Any], name: str, source: Any) -> list[Item]:
+    return [Item(writable(name), source, **each) for each in prompts_and_label(row)]
 
 
-@lru_cache(maxsize=1)
-def _dataset(folder: Path) -> Any:
-    import datasets
-
-    dataset = datasets.load_from_disk(os.fspath(folder))
-    if isinstance(dataset.features.get("image"), datasets.Image):
-        dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    return dataset
+_READERS: dict[str, Callable[[Path], list[Item]]] = {
+    **dict.fromkeys(tables.ENDINGS, _from_lines),
+    ".parquet": _from_parquet,
+    ".tar": _from_tar,
+}
+_SHARDS = (".parquet", ".tar")

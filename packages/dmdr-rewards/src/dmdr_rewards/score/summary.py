@@ -10,7 +10,7 @@ from dmdr_rewards.score.reward_arguments import RewardArgument
 def print_summary(
     path: Path, rows: Sequence[Row], rewards: Sequence[RewardArgument], count: int, speed: float | None
 ) -> None:
-    """Print count, mean, std, min and max of each reward, and the first errors.
+    """Print count, mean, std, min and max of each reward, the first errors, and the first note.
 
     path   the output, which is the title
     count  pictures that this run scored
@@ -39,3 +39,7 @@ def print_summary(
         console.print(f"  {row['file_name']}: {row['error']}", markup=False)
     if len(failed) > 3:
         console.print(f"  … and {len(failed) - 3} more, in the column error")
+    noted = [row for row in rows if row["note"]]
+    if noted:
+        first = f"{noted[0]['file_name']}: {noted[0]['note']}"
+        console.print(f"{len(noted)} with a note, in the column note; first: {first}", markup=False)

@@ -1,17 +1,21 @@
-"""Tables of pictures or prompts: .jsonl, .csv and .parquet files, and the prompt and label in a row."""
+"""Tables of pictures or prompts: .jsonl, .json, .csv, .tsv and .parquet files, and the prompt and label in a row."""
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dmdr_rewards.base.csv_files import csv_rows
 from dmdr_rewards.base.errors import UserError
 from dmdr_rewards.base.safe_reading import from_json
+from dmdr_rewards.base.text_files import text_lines, text_prompts
 
-ENDINGS = (".parquet", ".jsonl", ".csv")
-LIGHT = ("file_name", "prompt", "label")
+ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+PROMPTS = ("prompt", "caption", "text")
+"""The columns that may hold prompts. The first of them that is not null is a row's prompt."""
+LIGHT = ("file_name", *PROMPTS, "label")
 """The columns that are read as a whole. The column `image` may hold pictures, which are read one by one."""
+_DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -28,36 +32,54 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return file.read(columns=[name for name in LIGHT if name in file.schema_arrow.names]).to_pylist()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .csv or .jsonl file. Raises ValueError or OSError, as `read_rows` does."""
-    with readable(path), path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            return csv_rows(file, path)
-        rows = []
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = from_json(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {number}: give one object with `file_name` and `prompt` per line")
-                rows.append(row)
-        return rows
+def texts_in_order(path: Path) -> list[str] | None:
+    """The prompts of a .txt file, one per line, or of a .json file with one list of texts; None for another file.
 
-
-def csv_rows(file: Iterable[str], path: Path) -> list[dict[str, Any]]:
-    """The rows of a .csv file.
-
-    Raises ValueError for a row with more fields than the header: its text would end at the first comma.
+    Raises ValueError or OSError, as `read_rows` does.
     """
-    reader, rows = csv.DictReader(file), []
-    for row in reader:
-        if None in row:  # the name that DictReader gives to surplus fields
-            fix = "put a text that holds commas in double quotes"
-            raise ValueError(f"{path}, line {reader.line_num} has more fields than the header: {fix}")
-        rows.append(row)
-    return rows
+    with readable(path):
+        if path.suffix.lower() == ".txt":
+            return text_prompts(path)
+        if path.suffix.lower() == ".json":
+            found = _list(path)
+            return found if found and all(isinstance(text, str) for text in found) else None
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .csv, .tsv, .jsonl or .json file. A .json file holds one list of objects.
+
+    The header of a .csv file shows whether commas, semicolons or tabs separate its fields. Raises ValueError or
+    OSError, as `read_rows` does, and ValueError for a row with more or fewer fields than the header.
+    """
+    ending = path.suffix.lower()
+    with readable(path):
+        if ending in _DELIMITERS:
+            return [row for _, row in csv_rows(path, _DELIMITERS[ending])]
+        if ending == ".json":
+            return [_object(row, f"{path}, entry {number}") for number, row in enumerate(_list(path), 1)]
+        return [_json_row(line, f"{path}, line {number}") for number, line in text_lines(path) if line.strip()]
+
+
+def _list(path: Path) -> list[Any]:
+    found = from_json("\n".join(line for _, line in text_lines(path)))
+    if not isinstance(found, list):
+        raise ValueError(f"{path} holds no list: give a list of objects, or one object per line in a .jsonl file")
+    return found
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = from_json(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    return _object(row, where)
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: give one object with `file_name` and `prompt`")
+    return row
 
 
 def open_parquet(path: Path) -> Any:
@@ -65,7 +87,8 @@ def open_parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     with readable(path):
-        return pq.ParquetFile(path)
+        # Column chunks are read piece by piece: one may hold all pictures of the file.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
 
 
 @contextmanager
@@ -80,16 +103,21 @@ def readable(path: Path) -> Iterator[None]:
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 
 
-def prompt_and_label(row: dict[str, Any]) -> dict[str, Any]:
-    """The prompt (text or None) and the class label (integer or None) of a row.
+def prompts_and_label(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompts (text or None) of a row, each with the class label (integer or None); at least one entry.
 
-    Raises ValueError for a label that is not an integer.
+    A column may hold one text or a list of texts, as several captions of one picture. Raises ValueError for a label
+    that is not an integer.
     """
-    prompt, label = row.get("prompt"), row.get("label")
-    return {
-        "prompt": None if prompt is None else writable(prompt),
-        "label": None if label is None or label == "" else class_label(label, row.get("file_name", "a picture")),
-    }
+    found = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+    texts = found if isinstance(found, list) and found else [None if found == [] else found]
+    label = row.get("label")
+    if label == "":
+        label = None
+    elif label is not None:
+        label = class_label(label, row.get("file_name", "a picture"))
+    prompts = dict.fromkeys(None if text is None else writable(text) for text in texts)
+    return [{"prompt": prompt, "label": label} for prompt in prompts]
 
 
 def class_label(value: Any, where: Any) -> int:

@@ -1,0 +1,117 @@
+"""The places of pictures inside of tables, archives and datasets: small enough to be sent to a worker, which reads one.
+
+The reader of a worker holds a few pictures, never a whole row group.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from dmdr_rewards.base.safe_reading import inside
+from dmdr_rewards.score.tables import open_parquet
+
+_ROWS_AT_ONCE = 8
+
+
+class Cell(Protocol):
+    """The place of one picture."""
+
+    def value(self) -> Any:
+        """The picture's bytes, or its path."""
+        ...
+
+
+@dataclass(frozen=True)
+class ParquetCell:
+    """Row `row` of row group `group`, counted from 0, in the column `image`."""
+
+    table: Path
+    group: int
+    row: int
+
+    def value(self) -> Any:
+        return _bytes_or_path(_row_group(self.table, self.group)[self.row], self.table.parent)
+
+
+@dataclass(frozen=True)
+class DatasetCell:
+    """Row `row` of a dataset saved with `save_to_disk`, in the column `image`."""
+
+    folder: Path
+    row: int
+
+    def value(self) -> Any:
+        return _bytes_or_path(open_dataset(self.folder)[self.row]["image"], self.folder)
+
+
+@dataclass(frozen=True)
+class TarCell:
+    """The `size` bytes at `offset` of an archive that is not compressed."""
+
+    archive: Path
+    offset: int
+    size: int
+
+    def value(self) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise ValueError(f"{self.archive} ends before the end of this picture")
+        return data
+
+
+class _RowGroup:
+    """The column `image` of a row group, read forward. A row before the last one is read from the start again."""
+
+    _first: int
+    _rows: Any
+    _batches: Iterator[Any]
+
+    def __init__(self, table: Path, group: int) -> None:
+        self._table, self._group = table, group
+        self._restart()
+
+    def __getitem__(self, row: int) -> Any:
+        if row < self._first:
+            self._restart()
+        while row >= self._first + len(self._rows):
+            self._first += len(self._rows)
+            self._rows = next(self._batches)
+        return self._rows[row - self._first].as_py()
+
+    def _restart(self) -> None:
+        self._first = 0
+        self._rows = []
+        self._batches = (
+            batch.column(0)
+            for batch in open_parquet(self._table).iter_batches(
+                _ROWS_AT_ONCE, row_groups=[self._group], columns=["image"], use_threads=False
+            )
+        )
+
+
+@lru_cache(maxsize=1)
+def _row_group(table: Path, group: int) -> _RowGroup:
+    return _RowGroup(table, group)
+
+
+@lru_cache(maxsize=1)
+def open_dataset(folder: Path) -> Any:
+    """A dataset saved with `save_to_disk`, whose pictures stay encoded."""
+    import datasets
+
+    dataset = datasets.load_from_disk(os.fspath(folder))
+    if isinstance(dataset.features.get("image"), datasets.Image):
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    return dataset
+
+
+def _bytes_or_path(value: Any, folder: Path) -> Any:
+    """The picture in a cell: its bytes, or its path in `folder`."""
+    if isinstance(value, dict):
+        value = value["bytes"] if value["bytes"] is not None else value["path"]
+    return inside(folder, value) if isinstance(value, str) else value
