@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from dmdr_core import TimestepGrid, VariancePreserving
+from dmdr_core.devices import on_device
 from torch import Tensor
 
 from dmdr_models.families.network_family import in_own_dtype
@@ -92,7 +93,7 @@ class SDXL(TextFamily):
         ].float()
 
     def condition(self, prompts: Sequence[Any]) -> Condition:
-        size = time_ids(*self.size).to(self.device)
+        size = on_device(time_ids(*self.size), self.device)
         return {**super().condition(prompts), "time_ids": size.repeat(len(prompts), 1)}
 
     def use_empty_text(self) -> None:

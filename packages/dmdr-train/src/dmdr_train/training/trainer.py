@@ -138,7 +138,8 @@ class Trainer:
             (gradients[objective.name],) = torch.autograd.grad(loss, at.x0, retain_graph=True)
             slope += weight * gradients[objective.name] + 0 * loss.detach()  # an infinite loss poisons the update
             total += weight * loss.item()
-            logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight, **values}
+            logs |= {f"loss/{objective.name}": loss.item(), f"weight/{objective.name}": weight}
+            logs |= {name: float(value) for name, value in values.items()}
         carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
         return carrier - carrier.detach() + total, logs, gradients
 
