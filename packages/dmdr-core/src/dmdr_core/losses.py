@@ -67,7 +67,7 @@ def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, we
     """
     direction = dmd_gradient(x0, x0_real, x0_fake, eps)
     factors = None if weight is None else _factors(weight, direction)
-    return _HalfSquare.apply(x0, direction, factors)  # type: ignore[no-any-return]
+    return _HalfSquare.apply(x0, direction, factors)
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -34,5 +34,8 @@ class DistributionMatching(Objective):
         at = guide.renoise(sample)
         fake, real = guide.fake(sample, at), guide.real(sample, at)
         silenced = (real.isnan() | fake.isnan()).flatten(1).any(dim=1).float().mean()
-        values = {"teacher_scale": guide.teacher_scale(sample.step), f"silenced/{self.name}": silenced}
+        values: dict[str, Tensor | float] = {
+            "teacher_scale": guide.teacher_scale(sample.step),
+            f"silenced/{self.name}": silenced,
+        }
         return dmd_loss(sample.x0, real, fake), values
