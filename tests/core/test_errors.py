@@ -214,3 +214,24 @@ def test_a_long_list_of_wrong_times_is_cut():
 def test_nan_in_samples_is_not_looked_for():
     """NaN samples pass through, since a check of every pixel would cost a synchronisation per call."""
     assert FLOW.add_noise(X * NAN, Y, T).isnan().all()
+
+
+def test_the_values_of_a_tensor_on_an_accelerator_are_not_read():
+    """The device "meta" stands for it: reading a value there is an error."""
+    x, t = X.to("meta"), T.to("meta")
+    results = [
+        FLOW.add_noise(x, x, t),
+        FLOW.to_x0(x, x, t),
+        FLOW.step(x, x, 0.5, 0.25),
+        VP.target(x, x, t.long()),
+        guided(x, x, t),
+        guided(x, x, 7.5),
+        hinge(t),
+        relative_reward(t, t),
+        group_advantage(t, 2),
+    ]
+    assert {result.device.type for result in results} == {"meta"}
+    with pytest.raises(ValueError, match="scale = "):
+        guided(x, x, NAN)
+    with pytest.raises(ValueError, match=r"t = \[2\] is outside"):
+        FLOW.add_noise(x, x, 2.0)

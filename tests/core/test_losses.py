@@ -46,6 +46,42 @@ def test_dmd_loss_has_the_promised_value_and_gradient(shape):
     torch.testing.assert_close(gradient, g / x0.numel(), rtol=1e-13, atol=1e-15)
 
 
+def spelled_out(x0, real, fake, weight=None):
+    """The formula of `dmd_loss`, step by step."""
+    g = dmd_gradient(x0, real, fake)
+    wide = x0.to(g.dtype)
+    squares = ((wide - wide.detach()) + g).square()
+    if weight is not None:
+        squares = squares * weight.to(g.dtype).reshape(-1, *[1] * (x0.ndim - 1))
+    return 0.5 * squares.mean()
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.3, 0.0, 2.5])])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 4, 33, 35)])
+@pytest.mark.parametrize("odd", [0.0, math.nan, math.inf])
+def test_dmd_loss_equals_its_formula_bit_for_bit(shape, dtype, weight, odd):
+    x0, real, fake = triple(shape, dtype)
+    for i, tensor in enumerate((x0, real, fake)):
+        tensor.reshape(len(tensor), -1)[i, 0] += odd
+    found = []
+    for loss in (dmd_loss, spelled_out):
+        leaf = x0.clone().requires_grad_()
+        value = loss(leaf, real, fake, weight=weight)
+        (gradient,) = torch.autograd.grad(value * 0.7, leaf)
+        found.append((value.detach(), gradient))
+    for ours, expected in zip(*found, strict=True):
+        assert ours.dtype == expected.dtype
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_second_derivative_of_dmd_loss_is_refused():
+    x0, real, fake = triple((3, 2))
+    (gradient,) = torch.autograd.grad(dmd_loss(x0.requires_grad_(), real, fake), x0, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(gradient.sum(), x0)
+
+
 def test_a_small_gradient_survives_a_large_sample():
     x0 = torch.full((1, 4), 1e4, requires_grad=True)
     fake = torch.tensor([[1e-5, -1e-5, 3e-5, 0.0]])

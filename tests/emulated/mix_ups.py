@@ -114,14 +114,14 @@ MIX_UPS = {
         "dmdr_core.process", "self.alphas_cumprod.to(x.device)[", "self.alphas_cumprod.cpu()[", of_noise_levels
     ),
     "labels stay on the CPU": MixUp(
-        "dmdr_models.families.class_labels", "labels.long().to(self.device)", "labels.long()", of_labels
+        "dmdr_models.families.class_labels", "on_device(labels.long(), self.device)", "labels.long()", of_labels
     ),
     "token indices stay on the CPU": MixUp(
-        "dmdr_models.families.text_encoders", "encoder(tokens.to(self.device)", "encoder(tokens", of_texts
+        "dmdr_models.families.text_encoders", "tokens = on_device(tokens, self.device)", "tokens = tokens", of_texts
     ),
     "a condition stays on the CPU": MixUp(
         "dmdr_models.families.text_family",
-        "return {name: value.to(self.device) for",
+        "return {name: on_device(value, self.device) for",
         "return {name: value.cpu() for",
         of_texts,
     ),
@@ -136,8 +136,8 @@ MIX_UPS = {
     ),
     "pictures are read before they are copied": MixUp(
         "dmdr_train.objectives.reward_objective",
-        "score.detach().mean().item()",
-        "float(score.detach().numpy().mean())",
+        "= score.detach().mean()",
+        "= float(score.detach().numpy().mean())",
         of_labels,
     ),
     "a group of the device gets a tensor of the CPU": MixUp(

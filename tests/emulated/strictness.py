@@ -118,13 +118,17 @@ def test_what_is_saved_is_loaded_where_it_is_asked_for() -> None:
 
 def test_what_the_cpu_waits_for_is_counted() -> None:
     emulated.waits.clear()
+    emulated.waiting.clear()
     x = ones(3)
     y = (x * 2 + torch.tensor(1.0)).to(torch.bfloat16).sum()
-    x[torch.tensor([0])] = 5.0
-    x.copy_(torch.ones(3))
+    x.copy_(torch.ones(3), non_blocking=True)
     assert not emulated.waits
     y.item()
     bool(y > 1)
     x.cpu()
     x[x > 0]
-    assert emulated.waits == {"item": 2, "copy to the CPU": 1, "nonzero": 1}
+    x[torch.tensor([0])] = 5.0
+    x.copy_(torch.ones(3))
+    assert emulated.waits == {"item": 2, "copy to the CPU": 1, "nonzero": 1, "copy from the CPU": 2}
+    assert sum(emulated.waiting.values()) == 6
+    assert emulated.waiting[__name__] == 6

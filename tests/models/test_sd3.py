@@ -12,6 +12,7 @@ from dmdr_core import StepGrid
 from dmdr_models import registry, tiny
 from dmdr_models.base.picture_size import as_size
 from dmdr_models.drawing.sampling import sample
+from dmdr_models.families import visit_device
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.fingerprints import text_fingerprint
 from dmdr_models.networks.lora import LoRANetwork
@@ -276,17 +277,19 @@ def test_memory_switches(sd3_model, monkeypatch):
     assert (its_gradient.abs().amax(dim=1) > 0).all(), "gradient reaches every latent"
 
 
-def test_offloaded_encoders_visit_the_device(sd3):
+def test_offloaded_encoders_visit_the_device(sd3, monkeypatch):
     sd3.save_memory(offload_text=True)
     expected = sd3.condition(["a"])
-    moves = []
-    for index, (encoder, _) in enumerate(sd3.text.parts):
-        encoder.to = lambda device, index=index, encoder=encoder: moves.append((index, str(device))) or encoder
-    sd3.to("cpu")
-    assert moves == [], "they stay where they are"
+    copies = []
+    monkeypatch.setattr(visit_device, "on_device", lambda tensor, device: copies.append(device) or tensor.to(device))
+    weights = [tensor for encoder, _ in sd3.text.parts for tensor in (*encoder.parameters(), *encoder.buffers())]
+    homes = [tensor.data_ptr() for tensor in weights]
+    sd3.text.to("meta")
+    assert all(tensor.device.type == "cpu" for tensor in weights), "they stay where they are"
     sd3.text.device = torch.device("cpu", 0)
     assert torch.equal(sd3.condition(["a"])["pooled_projections"], expected["pooled_projections"])
-    assert moves == [(index, where) for index in (0, 1, 2) for where in ("cpu:0", "cpu")]
+    assert copies == [torch.device("cpu", 0)] * len(weights), "each weight is copied once"
+    assert [tensor.data_ptr() for tensor in weights] == homes
 
 
 def test_networks(sd3, sd3_model, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from dmdr_train.base.errors import UserError
 from dmdr_train.distributed.deepspeed_engine import learning_rate, make_engine
 from dmdr_train.distributed.deepspeed_internals import gathered
-from dmdr_train.distributed.device import choose_device
+from dmdr_train.distributed.device import allow_tf32, choose_device
 from dmdr_train.recipe.schema import Optim, Optimizer, Run
 from torch import Tensor, nn
 
@@ -95,6 +95,15 @@ def test_devices() -> None:
             device(name, eight_bit=True)
     with pytest.raises(UserError, match=r"run.device: cuda is not available here; use cpu or auto"):
         device("cuda")
+
+
+def test_tf32_is_for_a_gpu_and_for_a_recipe_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    for kind, tf32 in (("cpu", True), ("cuda", True), ("cuda", False)):
+        optim = Optim(batch_size=1, generator=SETTINGS, fake_score=SETTINGS, tf32=tf32)
+        allow_tf32(optim, torch.device(kind))
+    assert said == ["high", "highest"]
 
 
 def test_the_device_is_the_one_that_deepspeed_found(monkeypatch: pytest.MonkeyPatch) -> None:

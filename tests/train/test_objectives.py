@@ -57,7 +57,10 @@ def test_refl_reads_the_prompt_in_its_template() -> None:
     scores = made.x0.flatten(1).mean(dim=1) * torch.tensor([2.1, 3.0])
     torch.testing.assert_close(loss, torch.relu(0.9 - scores).mean())
     past = (scores > 0.9).float().mean().item()
-    assert values == {"reward/toy": pytest.approx(scores.mean().item()), "past_margin/refl": past}
+    assert {name: float(value) for name, value in values.items()} == {
+        "reward/toy": pytest.approx(scores.mean().item()),
+        "past_margin/refl": past,
+    }
 
 
 @pytest.mark.parametrize(("margin", "share"), [(-9.0, 1.0), (9.0, 0.0), (1.0, 0.5)])
@@ -65,7 +68,7 @@ def test_the_share_of_rewards_past_their_margin(margin: float, share: float) -> 
     made = replace(sample(), x0=torch.full((2, 1, 2, 2), 0.8))  # scores 0.8 · 5 / 10 and 0.8 · 14 / 10
     _, values = ReFL(ReFLSection(kind="refl", reward=REWARD, margin=margin), "refl", Reader())(made, NO_GUIDE)
     assert values["past_margin/refl"] == share
-    assert all(isinstance(value, float) for value in values.values())
+    assert not any(value.requires_grad for value in values.values())
 
 
 def test_a_reward_at_its_margin_is_not_past_it() -> None:
@@ -90,8 +93,10 @@ def test_samples_that_a_score_silences_are_counted(toy_family: Any, toy_guidance
         return prediction
 
     loss, values = DistributionMatching(settings, "distribution_matching")(made, Guide(guidance, toy_family, network))
-    assert values == {"teacher_scale": 0.0, "silenced/distribution_matching": 0.25}
-    assert isinstance(values["silenced/distribution_matching"], float)
+    assert {name: float(value) for name, value in values.items()} == {
+        "teacher_scale": 0.0,
+        "silenced/distribution_matching": 0.25,
+    }
     assert loss.isfinite()
 
 
@@ -112,7 +117,10 @@ def test_srpo_is_what_the_adjective_adds() -> None:
     negative = brightness * torch.tensor([float(len("Oil. a cat")), float(len("Oil. a dog in a hat"))]) / 10
     score = 1.3 * positive - negative
     torch.testing.assert_close(loss, torch.relu(2.0 - score).mean())
-    assert values == {"reward/relative(toy)": pytest.approx(score.mean().item()), "past_margin/srpo": 0.0}
+    assert {name: float(value) for name, value in values.items()} == {
+        "reward/relative(toy)": pytest.approx(score.mean().item()),
+        "past_margin/srpo": 0.0,
+    }
 
 
 def test_the_adjectives_are_one_pair_per_update_on_every_process() -> None:
@@ -202,7 +210,6 @@ def test_a_picture_without_a_score_is_left_out() -> None:
     assert torch.equal(slope[:1], slope_alone)
     assert not slope[1].any()
     assert (values["unscored/refl"], term.failure) == (0.5, "")
-    assert isinstance(values["unscored/refl"], float)
     _, loss, values, slope = moody("skip all")
     assert loss == 0
     assert not slope.any()

@@ -32,6 +32,10 @@ MISTAKES = [
     ),
     (["objectives.1.reward.name=klip"], "objectives.1.reward.name: "),
     (["optim.eight_bit=true"], "optim.eight_bit: bitsandbytes is not installed; pip install dmdr-train[eight-bit]"),
+    (
+        ["optim.tf32=true", "optim.precision=bf16"],
+        "optim.tf32: true has no effect with optim.precision bf16; use false",
+    ),
     (["memory.offload_optimizer=true"], "memory.offload_optimizer: true needs optim.zero_stage 1, 2 or 3; set one"),
     (["memory.offload_text_encoders=true"], "memory.offload_text_encoders: true has no effect without text encoders"),
     (["data.classes=[1]"], "data.classes: has no effect beside data.prompts; leave one of them out"),

@@ -18,16 +18,17 @@ rounding. The device restricts what a program may do. As with CUDA,
 - a process group of the device takes only its tensors.
 
 It is torch's `PrivateUse1` device, registered from Python, so torch itself handles its storages, views, modules,
-gradients, optimizers and checkpoints as for any other device. `emulated.waits` counts, by the name of the
-operation, how often the CPU would have had to wait for the device.
+gradients, optimizers and checkpoints as for any other device. `emulated.waits` counts how often the CPU
+would have had to wait for the device, by the name of the operation, and `emulated.waiting` by the module that waited.
+A copy from the CPU's memory waits unless it is `non_blocking`.
 
 It does not emulate streams, limits of memory, generators of the device (`torch.Generator("emulated")` is an error), or
 the rounding of a GPU.
 """
 
-from emulated.device import NAME, install, waits
+from emulated.device import NAME, install, waiting, waits
 
-__all__ = ["NAME", "install", "replace_gpu", "waits"]
+__all__ = ["NAME", "install", "replace_gpu", "waiting", "waits"]
 
 
 def replace_gpu() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from emulated.device import NAME, here
+from emulated.device import NAME, here, wait
 
 
 class EmulatedAccelerator(CPU_Accelerator):
@@ -32,3 +32,6 @@ class EmulatedAccelerator(CPU_Accelerator):
 
     def on_accelerator(self, tensor: Any) -> bool:
         return here(tensor)
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        wait("synchronize")

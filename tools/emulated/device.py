@@ -1,6 +1,7 @@
 """The device itself: its memory, its checks, and its kernels, which call the CPU's."""
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -16,6 +17,8 @@ aten = torch.ops.aten
 
 waits: Counter[str] = Counter()
 """How often the CPU would have had to wait for the device, by the name of the operation."""
+waiting: Counter[str] = Counter()
+"""The same by the module that waited, without torch's own modules."""
 
 CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 # These kernels make views and do not access memory, so they work for tensors of any device.
@@ -180,14 +183,25 @@ def _empty_strided(
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     if not here(target):
-        waits["copy to the CPU"] += 1
+        wait("copy to the CPU")
+    elif not here(source) and not non_blocking:
+        wait("copy from the CPU")
     (as_cpu(target) if here(target) else target).copy_(as_cpu(source) if here(source) else source)
     return target
 
 
 def _local_scalar_dense(tensor: Tensor) -> Any:
-    waits["item"] += 1
+    wait("item")
     return as_cpu(tensor).item()
+
+
+def wait(name: str) -> None:
+    """Count a wait of the CPU for the device."""
+    waits[name] += 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "emulated"):
+        frame = frame.f_back
+    waiting[frame.f_globals["__name__"]] += 1
 
 
 # -- operations
@@ -278,7 +292,10 @@ def check(op: Operation, leaves: list[Any], indices: list[Tensor], outputs: dict
                 f"{NAME}:0 and {leaf.device}"
             )
     if op.waits and (op.name not in INDEXED or any(x.dtype in (torch.bool, torch.uint8) for x in indices)):
-        waits[op.name] += 1
+        wait(op.name)
+    for index in indices:
+        if not here(index):
+            wait("copy from the CPU")
 
 
 def _convolution_backward(slope: Tensor, images: Tensor, weight: Tensor, *options: Any) -> Any:

@@ -1,9 +1,9 @@
 """The checks of every public function: the error for a user's mistake names the argument, its value and the fix.
 
 ``TypeError`` is for an argument of the wrong kind (a list, or an integer tensor instead of a floating-point one),
-``ValueError`` for the right kind with a wrong value. Only tensors with one number per sample (times, rewards, scales)
-have their values checked, which on an accelerator costs one small synchronisation. Tensors of samples are checked by
-shape and dtype alone, which costs nothing.
+``ValueError`` for the right kind with a wrong value. Only numbers, and CPU tensors with one number per sample (times,
+rewards, scales), have their values checked. To read the values of a tensor on an accelerator, the CPU would have to
+wait for it. Tensors of samples are checked by shape and dtype alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dmdr_core.devices import on_device
 from dmdr_core.precision import working_dtype
 
 
@@ -47,20 +48,24 @@ def one_per_sample(name: str, value: Tensor | float, x: Tensor) -> Tensor:
             raise ValueError(f"{name} has shape {tuple(value.shape)}: give a scalar or one per sample, [{len(x)}]")
     elif not is_number(value):
         raise TypeError(f"{name} is a {type(value).__name__}: give a number or a torch.Tensor")
+    ones = [1] * (x.ndim - 1)
+    if isinstance(value, Tensor):
+        return on_device(value, x.device).reshape(-1, *ones)
     dtype = working_dtype(x) if isinstance(value, float) else None
-    return torch.as_tensor(value, dtype=dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.full([1, *ones], value, dtype=dtype, device=x.device)
 
 
 def between(name: str, value: Tensor | float, low: float, high: float) -> None:
-    """Require every entry in ``[low, high]``; NaN is outside."""
+    """Require every entry in ``[low, high]``; NaN is outside. Tensors on an accelerator are not read."""
     value = torch.as_tensor(value)
-    if not bool(((value >= low) & (value <= high)).all()):
+    if value.device.type == "cpu" and not bool(((value >= low) & (value <= high)).all()):
         raise ValueError(f"{name} = {_shown(value)} is outside [{low}, {high}]: give {name} within it")
 
 
-def all_finite(name: str, value: Tensor) -> None:
-    """Require that no entry is NaN or infinite."""
-    if not bool(value.isfinite().all()):
+def all_finite(name: str, value: Tensor | float) -> None:
+    """Require that no entry is NaN or infinite. Tensors on an accelerator are not read."""
+    value = torch.as_tensor(value)
+    if value.device.type == "cpu" and not bool(value.isfinite().all()):
         raise ValueError(f"{name} = {_shown(value)} holds NaN or infinity: drop or repair those samples first")
 
 

@@ -23,11 +23,11 @@ def guided(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes differ, or ``scale`` is NaN or infinite.
+        ValueError: shapes differ, or ``scale`` is NaN or infinite (on an accelerator, a tensor is not read).
     """
     checks.samples(cond=cond, uncond=uncond)
     dtype = working_dtype(cond, uncond)
     weight = checks.one_per_sample("scale", scale, cond).to(dtype)
-    checks.all_finite("scale", weight)
+    checks.all_finite("scale", scale)
     base = uncond.to(dtype)
     return (base + weight * (cond.to(dtype) - base)).to(cond.dtype)

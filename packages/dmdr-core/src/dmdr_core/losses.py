@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dmdr_core import checks
 from dmdr_core.precision import working_dtype
@@ -37,15 +39,17 @@ def dmd_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8
     checks.number("eps", eps, 0.0)
     dtype = working_dtype(x0, x0_real, x0_fake)
     x0, x0_real, x0_fake = x0.to(dtype), x0_real.to(dtype), x0_fake.to(dtype)
-    distance = (x0 - x0_real).abs().reshape(len(x0), -1).mean(dim=1).reshape(-1, *[1] * (x0.ndim - 1))
-    return torch.nan_to_num((x0_fake - x0_real) / (distance + eps), nan=0.0, posinf=math.inf, neginf=-math.inf)
+    distance = (x0 - x0_real).abs_().reshape(len(x0), -1).mean(dim=1).reshape(-1, *[1] * (x0.ndim - 1))
+    # In place: each further copy of the samples would cost as much time as the arithmetic.
+    return (x0_fake - x0_real).div_(distance + eps).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
 def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, weight: Tensor | None = None) -> Tensor:
     """Return the scalar whose gradient with respect to ``x0`` is ``w · dmd_gradient(...) / numel``.
 
     ``½ mean w (x0 - sg(x0 - g))²``, sg the stop-gradient; its value is ``½ mean w g²`` (DMD, arXiv 2311.18828; DMDR,
-    arXiv 2511.13649). No gradient reaches ``x0_real``, ``x0_fake`` and ``weight``.
+    arXiv 2511.13649). No gradient reaches ``x0_real``, ``x0_fake`` and ``weight``. A second
+    derivative raises a RuntimeError.
 
     Args:
         x0: generated samples, ``[B, ...]``, with gradient.
@@ -61,10 +65,9 @@ def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, we
         TypeError: an argument is of the wrong kind.
         ValueError: shapes differ, or ``eps`` is negative or not finite.
     """
-    gradient = dmd_gradient(x0, x0_real, x0_fake, eps)
-    x0 = x0.to(gradient.dtype)
-    # x0 - sg(x0) first: it is exactly zero, so a small g is not rounded away against a large x0.
-    return 0.5 * _weighted(((x0 - x0.detach()) + gradient).square(), weight).mean()
+    direction = dmd_gradient(x0, x0_real, x0_fake, eps)
+    factors = None if weight is None else _factors(weight, direction)
+    return _HalfSquare.apply(x0, direction, factors)
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -87,14 +90,33 @@ def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = N
     """
     checks.samples(prediction=prediction, target=target)
     dtype = working_dtype(prediction, target)
-    return _weighted((prediction.to(dtype) - target.detach().to(dtype)).square(), weight).mean()
+    errors = (prediction.to(dtype) - target.detach().to(dtype)).square()
+    return (errors if weight is None else errors * _factors(weight, errors)).mean()
 
 
-def _weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
-    """Multiply the errors ``[B, ...]`` of each sample by its weight ``[B]``."""
-    if weight is None:
-        return errors
+class _HalfSquare(torch.autograd.Function):
+    """``½ mean w u²``, ``u = x0 - sg(x0 - g)``, as one step of autograd that keeps only ``u``."""
+
+    @staticmethod
+    def forward(ctx: Any, x0: Tensor, direction: Tensor, factors: Tensor | None) -> Tensor:
+        # u equals g where x0 is finite, and is NaN elsewhere. x0 - g itself would round a small g away.
+        u = direction.add_(x0.to(direction.dtype), alpha=0)
+        ctx.dtype = x0.dtype
+        ctx.save_for_backward(u, factors)
+        squares = u.square()
+        return 0.5 * (squares if factors is None else squares.mul_(factors)).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        u, factors = ctx.saved_tensors
+        each = slope / u.numel()
+        return (u * (each if factors is None else each * factors)).to(ctx.dtype), None, None
+
+
+def _factors(weight: Tensor, errors: Tensor) -> Tensor:
+    """Return the weight ``[B]`` of each sample, shaped to multiply its errors, ``[B, ...]``."""
     checks.floating("weight", weight)
     if weight.shape != errors.shape[:1]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: give one weight for each of {len(errors)} samples")
-    return errors * weight.detach().to(errors.dtype).reshape(-1, *[1] * (errors.ndim - 1))
+    return weight.detach().to(errors.dtype).reshape(-1, *[1] * (errors.ndim - 1))

@@ -17,7 +17,8 @@ working precision, so that the difference of two x0 predictions is not lost in r
 rounds 0.626 to 0.625, and this module cannot undo that.
 
 Errors, in every method: ``TypeError`` for a tensor or a time of the wrong kind, ``ValueError`` for shapes that differ,
-a time tensor that is neither ``[]`` nor ``[B]``, and a time out of range or NaN.
+a time tensor that is neither ``[]`` nor ``[B]``, and a time out of range or NaN. The values of a time tensor on an
+accelerator are not read.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ A ``generator`` argument is one of
 - a sequence of ``torch.Generator``, one per sample: sample i depends on generator i alone, so a draw does not depend on
   how a batch is split over processes or accumulation steps.
 
-Noise is drawn on the generator's own device in float32 (float64 if requested), then moved and cast. A run in bf16
-therefore gets the rounded noise of the run in float32.
+Noise is drawn on the generator's own device in float32 (float64 if requested), then moved, without a wait for the
+device, and cast. A run in bf16 therefore gets the rounded noise of the run in float32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dmdr_core import checks
+from dmdr_core.devices import on_device
 from dmdr_core.precision import working_dtype
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
@@ -72,7 +73,7 @@ def draw_batch(
         drawn = draw(batch, generator, generator.device)
     else:
         drawn = torch.cat([draw(1, one, one.device) for one in _one_per_sample(generator, batch)])
-    return drawn if device is None else drawn.to(device)
+    return drawn if device is None else on_device(drawn, device)
 
 
 def _one_per_sample(generators: Sequence[torch.Generator], batch: int) -> Sequence[torch.Generator]:

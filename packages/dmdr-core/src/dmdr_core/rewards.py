@@ -1,7 +1,7 @@
 """Reward terms: one number per picture in, one number per picture out. Higher rewards are better.
 
-Rewards are ``[B]`` and finite; a NaN is an error, since it would otherwise spread into the weights. Arithmetic is in
-float32, or in float64 if an input is float64.
+Rewards are ``[B]`` and finite; a NaN is an error, since it would otherwise spread into the weights. On an accelerator
+their values are not read, and a NaN stays a NaN. Arithmetic is in float32, or in float64 if an input is float64.
 """
 
 from __future__ import annotations

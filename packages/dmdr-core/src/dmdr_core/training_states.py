@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dmdr_core import checks
+from dmdr_core.devices import on_device
 from dmdr_core.grid import Grid
 from dmdr_core.process import Process
 from dmdr_core.randomness import Generators, randn
@@ -129,7 +130,7 @@ def _checked(grid: Grid, noise: Tensor, chosen: Tensor, mode: str) -> Tensor:
 
 
 def _moved(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.device, non_blocking=True)
+    return on_device(values, like.device)
 
 
 def _pick(generator: Generators, rows: Tensor) -> Generators:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from dmdr_core.devices import on_device
 
 from dmdr_models.families.protocols import Condition
 
@@ -27,7 +28,7 @@ class ClassLabels:
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             raise ValueError(f"class label {int(wrong[0])} is out of range; valid are 0 to {self.num_classes - 1}")
-        return {"class_labels": labels.long().to(self.device)}
+        return {"class_labels": on_device(labels.long(), self.device)}
 
     def null_condition(self, batch: int) -> Condition:
         return {"class_labels": torch.full((batch,), self.num_classes, device=self.device)}

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dmdr_core.devices import on_device
 from torch import Tensor
 
 from dmdr_models.families.protocols import Condition
+from dmdr_models.families.visit_device import visit
 from dmdr_models.folder.layout import Layout
 from dmdr_models.folder.read_parts import load_text_encoder
 
@@ -103,12 +105,8 @@ class TextEncoders(ABC):
         tokens = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
-        if self.offload:
-            encoder.to(self.device)
-        output = encoder(tokens.to(self.device), **options)
-        if self.offload:
-            encoder.to("cpu")
-        return output
+        tokens = on_device(tokens, self.device)
+        return visit(encoder, self.device, tokens, **options) if self.offload else encoder(tokens, **options)
 
     def clip(self, encoder: Any, tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """A CLIP's first output, which is pooled if the CLIP has a projection, and its states before the last layer."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dmdr_core.devices import on_device
 
 from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families.latent_family import LatentFamily
@@ -54,7 +55,7 @@ class TextFamily(LatentFamily, ABC):
     def condition(self, prompts: Sequence[Any]) -> Condition:
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts must be a list of texts, got {prompts!r}")
-        return {name: value.to(self.device) for name, value in self.text(prompts).items()}
+        return {name: on_device(value, self.device) for name, value in self.text(prompts).items()}
 
     def use_empty_text(self) -> None:
         """Do nothing: the unconditional prediction is that of the empty text, unless a family says otherwise."""

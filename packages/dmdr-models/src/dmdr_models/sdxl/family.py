@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from dmdr_core import TimestepGrid, VariancePreserving
+from dmdr_core.devices import on_device
 from torch import Tensor
 
 from dmdr_models.base.picture_size import Resolution
@@ -104,10 +105,10 @@ class SDXL(TextFamily):
         return {name: torch.zeros_like(value) for name, value in null.items()}
 
 
-@cache  # on a GPU, a new tensor would have to wait for the work before it
+@cache
 def time_ids(height: int, width: int, device: torch.device) -> Tensor:
     """What the UNet is told of the picture's size: original size, crop from top left, target size; `[1, 6]` int64.
 
     They are whole numbers, which no engine rounds to its own precision.
     """
-    return torch.tensor([[height, width, 0, 0, height, width]], device=device)
+    return on_device(torch.tensor([[height, width, 0, 0, height, width]]), device)

@@ -1,5 +1,6 @@
 """Make a DeepSpeed engine with AdamW, a learning rate schedule, and a check for gradients that are not finite."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmdr_train.distributed.deepspeed_internals import check_by_norm
 from dmdr_train.distributed.master_weights import start_masters
 from dmdr_train.recipe.schema import Optim, Optimizer
 
@@ -24,22 +26,25 @@ def make_engine(
         offload: keep the optimizer's state on the CPU.
     """
     plain = optim.zero_stage == 0 and optim.precision == "fp32"  # DeepSpeed then does not wrap the optimizer
-    optimizer = adamw(optim.eight_bit, plain)(
+    fused = {} if optim.eight_bit or offload or device.type == "cpu" else {"fused": True}
+    optimizer = adamw(optim.eight_bit, optim.clip if plain else None)(
         [p for p in network.parameters() if p.requires_grad],
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        **fused,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(settings, updates))
     config: dict[str, Any] = {
         "train_batch_size": optim.batch_size,
         "train_micro_batch_size_per_gpu": optim.batch_size // dist.get_world_size() // optim.accumulation,
         "gradient_accumulation_steps": optim.accumulation,
-        "gradient_clipping": optim.clip,
+        "gradient_clipping": 0.0 if plain else optim.clip,
         "zero_optimization": {"stage": optim.zero_stage, "reduce_scatter": device.type != "cpu"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # would wait for the device around every call
     }
     if offload:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
@@ -51,6 +56,7 @@ def make_engine(
         model=network, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
     )
     start_masters(engine, exact)
+    check_by_norm(engine)
     return engine
 
 
@@ -63,11 +69,11 @@ def exact_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.to("cpu", copy=True) for name, p in trained.items() if p.dtype == torch.float32}
 
 
-def adamw(eight_bit: bool, careful: bool = False) -> Any:
+def adamw(eight_bit: bool, clip: float | None = None) -> Any:
     """Return the class of the optimizer.
 
     Args:
-        careful: return a subclass that itself skips steps with gradients that are not finite.
+        clip: return a subclass that itself clips gradients to this norm, and skips steps in which it is not finite.
     """
     if eight_bit:
         import bitsandbytes
@@ -75,17 +81,21 @@ def adamw(eight_bit: bool, careful: bool = False) -> Any:
         kind = bitsandbytes.optim.AdamW8bit
     else:
         kind = torch.optim.AdamW
-    return type("Careful" + kind.__name__, (SkipsNotFinite, kind), {}) if careful else kind
+    return kind if clip is None else type("Clipped" + kind.__name__, (Clips, kind), {"clip": clip})
 
 
-class SkipsNotFinite:
-    """Skips a step if its gradients are not finite, as DeepSpeed's own optimizers do, and reports this to DeepSpeed."""
+class Clips:
+    """Clips gradients by their norm, and skips a step in which it is not finite, as DeepSpeed's own optimizers do.
 
+    DeepSpeed reads `overflow`, which says whether the last step was skipped.
+    """
+
+    clip: float
     overflow = False
 
     def step(self, closure: Any = None) -> Any:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]  # type: ignore[attr-defined]
-        self.overflow = not all(torch.stack([g.isfinite().all() for g in gradients]).tolist())
+        trained = [p for group in self.param_groups for p in group["params"]]  # type: ignore[attr-defined]
+        self.overflow = not math.isfinite(nn.utils.clip_grad_norm_(trained, self.clip).item())
         return None if self.overflow else super().step(closure)  # type: ignore[misc]
 
 

@@ -6,7 +6,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from dmdr_train.base.errors import UserError
-from dmdr_train.recipe.schema import Run
+from dmdr_train.recipe.schema import Optim, Run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,3 +32,9 @@ def choose_device(run: Run, precision: str, eight_bit: bool = False) -> torch.de
             raise UserError("optim.eight_bit", "true needs a GPU and there is none here; set it to false")
         return torch.device("cpu")
     return torch.device(found, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def allow_tf32(optim: Optim, device: torch.device) -> None:
+    """Let a GPU multiply float32 matrices in TF32, if the recipe says so. On a CPU nothing changes."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if optim.tf32 else "highest")

@@ -28,11 +28,14 @@ class DistributionMatching(Objective):
     Section = DistributionMatchingSection
     needs = frozenset({"fake_score"})
 
-    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
+    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
         from dmdr_core import dmd_loss
 
         at = guide.renoise(sample)
         fake, real = guide.fake(sample, at), guide.real(sample, at)
-        silenced = (real.isnan() | fake.isnan()).flatten(1).any(dim=1).float().mean().item()
-        values = {"teacher_scale": guide.teacher_scale(sample.step), f"silenced/{self.name}": silenced}
+        silenced = (real.isnan() | fake.isnan()).flatten(1).any(dim=1).float().mean()
+        values: dict[str, Tensor | float] = {
+            "teacher_scale": guide.teacher_scale(sample.step),
+            f"silenced/{self.name}": silenced,
+        }
         return dmd_loss(sample.x0, real, fake), values

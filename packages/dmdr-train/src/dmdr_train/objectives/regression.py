@@ -49,5 +49,5 @@ class Regression(Objective):
         super().__init__(settings, name, reward)
         self.distance = settings.distance.make()
 
-    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
+    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
         return self.distance(sample), {}

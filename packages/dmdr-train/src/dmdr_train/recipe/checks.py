@@ -37,6 +37,7 @@ def check(recipe: Sections) -> None:
     check_backbone(recipe)
     check_quantize(recipe)
     check_start(recipe)
+    check_precision(recipe)
     check_keeping(recipe)
     check_watch(recipe)
 
@@ -146,6 +147,13 @@ def check_backbone(recipe: Sections) -> None:
         raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
     if recipe.model.generator is not None:
         raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+
+def check_precision(recipe: Sections) -> None:
+    """Check that TF32 has something to do."""
+    optim = recipe.optim
+    if optim.tf32 and optim.precision != "fp32":
+        raise ValueError(f"optim.tf32: true has no effect with optim.precision {optim.precision}; use false")
 
 
 def check_start(recipe: Sections) -> None:

@@ -15,6 +15,7 @@ from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import make_prompts
 from dmdr_train.distributed.collectives import agreed, mean_over_processes
 from dmdr_train.distributed.deepspeed_engine import make_engine
+from dmdr_train.distributed.device import allow_tf32
 from dmdr_train.objectives.from_recipe import make_objectives
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.guide import Guide
@@ -30,6 +31,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     Args:
         resumed: a checkpoint will be loaded, whose networks take the place of those of `run.init_from`.
     """
+    allow_tf32(settings.optim, device)
     family = load_family(settings)
     objectives = make_objectives(settings, family, device)  # first: their mistakes are found before networks are read
     open_decoder(settings, family)

@@ -68,8 +68,10 @@ class Objective(ABC):
         self.weight = Weight(settings)
 
     @abstractmethod
-    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, float]]":
-        """The unweighted loss, a scalar, and values to log by their names.
+    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
+        """The unweighted loss, a scalar, and values to log by their names: scalar tensors, without graph, or numbers.
+
+        An objective should not read a tensor, for example by `item()`: the CPU would wait for the device.
 
         The trainer takes the loss's gradients at `sample.x0` and at `sample.pictures`, which begin a graph of their
         own. It takes those at the pictures through the decoder, and sends the weighted sum of all objectives' gradients

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from dmdr_core import authors_states, randn, rollout, visited_states
+from dmdr_core.devices import on_device
 from dmdr_core.rollouts import MODES
 from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor
@@ -168,7 +169,7 @@ class Rollouts:
 
     def _times(self, positions: Tensor) -> Tensor:
         """The grid's times at some positions, `[B]`, on the device."""
-        return self.grid.times[positions].to(self.device, non_blocking=True)
+        return on_device(self.grid.times[positions], self.device)
 
     def start(self, draws: Draws, needs: Collection[str] = ()) -> Start:
         """Where samples start: at pairs while an objective needs them, otherwise at fresh noise."""
@@ -201,7 +202,7 @@ class Rollouts:
         fresh = sample.draws.each("next_state")
         moved = step(process, sample.x_t, prediction, sample.t, sample.t_next, fresh)
         last = (chosen == self.grid.num_steps - 1).reshape(-1, *[1] * (moved.ndim - 1))
-        return torch.where(last.to(moved.device, non_blocking=True), sample.x0.detach().to(moved.dtype), moved)
+        return torch.where(on_device(last, moved.device), sample.x0.detach().to(moved.dtype), moved)
 
 
 def stratified_position(first: int, index: int, steps: int) -> int:
@@ -218,4 +219,4 @@ def stratified_position(first: int, index: int, steps: int) -> int:
 def _pick(walk: Tensor, positions: Tensor) -> Tensor:
     """Of `[N, B, …]`, each sample at its own position: `[B, …]`."""
     rows = torch.arange(len(positions))
-    return walk[positions.to(walk.device, non_blocking=True), rows.to(walk.device, non_blocking=True)]
+    return walk[on_device(positions, walk.device), on_device(rows, walk.device)]

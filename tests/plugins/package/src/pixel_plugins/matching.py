@@ -16,9 +16,9 @@ class WeightedMatching(Objective):
     Section = WeightedMatchingSection
     needs = frozenset({"fake_score"})
 
-    def __call__(self, sample: Sample, guide: Guide) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, sample: Sample, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         at = guide.renoise(sample)
         fake, real = guide.fake(sample, at), guide.real(sample, at)
         distance = (fake - real).abs().flatten(1).mean(dim=1) ** self.settings.power
         weight = distance / distance.mean()
-        return dmd_loss(sample.x0, real, fake, weight=weight), {f"largest_weight/{self.name}": weight.max().item()}
+        return dmd_loss(sample.x0, real, fake, weight=weight), {f"largest_weight/{self.name}": weight.max()}

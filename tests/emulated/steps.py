@@ -1,0 +1,111 @@
+"""Training steps on the device: how often the CPU waits for it, and that the fused AdamW resumes exactly.
+
+No backward pass may run in this process itself; it forks a process for every case.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import emulated
+import pytest
+import torch
+from dmdr_train.distributed.deepspeed_engine import make_engine
+from dmdr_train.distributed.deepspeed_internals import gathered, load_engine, save_engine
+from dmdr_train.distributed.process_group import start_processes
+from dmdr_train.recipe.schema import Optim, Optimizer, Recipe
+from dmdr_train.run.build import build
+from mix_ups import folder, of_labels, of_texts
+from torch import Tensor, nn
+
+__all__ = ["folder"]
+
+
+def in_a_fork(function: Callable[..., Any], *given: Any) -> Any:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, given)
+
+
+def device() -> torch.device:
+    made = torch.device(emulated.NAME, 0)
+    start_processes(made)
+    return made
+
+
+def counted(recipe: dict[str, Any]) -> dict[str, int]:
+    """Take four steps of a recipe; return the waits of the last one, by module."""
+    trainer = build(Recipe.model_validate(recipe), device())
+    for _ in range(4):
+        emulated.waiting.clear()
+        trainer.train_step()
+    return dict(emulated.waiting)
+
+
+OF_A_ROLLOUT = {"dmdr_core.training_states": 8, "dmdr_train.training.rollouts": 4, "dmdr_train.training.guide": 1}
+LABELS = OF_A_ROLLOUT | {
+    "dmdr_train.training.trainer": 9,
+    "dmdr_train.distributed.deepspeed_engine": 2,  # is the norm of the gradients finite? once per update
+    "dmdr_train.objectives.guarded_scores": 1,  # can the reward see these pictures?
+    "dmdr_rewards.pictures.images": 1,
+    "dmdr_rewards.pictures.preprocess": 2,
+    "dmdr_rewards.prompts.labels": 1,
+}
+TEXTS = OF_A_ROLLOUT | {
+    "dmdr_train.training.trainer": 4,
+    "deepspeed.runtime.utils": 6,
+    "deepspeed.runtime.zero.stage_1_and_2": 2,
+}
+
+
+def test_the_waits_of_a_step_with_a_reward(folder: Path) -> None:
+    """Before they were counted there were 70."""
+    assert in_a_fork(counted, of_labels(folder)) == LABELS
+
+
+def test_the_waits_of_a_step_with_text_encoders(folder: Path) -> None:
+    """In bf16 with ZeRO 2 and offloaded text encoders; before they were counted there were 435."""
+    recipe = of_texts(folder)
+    recipe["optim"] = {**recipe["optim"], "precision": "bf16", "zero_stage": 2}
+    recipe["memory"] = {"offload_text_encoders": True}
+    assert in_a_fork(counted, recipe) == TEXTS
+
+
+def resumed(checkpoint: Path, stage: int, precision: str) -> tuple[bool, list[Tensor], list[Tensor]]:
+    """Take four steps at once, and again with a checkpoint in the middle; return both weights."""
+    where = device()
+    settings = Optimizer(lr=0.02)
+    optim = Optim(batch_size=2, generator=settings, fake_score=settings, zero_stage=stage, precision=precision)
+
+    def made() -> Any:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).to(where)
+        return make_engine(network, optim, settings, 9, where)
+
+    def steps(engine: Any, *numbers: int) -> None:
+        for number in numbers:
+            x = torch.randn(2, 3, generator=torch.Generator().manual_seed(number))
+            x = x.to(where, next(engine.module.parameters()).dtype)
+            engine.backward(engine(x).float().square().mean())
+            engine.step()
+
+    def weights(engine: Any) -> list[Tensor]:
+        parameters = list(engine.module.parameters())
+        with gathered(parameters):
+            return [parameter.detach().float().cpu() for parameter in parameters]
+
+    whole, first, second = made(), made(), made()
+    steps(whole, 0, 1, 2, 3)
+    steps(first, 0, 1)
+    (checkpoint / "two").mkdir()
+    save_engine(first, checkpoint, "two", torch.save)
+    load_engine(second, checkpoint, "two", lambda path, *_, **__: torch.load(path, weights_only=False))
+    steps(second, 2, 3)
+    return bool(second.optimizer.param_groups[0]["fused"]), weights(whole), weights(second)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "bf16"), (2, "bf16")])
+def test_the_fused_optimizer_resumes_exactly(tmp_path: Path, stage: int, precision: str) -> None:
+    fused, whole, parts = in_a_fork(resumed, tmp_path, stage, precision)
+    assert fused
+    assert all(map(torch.equal, whole, parts))
