@@ -34,25 +34,24 @@ def device() -> torch.device:
 
 
 def counted(recipe: dict[str, Any]) -> dict[str, int]:
-    """Take four steps of a recipe; return the waits of the last one, by module."""
+    """Take two steps of a recipe; return the waits of the second, by module."""
     trainer = build(Recipe.model_validate(recipe), device())
-    for _ in range(4):
+    for _ in range(2):
         emulated.waiting.clear()
         trainer.train_step()
     return dict(emulated.waiting)
 
 
-OF_A_ROLLOUT = {"dmdr_core.training_states": 8, "dmdr_train.training.rollouts": 4, "dmdr_train.training.guide": 1}
-LABELS = OF_A_ROLLOUT | {
-    "dmdr_train.training.trainer": 9,
+LABELS = {
+    "dmdr_train.training.trainer": 1,  # the values to log, in one transfer
     "dmdr_train.distributed.deepspeed_engine": 2,  # is the norm of the gradients finite? once per update
     "dmdr_train.objectives.guarded_scores": 1,  # can the reward see these pictures?
     "dmdr_rewards.pictures.images": 1,
     "dmdr_rewards.pictures.preprocess": 2,
     "dmdr_rewards.prompts.labels": 1,
 }
-TEXTS = OF_A_ROLLOUT | {
-    "dmdr_train.training.trainer": 4,
+TEXTS = {
+    "dmdr_train.training.trainer": 1,
     "deepspeed.runtime.utils": 6,
     "deepspeed.runtime.zero.stage_1_and_2": 2,
 }
@@ -64,7 +63,7 @@ def test_the_waits_of_a_step_with_a_reward(folder: Path) -> None:
 
 
 def test_the_waits_of_a_step_with_text_encoders(folder: Path) -> None:
-    """In bf16 with ZeRO 2 and offloaded text encoders; before they were counted there were 435."""
+    """In bf16 with ZeRO 2 and offloaded text encoders; before they were counted there were 381."""
     recipe = of_texts(folder)
     recipe["optim"] = {**recipe["optim"], "precision": "bf16", "zero_stage": 2}
     recipe["memory"] = {"offload_text_encoders": True}
@@ -104,7 +103,7 @@ def resumed(checkpoint: Path, stage: int, precision: str) -> tuple[bool, list[Te
     return bool(second.optimizer.param_groups[0]["fused"]), weights(whole), weights(second)
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "bf16"), (2, "bf16")])
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "bf16")])
 def test_the_fused_optimizer_resumes_exactly(tmp_path: Path, stage: int, precision: str) -> None:
     fused, whole, parts = in_a_fork(resumed, tmp_path, stage, precision)
     assert fused
