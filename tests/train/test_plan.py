@@ -10,17 +10,16 @@ import pytest
 import torch
 from dmdr_train import cli
 from dmdr_train.planning import counting
-from dmdr_train.planning.costs import Costs, Role, costs_of
+from dmdr_train.planning.costs import Costs, Role, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
 from dmdr_train.planning.memory import memory, sent_bytes
 from dmdr_train.planning.meta_models import models_of
 from dmdr_train.planning.plan import make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
-from dmdr_train.recipe.load import BUILT_IN, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
-from torch import Tensor, nn
+from torch import nn
 
 CPU = torch.device("cpu")
 RecipeMaker = Callable[..., Recipe]
@@ -117,9 +116,18 @@ def test_a_backward_pass_holds_what_autograd_saves() -> None:
     assert (found.forward, found.backward) == (2 * 2 * 4 * 8 * 8, 3 * 2 * 4 * 8 * 8)
 
 
+def test_a_deep_network_is_counted_from_few_blocks(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    from dmdr_models import tiny
+
+    settings = make_recipe(model__path=str(tiny.sit(tmp_path / "deep", depth=7)))
+    with models_of(settings) as models:
+        whole = counted(settings, models, {}, [])
+    assert costs_of(settings) == whole
+
+
 MATCHING = {"kind": "distribution_matching"}
 COSTS = Costs(
-    rollout=Cost(10), generator=Cost(10, 20), fake_score=Cost(10, 20, peak=5), teacher=Cost(10), decoder=Cost(0),
+    generator=Cost(10, 20), fake_score=Cost(10, 20, peak=5), teacher=Cost(10), decoder=Cost(0),
     rewards={}, texts=0, roles={"generator": Role(1000, 1000, 0), "fake_score": Role(1100, 100, 2000)},
 )  # fmt: skip
 

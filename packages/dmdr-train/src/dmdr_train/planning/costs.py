@@ -1,17 +1,20 @@
 """What each part of a recipe's step costs for one sample, counted once on the meta device."""
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of
-from dmdr_train.planning.meta_models import Models, empty, models_of
+from dmdr_train.planning.meta_models import Models, depth_of, empty, models_of
 from dmdr_train.planning.meta_rewards import RewardCost, lpips_cost, reward_cost
 from dmdr_train.planning.schedule import is_lpips
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
+
+FEW, DEEP = 2, 6
+"""Blocks that are counted, and the depth above which a network is not counted whole."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,6 @@ class Costs:
     """The costs of one sample, and sizes.
 
     Attributes:
-        rollout: forward pass of the generator.
         generator: forward and backward passes of the generator.
         fake_score: forward and backward passes of the fake score.
         teacher: forward pass of the teacher.
@@ -39,7 +41,6 @@ class Costs:
         unknown: rewards that could not be counted.
     """
 
-    rollout: Cost
     generator: Cost
     fake_score: Cost
     teacher: Cost
@@ -53,31 +54,53 @@ class Costs:
 def costs_of(settings: Recipe) -> Costs:
     """Count the parts of a recipe.
 
+    A deep network of equal blocks is counted with two and with four of them. Every cost is linear in their number, and
+    two suffice for what the first and the last block do otherwise than the others.
+
     Raises:
         UserError: the sizes of a model are not known, or the recipe does not go with it.
     """
-    with models_of(settings) as models:
-        generator, fake_score = models.networks
-        trained = cost(lambda: models.predict(generator, 1), generator.parameters(), backward=True)
-        learned = cost(
-            lambda: models.predict(fake_score, 1, lora_scale=settings.guidance.fake_scale),
-            fake_score.parameters(),
-            backward=True,
-        )
-        teacher = cost(lambda: models.predict(fake_score, 1, lora_scale=0.0))
-        forward = Cost(trained.forward, 0, teacher.peak_forward, teacher.held, teacher.peak)
+    depth = depth_of(settings)
+    if depth is None or depth <= DEEP:
+        with models_of(settings) as models:
+            return counted(settings, models, *reward_costs(settings, models))
+    with models_of(settings, FEW) as models:
         rewards, unknown = reward_costs(settings, models)
-        return Costs(
-            rollout=forward,
-            generator=trained,
-            fake_score=learned,
-            teacher=teacher,
-            decoder=decoder_cost(settings, models),
-            rewards=rewards,
-            texts=sum(encoder_flops(encoder, length) for encoder, length in models.encoders),
-            roles=roles(settings, models, rewards),
-            unknown=unknown,
-        )
+        few = counted(settings, models, rewards, unknown)
+    with models_of(settings, 2 * FEW) as models:
+        twice = counted(settings, models, rewards, unknown)
+    return extended(few, twice, (depth - FEW) / FEW)
+
+
+def counted(settings: Recipe, models: Models, rewards: dict[int, RewardCost], unknown: list[str]) -> Costs:
+    """Count the parts of a recipe with these models."""
+    generator, fake_score = models.networks
+    trained = cost(lambda: models.predict(generator, 1), generator.parameters(), backward=True)
+    learned = cost(
+        lambda: models.predict(fake_score, 1, lora_scale=settings.guidance.fake_scale),
+        fake_score.parameters(),
+        backward=True,
+    )
+    return Costs(
+        generator=trained,
+        fake_score=learned,
+        teacher=cost(lambda: models.predict(fake_score, 1, lora_scale=0.0)),
+        decoder=decoder_cost(settings, models),
+        rewards=rewards,
+        texts=sum(encoder_flops(encoder, length) for encoder, length in models.encoders),
+        roles=roles(settings, models, rewards),
+        unknown=unknown,
+    )
+
+
+def extended(few: Costs, twice: Costs, times: float) -> Costs:
+    """The costs few + times · (twice − few)."""
+
+    def grown(a: Any, b: Any) -> Any:
+        return type(a)(*(x + round(times * (y - x)) for x, y in zip(astuple(a), astuple(b), strict=True)))
+
+    changed = {name: grown(getattr(few, name), getattr(twice, name)) for name in ("generator", "fake_score", "teacher")}
+    return replace(few, roles={name: grown(few.roles[name], twice.roles[name]) for name in few.roles}, **changed)
 
 
 def decoder_cost(settings: Recipe, models: Models) -> Cost:

@@ -80,22 +80,27 @@ def empty(*shape: int) -> Tensor:
 
 
 @contextmanager
-def models_of(settings: Recipe) -> Iterator[Models]:
+def models_of(settings: Recipe, depth: int | None = None) -> Iterator[Models]:
     """Build the models of a recipe on the meta device.
+
+    Args:
+        depth: number of the network's blocks, where they are all alike; None takes the model's own.
 
     Raises:
         UserError: the model is neither here nor well known, or the recipe does not go with it.
     """
     with tempfile.TemporaryDirectory() as folder, meta_weights():
-        yield build(settings, Path(folder))
+        yield build(settings, Path(folder), depth)
 
 
-def build(settings: Recipe, folder: Path) -> Models:
+def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
     """Build the models of a recipe from configs that are written into `folder`."""
     layout = registry.find(settings.model.family)
     own = configs(settings.model.path, layout)
     if own is None:
         raise UserError("model.path", unknown(settings.model.path))
+    if depth is not None:
+        own[layout.network_part] = own[layout.network_part] | {depth_key(own[layout.network_part]): depth}
     vae = settings.model.vae
     if vae is not None:
         found = part_configs(vae, {"": ()}) or known(vae)
@@ -160,6 +165,20 @@ def configs(path: str, layout: Layout) -> dict[str, dict[str, Any]] | None:
     """The configs of a model by part, from its folder or from the well-known ones; None if there is neither."""
     needed = {part: classes for part, classes in layout.parts.items() if part not in layout.text_encoders}
     return part_configs(path, needed) or known(path)
+
+
+def depth_key(config: Mapping[str, Any]) -> str:
+    """The name of the number of blocks in a network's config, if all blocks are alike; otherwise empty."""
+    if config.get("dual_attention_layers"):
+        return ""
+    return {"SD3Transformer2DModel": "num_layers", "SiTTransformer": "depth"}.get(config.get("_class_name", ""), "")
+
+
+def depth_of(settings: Recipe) -> int | None:
+    """The number of the network's blocks, if all are alike and the sizes are known."""
+    layout = registry.find(settings.model.family)
+    config = (configs(settings.model.path, layout) or {}).get(layout.network_part, {})
+    return config.get(depth_key(config))
 
 
 def part_configs(path: str, parts: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:

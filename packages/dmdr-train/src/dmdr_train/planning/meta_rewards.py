@@ -18,6 +18,7 @@ from dmdr_train.recipe.schema import Reward
 META = torch.device("meta")
 CLIPS = {"dfn-clip": "ViT-H-14", "hpsv2.1": "ViT-H-14", "pickscore": "ViT-H-14", "clip": "ViT-L-14"}
 SIDE, CONTEXT = 224, 77
+NOTHING = Cost(0)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RewardCost:
 
     parameters: int = 0
     weights: int = 0
-    image: Cost = Cost(0)
+    image: Cost = NOTHING
     text: int = 0
 
 

@@ -124,7 +124,7 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
     made, batch = calls(settings, stage), settings.optim.batch_size
     decoder = costs.decoder
     per_sample = {
-        "rollouts": made.rollout * costs.rollout.forward,
+        "rollouts": made.rollout * costs.generator.forward,
         "generator": made.generator * costs.generator.both,
         "fake score": made.fake_updates * costs.fake_score.both + made.fake_predictions * costs.fake_score.forward,
         "teacher": made.teacher * costs.teacher.forward,

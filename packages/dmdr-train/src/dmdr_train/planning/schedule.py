@@ -1,6 +1,7 @@
 """How often a step calls each network, from the recipe alone. Imports no torch."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dmdr_train.recipe.objective_kinds import needs
@@ -53,7 +54,7 @@ def stages(settings: Recipe) -> list[Stage]:
     cuts = {0, steps} | {edge for o in settings.objectives for edge in (o.start, o.stop or steps) if 0 < edge < steps}
     edges = sorted(cuts)
     found = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         active = tuple(o for o in settings.objectives if o.active(start))
         names = [name for name, o in zip(settings.names, settings.objectives, strict=True) if o.active(start)]
         found.append(Stage(" + ".join(names) or "nothing", stop - start, active))
