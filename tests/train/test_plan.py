@@ -4,12 +4,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from dmdr_train import cli
+from dmdr_train.monitoring.step_costs import StepCosts
 from dmdr_train.planning import counting
+from dmdr_train.planning.at_start import plan_lines
 from dmdr_train.planning.costs import Costs, Role, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
@@ -232,3 +235,26 @@ def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.C
     printed = capsys.readouterr().err
     assert printed.startswith(line)
     assert printed.count("\n") == 1
+
+
+def test_a_run_on_a_gpu_begins_with_its_plan(
+    make_recipe: RecipeMaker, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=150e9))
+    lines = plan_lines(make_recipe(model__path=str(model)), torch.device("cuda"), 1)
+    assert [line.split(":")[:2] for line in lines] == [["plan", " memory"], ["plan", " time"]]
+    assert "of 132.7 usable on each GPU: it fits" in lines[0]
+    assert plan_lines(make_recipe(model__path="no/such"), torch.device("cuda"), 1)[0].startswith("plan: none (UserErr")
+    assert plan_lines(make_recipe(model__path="no/such"), CPU, 1) == []
+
+
+def test_steady_seconds_leave_out_the_first_steps() -> None:
+    costs = StepCosts(CPU)
+    for seconds in (9.0, 9.0, 9.0):
+        costs.add(seconds)
+    assert costs.values() == {}
+    costs.add(1.0)
+    costs.add(2.0)
+    assert costs.values() == {"steady_seconds_per_step": 1.5}
+    assert costs.line() == ""
