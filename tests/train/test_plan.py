@@ -17,9 +17,10 @@ from dmdr_train.planning.costs import Costs, Role, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
 from dmdr_train.planning.memory import memory, sent_bytes
-from dmdr_train.planning.meta_models import models_of
-from dmdr_train.planning.plan import make_plan, step_flops
+from dmdr_train.planning.meta_models import depth_of, models_of
+from dmdr_train.planning.plan import USABLE, make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
+from dmdr_train.recipe.load import BUILT_IN, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 from torch import nn
@@ -258,3 +259,23 @@ def test_steady_seconds_leave_out_the_first_steps() -> None:
     costs.add(2.0)
     assert costs.values() == {"steady_seconds_per_step": 1.5}
     assert costs.line() == ""
+
+
+def test_sd35_large_needs_what_its_recipe_and_an_h200_say() -> None:
+    """The recipe's line `Needs:` is true, and the peak that docs/benchmarks.md has for batch 1 is met within 10 %."""
+    name = "sd35-large-cold-start"
+    settings = load_recipe(name)
+    costs = costs_of(settings)
+    header = re.search(r"Needs: +eight GPUs of (\d+) GB", (BUILT_IN / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert header
+    assert memory(settings, costs, world=8).total <= int(header[1]) * 1e9 * USABLE
+    alone = load_recipe(name, ["optim.batch_size=1", "optim.accumulation=1", "optim.eight_bit=false"])
+    found = memory(alone, costs, world=1)
+    assert (found.total - found.parts["text encoders"]) / 2**30 == pytest.approx(20.2, rel=0.1)
+    assert costs.roles["teacher"].parameters / 1e6 == pytest.approx(8057, rel=0.001)
+    assert depth_of(settings) == 38  # counting with fewer blocks leaves the table as it is
+
+
+def test_sit_xl_needs_what_an_h200_says() -> None:
+    settings = load_recipe("sit-xl-2-cold-start", ["optim.batch_size=64"])
+    assert memory(settings, costs_of(settings), world=1).total / 2**30 == pytest.approx(31.5, rel=0.1)

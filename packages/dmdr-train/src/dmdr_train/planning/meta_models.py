@@ -100,7 +100,8 @@ def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
     if own is None:
         raise UserError("model.path", unknown(settings.model.path))
     if depth is not None:
-        own[layout.network_part] = own[layout.network_part] | {depth_key(own[layout.network_part]): depth}
+        network = own[layout.network_part]
+        own = own | {layout.network_part: network | {depth_key(network): depth}}
     vae = settings.model.vae
     if vae is not None:
         found = part_configs(vae, {"": ()}) or known(vae)
