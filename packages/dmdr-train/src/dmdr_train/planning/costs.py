@@ -107,17 +107,17 @@ def decoder_cost(settings: Recipe, models: Models) -> Cost:
     """The cost of decoding the part of a latent that rewards see."""
     if models.vae is None or not any("reward" in needs(o) or is_lpips(o) for o in settings.objectives):
         return Cost(0)
-    channels, height, width = view(settings, models.family)
+    channels, height, width = view(settings, models)
     latent = empty(1, channels, height, width).requires_grad_(True)
     return cost(lambda: models.family.decode(latent), backward=True)
 
 
-def view(settings: Recipe, family: Any) -> tuple[int, int, int]:
+def view(settings: Recipe, models: Models) -> tuple[int, int, int]:
     """The shape of the latent that rewards see; see `dmdr_train.training.reward_view`."""
-    channels, height, width = family.latent_shape(*family.size)
+    channels, height, width = models.latent
     memory = settings.memory
     if memory.reward_crop is not None:
-        height = width = memory.reward_crop * height // family.size[0]
+        height = width = memory.reward_crop // models.pixels
     return channels, int(height * memory.reward_scale), int(width * memory.reward_scale)
 
 
@@ -134,9 +134,8 @@ def reward_costs(settings: Recipe, models: Models) -> tuple[dict[int, RewardCost
                 unknown.append(reward.name)
             found[i] = made or RewardCost()
         elif is_lpips(section):
-            _, height, width = view(settings, models.family)
-            factor = models.family.size[0] // models.family.latent_shape(*models.family.size)[1]
-            found[i] = lpips_cost(height * factor, width * factor)
+            _, height, width = view(settings, models)
+            found[i] = lpips_cost(height * models.pixels, width * models.pixels)
     return found, unknown
 
 

@@ -48,6 +48,16 @@ class Models:
     vae: nn.Module | None
     encoders: list[tuple[nn.Module, int]]
 
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """The shape (C, h, w) of the latent of a sample."""
+        return self.family.latent_shape(*self.family.size)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per latent, along a side."""
+        return self.family.size[0] // self.latent[1]
+
     def condition(self, batch: int) -> Condition:
         """A condition of `batch` samples: labels, or embeddings of texts."""
         config, family = self.family.config, self.family
@@ -68,7 +78,7 @@ class Models:
 
     def predict(self, network: Any, batch: int, **named: Any) -> Tensor:
         """The prediction of a network for `batch` samples, as a step of the training asks for it."""
-        x = empty(batch, *self.family.latent_shape(*self.family.size))
+        x = empty(batch, *self.latent)
         t = empty(batch)
         if isinstance(self.family.process, VariancePreserving):
             t = t.long()
@@ -96,6 +106,8 @@ def models_of(settings: Recipe, depth: int | None = None) -> Iterator[Models]:
 def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
     """Build the models of a recipe from configs that are written into `folder`."""
     layout = registry.find(settings.model.family)
+    if layout.takes == "texts" and layout.name not in TEXT_ENCODERS:
+        raise UserError("model.family", f"the plan does not know the texts of {layout.name}; it knows sd3 and sdxl")
     own = configs(settings.model.path, layout)
     if own is None:
         raise UserError("model.path", unknown(settings.model.path))
@@ -153,10 +165,8 @@ def text_encoders(settings: Recipe, layout: Layout, family: Any) -> list[tuple[n
         if config is None:
             continue
         kind: Any = getattr(transformers, classes[0])
-        torch.set_default_dtype(family.dtype)
-        with META:
+        with META, default_dtype(family.dtype):
             encoder = kind(kind.config_class(**{k: v for k, v in config.items() if k != "_class_name"}))
-        torch.set_default_dtype(torch.float32)
         t5 = classes[0].startswith("T5")
         found.append((encoder.requires_grad_(False).eval(), family.max_tokens if t5 else CLIP_LENGTH))
     return found
@@ -221,15 +231,21 @@ def meta_weights() -> Iterator[None]:
         output_loading_info: bool = False,
         **_: Any,
     ) -> Any:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch_dtype)
-        try:
-            with META:
-                model = kind.from_config(kind.load_config(path, subfolder=subfolder))
-        finally:
-            torch.set_default_dtype(before)
+        with META, default_dtype(torch_dtype):
+            model = kind.from_config(kind.load_config(path, subfolder=subfolder))
         model = nn.Module.to(model, torch_dtype)
         return (model, {}) if output_loading_info else model
 
     with mock.patch.object(diffusers.ModelMixin, "from_pretrained", classmethod(from_pretrained)):
         yield
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new weights in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
