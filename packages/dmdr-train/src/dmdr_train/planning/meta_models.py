@@ -122,7 +122,7 @@ def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
         write(folder / "vae", found)
     write(folder / "model", own)
     planned = without_files(settings, str(folder / "model"), None if vae is None else str(folder / "vae"))
-    family = load_family(planned)
+    family: Any = load_family(planned)
     family.device = META
     with naming("memory"):
         decoder = getattr(family, "vae", None)

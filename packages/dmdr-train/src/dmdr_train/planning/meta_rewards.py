@@ -87,10 +87,11 @@ def class_label(reward: Reward, dtype: torch.dtype, checkpointing: bool) -> Rewa
     """Count the classifier in the reward's folder, or ViT-B/16 where there is none."""
     from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
 
-    here = reward.checkpoint is not None and (Path(reward.checkpoint) / "config.json").is_file()
-    config = (
-        AutoConfig.from_pretrained(reward.checkpoint, local_files_only=True) if here else ViTConfig(num_labels=1000)
-    )
+    place = Path(reward.checkpoint or "no checkpoint")
+    config: Any = ViTConfig()
+    config.num_labels = 1000
+    if (place / "config.json").is_file():
+        config = AutoConfig.from_pretrained(place, local_files_only=True)
     loader: Any = AutoModelForImageClassification
     model = loader.from_config(config)
     side = getattr(config, "image_size", None) or SIDE
