@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "dmdr_models": ("base", "folder", "networks", "families", "drawing", "sit", "sd3", "sdxl"),
     "dmdr_train": (
         "base", "problems", "recipe", "distributed", "data", "training", "objectives", "tracking", "checkpoint",
-        "evaluation", "monitoring", "reporting", "run", "commands",
+        "evaluation", "monitoring", "reporting", "planning", "run", "commands",
     ),
 }  # fmt: skip
 """The rooms of each package, from the ground up. A room imports from itself and from the rooms before it; a module

@@ -10,7 +10,8 @@ from typing import Any
 import gpu_check
 import pytest
 import torch
-from gpu import agreement, check, folders, measure, plan, rewards, shapes, table, weights, worker
+from dmdr_train.planning.model_configs import FOLDERS
+from gpu import agreement, check, folders, measure, plan, rewards, table, weights, worker
 
 CPU = torch.device("cpu")
 FAKES = """
@@ -193,7 +194,7 @@ def test_the_models_are_of_the_published_size(name: str, part: str, millions: fl
     from dmdr_models.sit.transformer import SiTTransformer
 
     folders.write_full(tmp_path, name)
-    kind = shapes.FOLDERS[name][part]["_class_name"]
+    kind = FOLDERS[name][part]["_class_name"]
     model: Any = SiTTransformer if kind == "SiTTransformer" else getattr(diffusers, kind)
     with torch.device("meta"):
         network = model.from_config(model.load_config(tmp_path, subfolder=part or None))

@@ -10,10 +10,10 @@ from dmdr_models import tiny
 from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash
 from dmdr_train.data.pairs import pairs_folder
 from dmdr_train.data.shard_folder import Made, ShardFolder
+from dmdr_train.planning.model_configs import FOLDERS
 from safetensors.torch import save_file
 from torch import nn
 
-from gpu import shapes
 from gpu.measure import Bench
 from gpu.weights import once, random_state, shapes_of
 
@@ -37,7 +37,7 @@ def model(bench: Bench, name: str) -> Path:
 
 
 def write_full(folder: Path, name: str) -> None:
-    for part, config in shapes.FOLDERS[name].items():
+    for part, config in FOLDERS[name].items():
         (folder / part).mkdir(parents=True, exist_ok=True)
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         (folder / part / file).write_text(json.dumps(config))

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import torch
 import torch.distributed as dist
 
 from dmdr_train.base.atomic_files import write_whole
@@ -30,6 +31,8 @@ from dmdr_train.distributed.shared_folder import check_shared
 from dmdr_train.distributed.signals import Signals
 from dmdr_train.monitoring import rules
 from dmdr_train.monitoring.measures import Look, Watch, compared, pooled_pixels
+from dmdr_train.monitoring.step_costs import StepCosts
+from dmdr_train.planning.at_start import plan_lines
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
@@ -65,6 +68,7 @@ def run(settings: Recipe, callbacks: Sequence[Tracker] = ()) -> None:
                 training = Run(settings, trainer, resume_from, signals, callbacks)
                 agreed(lambda: say(space(settings, trainer).check()))
                 agreed(lambda: say_cuts(settings, trainer))
+                agreed(lambda: say_plan(settings, device))
                 for lock in held:
                     sign(lock)  # not before: a run that is refused leaves everything as it was
                 training.carry_out()
@@ -173,6 +177,7 @@ class Run:
         steps = self.settings.run.steps
         ends = {end: stage for stage, end in self.settings.stages.items()}
         seconds, since, in_a_row = 0.0, self.trainer.step, 0
+        costs = StepCosts(self.trainer.device)
         self.results.show()  # what the run before may not have come to
         while self.trainer.step < steps:
             if self.trainer.step in ends:
@@ -183,12 +188,16 @@ class Run:
             in_a_row = in_a_row + 1 if self.skipped > skipped else 0
             step = self.trainer.step
             self.average.update(step)
-            seconds += time.perf_counter() - started
+            took = time.perf_counter() - started
+            seconds += took
+            costs.add(took)
+            if costs.line():
+                self.results.say(costs.line())
             if self.tracker:
                 self.tracker.advance()
             looked = self.look() if due(step, self.settings.watch.every) else {}
             if self.settings.logged(step):
-                times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since)}
+                times = {"train_seconds": seconds, "seconds_per_step": seconds / (step - since), **costs.values()}
                 self.log(step, {**logs, **self._engine_values(), **times, **looked})
             self.checkpoints.finish_if_written()
             ending = self.stopping.ending(in_a_row, self.history if looked else None)
@@ -291,6 +300,12 @@ def say_cuts(settings: Recipe, trainer: Trainer) -> None:
     if isinstance(prompts, TextPrompts | StreamedPrompts):
         for line in recipe_cuts(settings, trainer.family, prompts.texts):
             say(line)
+
+
+def say_plan(settings: Recipe, device: torch.device) -> None:
+    """Say what the run will cost, on a GPU."""
+    for line in plan_lines(settings, device, dist.get_world_size()):
+        say(line)
 
 
 def say(text: str) -> None:

@@ -1,5 +1,6 @@
-"""The published configurations of the models, as diffusers' folders hold them."""
+"""The published configurations of the well-known models, as diffusers' folders hold them."""
 
+from pathlib import Path
 from typing import Any
 
 from dmdr_models.sit.transformer import preset
@@ -85,11 +86,22 @@ TAESD: Config = {
     "latent_channels": 4,
     "scaling_factor": 1.0,
 }
-SIT_XL_2: Config = {"_class_name": "SiTTransformer", "sample_size": 32, "num_classes": 1000, **preset("SiT-XL/2")}
+SIT_XL_2: Config = {
+    "_class_name": "SiTTransformer",
+    "in_channels": 4,
+    "sample_size": 32,
+    "num_classes": 1000,
+    **preset("SiT-XL/2"),
+}
 
 FOLDERS: dict[str, dict[str, Config]] = {
     "sd3-medium": {"transformer": sd3(24), "vae": SD3_VAE, "scheduler": SD3_SCHEDULER},
     "sd35-large": {"transformer": sd3(38, qk_norm="rms_norm"), "vae": SD3_VAE, "scheduler": SD3_SCHEDULER},
+    "sd35-medium": {
+        "transformer": sd3(24, qk_norm="rms_norm", dual_attention_layers=list(range(13)), pos_embed_max_size=384),
+        "vae": SD3_VAE,
+        "scheduler": SD3_SCHEDULER,
+    },
     "sdxl-base": {
         "unet": UNET,
         "vae": autoencoder(latent_channels=4, scaling_factor=0.13025, sample_size=1024),
@@ -100,3 +112,51 @@ FOLDERS: dict[str, dict[str, Config]] = {
     "sd-vae-ft-ema": {"": autoencoder(latent_channels=4, scaling_factor=0.18215, sample_size=256)},
 }
 """Model folder -> its parts ("" for the folder itself) and their configs."""
+
+HUB_NAMES = {
+    "stabilityai/stable-diffusion-3-medium-diffusers": "sd3-medium",
+    "stabilityai/stable-diffusion-3.5-large": "sd35-large",
+    "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl-base",
+    "madebyollin/taesdxl": "taesdxl",
+    "stabilityai/sd-vae-ft-ema": "sd-vae-ft-ema",
+}
+"""The names in `FOLDERS` of models on the hub."""
+
+CLIP_L: Config = {
+    "_class_name": "CLIPTextModelWithProjection",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+CLIP_G: Config = {
+    **CLIP_L,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
+T5_XXL: Config = {
+    "_class_name": "T5EncoderModel",
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "vocab_size": 32128,
+}
+TEXT_ENCODERS: dict[str, dict[str, Config]] = {
+    "sd3": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL},
+    "sdxl": {"text_encoder": {**CLIP_L, "_class_name": "CLIPTextModel"}, "text_encoder_2": CLIP_G},
+}
+"""The text encoders of a family, by part."""
+
+
+def known(path: str) -> dict[str, Config] | None:
+    """The configs of a well-known model by part, by its name on the hub or the last part of a path; None if unknown."""
+    return FOLDERS.get(HUB_NAMES.get(path, Path(path).name))

@@ -1,0 +1,184 @@
+"""What each part of a recipe's step costs for one sample, counted once on the meta device."""
+
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of
+from dmdr_train.planning.meta_models import Models, depth_of, empty, models_of
+from dmdr_train.planning.meta_rewards import RewardCost, lpips_cost, reward_cost
+from dmdr_train.planning.schedule import is_lpips
+from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.schema import Recipe
+
+FEW, DEEP = 2, 6
+"""Blocks that are counted, and the depth above which a network is not counted whole."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """The size of a part: parameters, those that are trained, and bytes of all that are frozen."""
+
+    parameters: int
+    trained: int = 0
+    frozen: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of one sample, and sizes.
+
+    Attributes:
+        generator: forward and backward passes of the generator.
+        fake_score: forward and backward passes of the fake score.
+        teacher: forward pass of the teacher.
+        decoder: forward and backward passes of the decoder.
+        rewards: of each reward by its place in the recipe; LPIPS among them.
+        texts: operations of the text encoders for one text.
+        roles: sizes by role.
+        unknown: rewards that could not be counted.
+    """
+
+    generator: Cost
+    fake_score: Cost
+    teacher: Cost
+    decoder: Cost
+    rewards: dict[int, RewardCost]
+    texts: int
+    roles: dict[str, Role]
+    unknown: list[str] = field(default_factory=list)
+
+
+def costs_of(settings: Recipe) -> Costs:
+    """Count the parts of a recipe.
+
+    A deep network of equal blocks is counted with two and with four of them. Every cost is linear in their number, and
+    two suffice for what the first and the last block do otherwise than the others.
+
+    Raises:
+        UserError: the sizes of a model are not known, or the recipe does not go with it.
+    """
+    depth = depth_of(settings)
+    if depth is None or depth <= DEEP:
+        with models_of(settings) as models:
+            return counted(settings, models, *reward_costs(settings, models))
+    with models_of(settings, FEW) as models:
+        rewards, unknown = reward_costs(settings, models)
+        few = counted(settings, models, rewards, unknown)
+    with models_of(settings, 2 * FEW) as models:
+        twice = counted(settings, models, rewards, unknown)
+    return extended(few, twice, (depth - FEW) / FEW)
+
+
+def counted(settings: Recipe, models: Models, rewards: dict[int, RewardCost], unknown: list[str]) -> Costs:
+    """Count the parts of a recipe with these models."""
+    generator, fake_score = models.networks
+    trained = cost(lambda: models.predict(generator, 1), generator.parameters(), backward=True)
+    learned = cost(
+        lambda: models.predict(fake_score, 1, lora_scale=settings.guidance.fake_scale),
+        fake_score.parameters(),
+        backward=True,
+    )
+    return Costs(
+        generator=trained,
+        fake_score=learned,
+        teacher=cost(lambda: models.predict(fake_score, 1, lora_scale=0.0)),
+        decoder=decoder_cost(settings, models),
+        rewards=rewards,
+        texts=sum(encoder_flops(encoder, length) for encoder, length in models.encoders),
+        roles=roles(settings, models, rewards),
+        unknown=unknown,
+    )
+
+
+def extended(few: Costs, twice: Costs, times: float) -> Costs:
+    """The costs few + times · (twice − few)."""
+
+    def grown(a: Any, b: Any) -> Any:
+        return type(a)(*(x + round(times * (y - x)) for x, y in zip(astuple(a), astuple(b), strict=True)))
+
+    changed = {name: grown(getattr(few, name), getattr(twice, name)) for name in ("generator", "fake_score", "teacher")}
+    return replace(few, roles={name: grown(few.roles[name], twice.roles[name]) for name in few.roles}, **changed)
+
+
+def decoder_cost(settings: Recipe, models: Models) -> Cost:
+    """The cost of decoding the part of a latent that rewards see."""
+    if models.vae is None or not any("reward" in needs(o) or is_lpips(o) for o in settings.objectives):
+        return Cost(0)
+    channels, height, width = view(settings, models)
+    latent = empty(1, channels, height, width).requires_grad_(True)
+    return cost(lambda: models.family.decode(latent), backward=True)
+
+
+def view(settings: Recipe, models: Models) -> tuple[int, int, int]:
+    """The shape of the latent that rewards see; see `dmdr_train.training.reward_view`."""
+    channels, height, width = models.latent
+    memory = settings.memory
+    if memory.reward_crop is not None:
+        height = width = memory.reward_crop // models.pixels
+    return channels, int(height * memory.reward_scale), int(width * memory.reward_scale)
+
+
+def reward_costs(settings: Recipe, models: Models) -> tuple[dict[int, RewardCost], list[str]]:
+    """The rewards of the objectives by their place, and the names of rewards whose sizes are not known."""
+    found: dict[int, RewardCost] = {}
+    unknown = []
+    checkpointing = "rewards" in settings.memory.gradient_checkpointing
+    for i, section in enumerate(settings.objectives):
+        reward: Any = getattr(section, "reward", None)
+        if reward is not None and "reward" in needs(section):
+            made = reward_cost(f"objectives.{i}.reward", reward, checkpointing)
+            if made is None:
+                unknown.append(reward.name)
+            found[i] = made or RewardCost()
+        elif is_lpips(section):
+            _, height, width = view(settings, models)
+            found[i] = lpips_cost(height * models.pixels, width * models.pixels)
+    return found, unknown
+
+
+def encoder_flops(encoder: Any, length: int) -> int:
+    tokens = torch.empty(1, length, dtype=torch.long, device="meta")
+    return cost(lambda: encoder(input_ids=tokens)[0]).forward
+
+
+def roles(settings: Recipe, models: Models, rewards: dict[int, RewardCost]) -> dict[str, Role]:
+    """The sizes of generator, teacher and fake score, decoder, rewards and text encoders.
+
+    On a shared backbone the weights belong to the teacher, and the generator has its adapter alone.
+    """
+    found = {name: role(network) for name, network in models.networks._asdict().items()}
+    if settings.shares_backbone:
+        base: Any = models.networks.fake_score
+        adapters = found["generator"].trained + found["fake_score"].trained
+        frozen = bytes_of(base.base) - sum(bytes_trained(network) for network in models.networks)
+        found["teacher"] = Role(count_of(base.base) - adapters, 0, frozen)
+    if models.vae is not None:
+        found["decoder"] = role(models.vae)
+    if rewards:
+        sizes = shared_once(settings, rewards)
+        found["rewards"] = Role(sum(r.parameters for r in sizes), 0, sum(r.weights for r in sizes))
+    if models.encoders:
+        encoders = [encoder for encoder, _ in models.encoders]
+        found["text encoders"] = Role(count_of(*encoders), 0, bytes_of(*encoders))
+    return found
+
+
+def shared_once(settings: Recipe, rewards: dict[int, RewardCost]) -> list[RewardCost]:
+    """The rewards, each file once: objectives on the same weights share them."""
+    by_file = {}
+    for i, found in rewards.items():
+        reward: Any = getattr(settings.objectives[i], "reward", None)
+        by_file[getattr(reward, "checkpoint", None) or i] = found
+    return list(by_file.values())
+
+
+def role(network: nn.Module) -> Role:
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return Role(count_of(network), trained, bytes_of(network) - bytes_trained(network))
+
+
+def bytes_trained(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,187 @@
+"""The plan of a recipe: parameters, operations, memory, communication, time and cost, before anything is paid for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dmdr_train.base.errors import UserError
+from dmdr_train.planning.costs import Costs, Role, costs_of
+from dmdr_train.planning.gpus import GPU
+from dmdr_train.planning.memory import Memory, memory, sent_bytes
+from dmdr_train.planning.schedule import Stage, calls, stages
+from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.schema import Recipe
+
+USABLE = 0.95
+"""The share of a GPU's memory that a plan may fill; the CUDA context and fragments take the rest."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage: its steps, the operations of one step by part over the whole batch, and bytes and seconds per step."""
+
+    name: str
+    steps: int
+    flops: dict[str, float]
+    sent: int
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.flops.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a recipe on `gpus` GPUs of each of `nodes` machines.
+
+    Attributes:
+        micro_batch: samples that a GPU computes at once.
+        memory: the bytes on one GPU.
+        capacity: the bytes that one GPU offers.
+        switch: the override that helps most where memory does not suffice; empty if it does.
+        price: of a GPU for an hour, or None.
+        unknown: rewards of plug-ins that are not counted.
+    """
+
+    gpu: GPU
+    gpus: int
+    nodes: int
+    micro_batch: int
+    roles: dict[str, Role]
+    stages: list[StagePlan]
+    memory: Memory
+    capacity: int
+    switch: str
+    price: float | None
+    unknown: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.capacity
+
+    @property
+    def hours(self) -> float:
+        """Hours of training, without samples, evaluation and checkpoints."""
+        return sum(stage.steps * stage.seconds for stage in self.stages) / 3600
+
+    @property
+    def cost(self) -> float | None:
+        return None if self.price is None else self.hours * self.gpus * self.nodes * self.price
+
+
+def make_plan(
+    settings: Recipe,
+    gpu: GPU,
+    gpus: int = 1,
+    nodes: int = 1,
+    gpu_memory: float | None = None,
+    price: float | None = None,
+) -> Plan:
+    """Plan a recipe.
+
+    Args:
+        gpu_memory: of one GPU, in GB; None takes what the GPU has.
+
+    Raises:
+        UserError: the batch cannot be divided, or a model's sizes are not known.
+    """
+    world, optim = gpus * nodes, settings.optim
+    if optim.batch_size % (world * optim.accumulation):
+        raise UserError(
+            "--gpus",
+            f"optim.batch_size {optim.batch_size} does not divide into {world} GPUs x optim.accumulation "
+            f"{optim.accumulation}; give another number of GPUs, or set optim.accumulation",
+        )
+    costs = costs_of(settings)
+    capacity = int((gpu_memory if gpu_memory is not None else gpu.memory) * 1e9 * USABLE)
+    found = memory(settings, costs, world)
+    return Plan(
+        gpu,
+        gpus,
+        nodes,
+        optim.batch_size // (world * optim.accumulation),
+        costs.roles,
+        [stage_plan(settings, costs, stage, gpu, world) for stage in stages(settings)],
+        found,
+        capacity,
+        "" if found.total <= capacity else first_switch(settings, costs, world, capacity),
+        price,
+        costs.unknown,
+    )
+
+
+def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: int) -> StagePlan:
+    """The plan of one stage."""
+    flops = step_flops(settings, costs, stage)
+    seconds = sum(flops.values()) / world / gpu.rate(settings.optim.precision)
+    sent = sent_bytes(settings, costs, calls(settings, stage), world)
+    return StagePlan(stage.name, stage.steps, flops, sent, seconds)
+
+
+def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]:
+    """Operations of one step by part, over the whole batch: the mean over the random lengths of rollouts."""
+    made, batch = calls(settings, stage), settings.optim.batch_size
+    decoder = costs.decoder
+    per_sample = {
+        "rollouts": made.rollout * costs.generator.forward,
+        "generator": made.generator * costs.generator.both,
+        "fake score": made.fake_updates * costs.fake_score.both + made.fake_predictions * costs.fake_score.forward,
+        "teacher": made.teacher * costs.teacher.forward,
+        "decoder": (made.decodings + made.target_decodings) * decoder.forward
+        + made.decoding_backwards * decoder.backward,
+        "rewards": sum(reward_flops(settings, costs, i) for i in range(len(settings.objectives))
+                       if settings.objectives[i] in stage.objectives),
+        "text encoders": made.encodings * costs.texts,
+    }  # fmt: skip
+    return {name: float(batch * flops) for name, flops in per_sample.items() if flops}
+
+
+def reward_flops(settings: Recipe, costs: Costs, place: int) -> int:
+    """Operations of the reward of an objective for one sample, with the gradient at the picture."""
+    if place not in costs.rewards:
+        return 0
+    found = costs.rewards[place]
+    texts = 2 if "reward_of_texts" in needs(settings.objectives[place]) else 1  # SRPO compares two
+    return found.image.both + texts * found.text
+
+
+def first_switch(settings: Recipe, costs: Costs, world: int, capacity: int) -> str:
+    """The first switch that alone makes the recipe fit; otherwise the one that saves most."""
+    best, least = "", memory(settings, costs, world).total
+    for override, changed, recount in switches(settings, costs, world):
+        total = memory(changed, costs_of(changed) if recount else costs, world).total
+        if total <= capacity:
+            return override
+        if total < least:
+            best, least = override, total
+    return f"{best}, which alone is not enough" if best else "nothing: more or larger GPUs are needed"
+
+
+def switches(settings: Recipe, costs: Costs, world: int) -> Iterator[tuple[str, Recipe, bool]]:
+    """What saves memory, the cheapest in time first: override, changed recipe, and whether it changes costs."""
+    optim, kept = settings.optim, settings.memory
+    if "text encoders" in costs.roles and not kept.offload_text_encoders:
+        yield "memory.offload_text_encoders=true", with_memory(settings, offload_text_encoders=True), False
+    if world > 1 and optim.zero_stage < 2:
+        yield "optim.zero_stage=2", with_optim(settings, zero_stage=2), False
+    if not optim.eight_bit:
+        yield "optim.eight_bit=true", with_optim(settings, eight_bit=True), False
+    for parts in range(optim.accumulation + 1, optim.batch_size // world + 1):
+        if optim.batch_size % (world * parts) == 0:
+            yield f"optim.accumulation={parts}", with_optim(settings, accumulation=parts), False
+    if optim.zero_stage and not kept.offload_optimizer:
+        yield "memory.offload_optimizer=true", with_memory(settings, offload_optimizer=True), False
+    for part in ("network", "vae", "rewards"):
+        if part not in kept.gradient_checkpointing:
+            parts_now = [*kept.gradient_checkpointing, part]
+            name = f"memory.gradient_checkpointing=[{','.join(parts_now)}]"
+            yield name, with_memory(settings, gradient_checkpointing=parts_now), True
+
+
+def with_memory(settings: Recipe, **changes: Any) -> Recipe:
+    return settings.model_copy(update={"memory": settings.memory.model_copy(update=changes)})
+
+
+def with_optim(settings: Recipe, **changes: Any) -> Recipe:
+    return settings.model_copy(update={"optim": settings.optim.model_copy(update=changes)})
