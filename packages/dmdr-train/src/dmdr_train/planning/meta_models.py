@@ -130,8 +130,8 @@ def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
         family.save_memory("vae" in memory.gradient_checkpointing, memory.vae_tiling, memory.vae_slicing)
     with META:
         networks = make_networks(planned, family, META)
-    for network in networks:
-        nn.Module.to(network, META, DTYPES[settings.optim.precision])
+    for each in networks:
+        nn.Module.to(each, META, DTYPES[settings.optim.precision])
     return Models(family, networks, decoder, text_encoders(settings, layout, family))
 
 
