@@ -67,7 +67,7 @@ def unet() -> UNet2DConditionModel:
 
 def unet_inputs(rows: int, size: int) -> tuple[Tensor, ...]:
     noise = torch.Generator().manual_seed(rows)
-    latents = torch.randn(rows, 4, size, 8, generator=noise)
+    latents = torch.randn(rows, 4, size, 12, generator=noise)
     return latents, torch.rand(rows, generator=noise), torch.randn(rows, 3, 8, generator=noise)
 
 
@@ -140,14 +140,19 @@ def with_gradients(lora: LoRANetwork, inputs: tuple[Tensor, ...], scale: float) 
     ids=["sd3", "sdxl"],
 )
 def test_no_size_takes_a_graph_of_its_own(make: Any, make_inputs: Any, targets: Any, structures: int) -> None:
-    """One graph for the blocks of each structure; SD3's last block is another one."""
+    """One graph for the blocks of each structure; SD3's last block is another one.
+
+    Torch takes sizes that are equal in the first call, such as those of tokens and channels, for one and the same.
+    """
     (plain,), network = adapted(make(), targets, ("lora",)), make()
     (fast,) = adapted(network, targets, ("lora",))
     counter = compiled(network)
+    graphs = []
     for size, rows in ((8, 2), (16, 2), (8, 3)):
         expected, found = (with_gradients(lora, make_inputs(rows, size), size / 10) for lora in (plain, fast))
         assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-        assert counter.frame_count == structures
+        graphs.append(counter.frame_count)
+    assert graphs == [structures] * 3
 
 
 def test_a_network_without_blocks_is_refused() -> None:

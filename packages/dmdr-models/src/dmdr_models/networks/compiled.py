@@ -18,7 +18,8 @@ def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "indu
     """Compile the blocks of a network in place; they are compiled at their first call.
 
     Names of modules and weights stay as they are. Gradient checkpointing and LoRAs may be switched on before or after.
-    Sizes are symbols from the start: a graph serves every number of rows from 2 on, and every size. One more graph is
+    Sizes are symbols from the start: a graph serves every number of rows from 2 on, and every size, except where two
+    sizes of the first call are equal by chance, such as the numbers of tokens and of channels. One more graph is
     made for a single row, for each adapter and for none, with and without gradients, and for blocks of another
     structure. LoRA scales are tensors, so a new scale needs no new graph. torch's limit of graphs is raised to `GRAPHS`
     for the whole process.
