@@ -140,3 +140,17 @@ def test_fp16_skips_what_overflows(one_process: None, monkeypatch: pytest.Monkey
     assert moved == [False, False, True]
     assert engine.skipped_steps == 2
     assert engine.optimizer.loss_scale in (2**15, 2**14)  # one of the optimizers forgives the first
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("cuda", True)])
+def test_offloaded_state_is_pinned_where_it_is_copied_to_a_gpu(
+    one_process: None, monkeypatch: pytest.MonkeyPatch, kind: str, pinned: bool
+) -> None:
+    def initialize(**given: Any) -> None:
+        raise InterruptedError(given["config"]["zero_optimization"]["offload_optimizer"])
+
+    monkeypatch.setattr("deepspeed.initialize", initialize)
+    optim = Optim(batch_size=4, generator=SETTINGS, fake_score=SETTINGS, zero_stage=2)
+    with pytest.raises(InterruptedError) as asked:
+        make_engine(network(), optim, SETTINGS, UPDATES, torch.device(kind), offload=True)
+    assert asked.value.args[0] == {"device": "cpu", "pin_memory": pinned}

@@ -37,6 +37,14 @@ MISTAKES = [
         "optim.tf32: true has no effect with optim.precision bf16; use false",
     ),
     (["memory.offload_optimizer=true"], "memory.offload_optimizer: true needs optim.zero_stage 1, 2 or 3; set one"),
+    (
+        ["memory.offload_optimizer=true", "optim.zero_stage=2", "optim.eight_bit=true"],
+        "memory.offload_optimizer: true does not go with optim.eight_bit, which updates weights on a GPU only; set one",
+    ),
+    (
+        ["memory.compile=true", "optim.zero_stage=3"],
+        "memory.compile: true does not go with optim.zero_stage 3, which fetches the weights within a block; use stage",
+    ),
     (["memory.offload_text_encoders=true"], "memory.offload_text_encoders: true has no effect without text encoders"),
     (["data.classes=[1]"], "data.classes: has no effect beside data.prompts; leave one of them out"),
     (["tracking.evaluation={classifier: ., reference: shapes}"], "tracking.evaluation.reference: shapes does not go"),
@@ -133,3 +141,30 @@ def test_what_another_packages_family_lacks(
             preflight.check_options(settings)
     else:
         preflight.check_options(settings)
+
+
+def test_what_the_compiler_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compiler, Python's headers, and on a GPU Triton."""
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    there: set[str] = set()
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(preflight.sysconfig, "get_path", lambda name: str(tmp_path))
+
+    def said(device: str) -> str:
+        with pytest.raises(UserError) as caught:
+            preflight.check_compiler(device)
+        return str(caught.value)
+
+    assert said("cpu") == "memory.compile: there is no compiler g++; install one, or use false"
+    assert said("auto") == "memory.compile: there is no compiler gcc or clang; install one, or use false"
+    assert said("cuda").startswith("memory.compile: triton is not installed; ")
+    there |= {"triton", "g++", "clang"}
+    for device in ("cpu", "auto", "cuda"):
+        assert said(device).startswith(f"memory.compile: there is no {tmp_path}/Python.h; install Python's headers, ")
+    (tmp_path / "Python.h").touch()
+    for device in ("cpu", "auto", "cuda"):
+        preflight.check_compiler(device)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert said("cpu").startswith("memory.compile: there is no compiler no-such-compiler; ")

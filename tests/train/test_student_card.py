@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.reporting.model_card import sampling_settings, usage
+from dmdr_train.reporting.model_card import quantised_base, sampling_settings, usage
 
 
 class Told:
@@ -38,3 +38,13 @@ def test_a_student_is_drawn_where_and_as_it_was_trained(
     assert is_lora is (keeps_lora and lora is not None)
     assert sampling == sampling_settings(settings, family)
     assert (sampling["size"], sampling["family"]) == (64, "sit")
+
+
+def test_a_student_says_what_its_weights_were_trained_on(make_recipe: Callable[..., Recipe]) -> None:
+    lora = {"rank": 2, "alpha": 2}
+    assert quantised_base(make_recipe(model__generator_lora=lora)) == ""
+    said = quantised_base(make_recipe(model__generator_lora=lora, memory__quantize="int8"))
+    assert said == (
+        " It was trained on a frozen network whose linear layers were quantised (int8), and is for the weights before "
+        "quantisation."
+    )

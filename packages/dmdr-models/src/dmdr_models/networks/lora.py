@@ -132,13 +132,19 @@ class LoRANetwork(nn.Module):
         }
 
     def set_scale(self, scale: float) -> None:
-        """Switch the network to this adapter, at this scale; at 0, to none."""
+        """Switch the network to this adapter, at this scale; at 0, to none.
+
+        The scale is a tensor on the CPU: torch multiplies by it as by a number, and a compiled block takes it as an
+        input. It is a new tensor each time, since backward passes of earlier calls need the old one.
+        """
         active = [self.name] if scale else []
         for layer in self._adapted_by_anyone():
             # peft's set_adapter would also change which parameters require a gradient.
             layer._active_adapter = active
-        for layer in self.layers:
-            layer.scaling[self.name] = scale * self.alpha / self.rank
+        if scale:
+            factor = torch.tensor(scale * self.alpha / self.rank, dtype=torch.float64, device="cpu")
+            for layer in self.layers:
+                layer.scaling[self.name] = factor
 
     def _adapted_by_anyone(self) -> list[LoraLayer]:
         adapters = len(self.base.peft_config)  # type: ignore[arg-type]

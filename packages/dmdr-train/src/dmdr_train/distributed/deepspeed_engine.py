@@ -47,7 +47,10 @@ def make_engine(
         "timers": {"throughput": {"enabled": False}},  # would wait for the device around every call
     }
     if offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": device.type == "cuda",  # copies then run beside the computation
+        }
         config["zero_force_ds_cpu_optimizer"] = False
     if optim.precision != "fp32":
         config[optim.precision] = {"enabled": True}

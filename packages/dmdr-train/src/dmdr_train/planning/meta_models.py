@@ -146,7 +146,9 @@ def without_files(settings: Recipe, path: str, vae: str | None) -> Recipe:
         update={
             "model": model.model_copy(update=update),
             "data": settings.data.model_copy(update={"embeddings": None}),
-            "memory": settings.memory.model_copy(update={"shared_backbone": settings.shares_backbone}),
+            "memory": settings.memory.model_copy(
+                update={"shared_backbone": settings.shares_backbone, "compile": False}
+            ),
         }
     )
 

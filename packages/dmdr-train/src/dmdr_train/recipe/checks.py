@@ -38,6 +38,7 @@ def check(recipe: Sections) -> None:
     check_quantize(recipe)
     check_start(recipe)
     check_precision(recipe)
+    check_memory(recipe)
     check_keeping(recipe)
     check_watch(recipe)
 
@@ -154,6 +155,21 @@ def check_precision(recipe: Sections) -> None:
     optim = recipe.optim
     if optim.tf32 and optim.precision != "fp32":
         raise ValueError(f"optim.tf32: true has no effect with optim.precision {optim.precision}; use false")
+
+
+def check_memory(recipe: Sections) -> None:
+    """Check that the optimizer's updates and a compiled network have their weights where they need them."""
+    memory, optim = recipe.memory, recipe.optim
+    if memory.offload_optimizer and optim.eight_bit:
+        raise ValueError(
+            "memory.offload_optimizer: true does not go with optim.eight_bit, which updates weights on a GPU only; "
+            "set one of them to false"
+        )
+    if memory.compile and optim.zero_stage == 3:
+        raise ValueError(
+            "memory.compile: true does not go with optim.zero_stage 3, which fetches the weights within a block; "
+            "use stage 2, or false"
+        )
 
 
 def check_start(recipe: Sections) -> None:

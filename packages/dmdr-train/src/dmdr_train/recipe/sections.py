@@ -287,7 +287,7 @@ class Optim(Section):
 class Memory(Section):
     """What costs time and saves memory.
 
-    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see.
+    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile` changes rounding.
     """
 
     shared_backbone: bool | None = Field(
@@ -297,6 +297,9 @@ class Memory(Section):
     quantize: Quantisation | None = Field(
         default=None,
         description="format of the frozen network's linear layers, under the adapters (QLoRA); null: as precision says",
+    )
+    compile: bool = Field(
+        default=False, description="compile the network's blocks with torch.compile; needs a C++ compiler"
     )
     gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = Field(default=[])
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")

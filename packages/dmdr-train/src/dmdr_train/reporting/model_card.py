@@ -43,7 +43,7 @@ def model_card(settings: Recipe, family: Family, folder: Path, scores: dict[str,
     steps, base = settings.rollout.steps, settings.model.path
     start = settings.model.generator
     began = "" if start is None else f" It began with the weights `{Path(start).name}`, which it contains."
-    began += trained_sizes(settings)
+    began += trained_sizes(settings) + quantised_base(settings)
     loras = "".join(
         f", and from its LoRA `{Path(x.path).name}` at {x.strength:g}" for x in settings.model.teacher_loras
     )
@@ -66,6 +66,17 @@ def trained_sizes(settings: Recipe) -> str:
     shares = ", ".join(f"{size_text(size.shape)} ({size.share:.0%})" for size in sizes)
     return (
         f" It was trained at {len(sizes)} sizes, height x width in pixels: {shares}; the commands below draw the first."
+    )
+
+
+def quantised_base(settings: Recipe) -> str:
+    """That the student was trained on quantised weights, where it was."""
+    kind = settings.memory.quantize
+    if kind is None:
+        return ""
+    return (
+        f" It was trained on a frozen network whose linear layers were quantised ({kind}), and is for the weights "
+        f"before quantisation."
     )
 
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,8 +249,23 @@ def check_memory(settings: Recipe) -> None:
         installed("memory.quantize", LIBRARIES[memory.quantize], LIBRARIES[memory.quantize])
     if memory.offload_optimizer and optim.zero_stage == 0:
         raise UserError("memory.offload_optimizer", "true needs optim.zero_stage 1, 2 or 3; set one, or use false")
+    if memory.compile:
+        check_compiler(settings.run.device)
     if memory.offload_text_encoders and (settings.data.prompts is None or settings.data.embeddings is not None):
         raise UserError("memory.offload_text_encoders", "true has no effect without text encoders; set it to false")
+
+
+def check_compiler(device: str) -> None:
+    """Check what torch.compile runs: a compiler with Python's headers, and on a GPU Triton."""
+    key = "memory.compile"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError(key, "triton is not installed; install the torch that brings it, or use false")
+    compilers = [os.environ.get("CXX", "g++")] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        raise UserError(key, f"there is no compiler {' or '.join(compilers)}; install one, or use false")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if not headers.is_file():
+        raise UserError(key, f"there is no {headers}; install Python's headers, such as python3-dev, or use false")
 
 
 def installed(key: str, package: str, extra: str) -> None:
