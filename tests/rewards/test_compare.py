@@ -141,9 +141,7 @@ def test_pictures_count_once_and_unread_ones_are_left_out(
     assert result["a"] == {"images": str(tmp_path / "c" / "table.jsonl"), "pictures": 39, "left_out": 1}
 
 
-def test_shared_and_few_pictures_cause_warnings(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shared_and_few_pictures_cause_warnings(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "again").symlink_to(home / "b")
     with (
         pytest.warns(UserWarning, match="A and B share 30 pictures"),
