@@ -11,7 +11,7 @@ import torch
 from dmdr_rewards.cli import main
 from dmdr_rewards.compare import extraction, intervals
 from dmdr_rewards.compare.intervals import estimates
-from dmdr_rewards.compare.metrics import Statistics
+from dmdr_rewards.compare.metrics import Statistics, density_coverage, precision_recall
 from dmdr_rewards.networks.classifier import ImageClassifier
 from PIL import Image
 from torch import Tensor, nn
@@ -88,6 +88,10 @@ def test_two_folders_agree_with_torchmetrics(home: Path, capsys: pytest.CaptureF
     found = values(result)
     assert found["fd"] == pytest.approx(float(metrics["fd"].compute()), rel=1e-4)
     assert found["kid"] == pytest.approx(float(metrics["kid"].compute()[0]), rel=0.1)  # other random subsets
+    manifolds = [*precision_recall(features("b"), features("a")), *density_coverage(features("b"), features("a"))]
+    names = ("precision", "recall", "density", "coverage")
+    assert [found[name] for name in names] == pytest.approx(manifolds, abs=0.01)
+    assert abs(manifolds[0] - manifolds[1]) > 0.02, "A and B cannot be exchanged"
     measure = result["features"]["class-label"]["measures"]["fd"]
     assert 0 <= measure["low"] < measure["value"] < measure["high"]
 

@@ -16,6 +16,8 @@ from dmdr_rewards.compare.picture_sets import find_set, warn_of_overlap
 from dmdr_rewards.score.reward_arguments import RewardArgument, parse_rewards
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dmdr_rewards.compare.metrics import Statistics
     from dmdr_rewards.compare.networks import FeatureNetwork
 
@@ -41,15 +43,19 @@ def compare(options: Namespace) -> None:
     reference = _statistics(options.b) if statistics else None
     networks = _load(arguments, options)
     of_a = extraction.features(networks, a, options, "A")
-    of_b = extraction.features(networks, b, options, "B") if b else None
-    if reference is not None:
+    of_b = None
+    others: Mapping[str, Tensor | Statistics]
+    if reference is None:
+        of_b = extraction.features(networks, b, options, "B")
+        others = of_b.features
+    else:
         _refuse_other_width(reference, of_a.features, options.b)
+        others = dict.fromkeys(networks, reference)
     _warn_of_few(of_a, of_b)
     found = {}
-    for name in networks:
+    for name, network in networks.items():
         with naming(f"--features {name}", StoppedError):
-            other = reference if of_b is None else of_b.features[name].to(networks[name].tower.device)
-            found[name] = estimates(of_a.features[name].to(networks[name].tower.device), other, options.halves)
+            found[name] = estimates(of_a.features[name], others[name], options.halves, network.tower.device)
     result = report.as_json(options, arguments, networks, (of_a, of_b), found)
     text = json.dumps(result, indent=2, allow_nan=False)
     if options.output is not None:

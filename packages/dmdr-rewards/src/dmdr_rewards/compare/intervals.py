@@ -46,17 +46,22 @@ class Estimate:
     high: float | None = None
 
 
-def estimates(pictures: Tensor, reference: Tensor | Statistics, halves: int) -> dict[str, Estimate]:
+def estimates(
+    pictures: Tensor, reference: Tensor | Statistics, halves: int, device: str | torch.device = "cpu"
+) -> dict[str, Estimate]:
     """Each measure of the features Tensor[N, D] against those of the reference, Tensor[M, D], by its name.
 
     reference  statistics allow only the measure `fd`, and stay whole where the pictures are halved
     halves     random halves for the intervals; 0 computes no interval
+    device     computes the distances between pictures; the CPU computes `fd` and `kid`, in float64
 
     Raises ValueError for a set of fewer than `LEAST` pictures.
     """
     for each in (pictures, reference):
         if isinstance(each, Tensor) and len(each) < LEAST:
             raise ValueError(f"a set of {len(each)} pictures is too small: give at least {LEAST}")
+    pictures = pictures.to(device)
+    reference = reference.to(device) if isinstance(reference, Tensor) else reference
     whole = _measures(pictures, reference, _SUBSETS)
     if halves == 0:
         return {name: Estimate(value) for name, value in whole.items()}
