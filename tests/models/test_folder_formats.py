@@ -256,7 +256,12 @@ def test_the_line_about_a_model_in_one_file_makes_a_folder_of_it(sd3_model, tmp_
     places = {"BASE": str(sd3_model), "FOLDER": str(tmp_path / "style")}
     unpack.main([places.get(word, word) for word in command])
     assert (drawn(tmp_path / "style", tmp_path / "a.png") == by_stock("sd3", pipeline)).all()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "style", "style.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "a.png",
+        "prompts.jsonl",
+        "style",
+        "style.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("fault", ["base", "folder", "file", "quantised", "another"])

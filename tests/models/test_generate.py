@@ -10,6 +10,7 @@ import pytest
 import torch
 from dmdr_models import tiny
 from dmdr_models.drawing.own_sampler import draw
+from dmdr_models.drawing.prompts import list_prompts
 from dmdr_models.generate import main
 from PIL import Image
 
@@ -76,7 +77,9 @@ def test_rows_are_classes(model, tmp_path):
     got = pictures(tmp_path / "a.png", 2)
     assert got.shape == (3, 2, 32, 32, 3)
     names = [f"{index:05d}-{label}.png" for index, label in enumerate([3, 3, 1, 1, 7, 7])]
-    assert sorted(file.name for file in (tmp_path / "each").iterdir()) == names
+    assert sorted(file.name for file in (tmp_path / "each").iterdir()) == [*names, "prompts.jsonl"]
+    rows = [json.loads(line) for line in (tmp_path / "each" / "prompts.jsonl").read_text().splitlines()]
+    assert rows == [{"file_name": name, "label": int(name[6])} for name in names]
     for index, name in enumerate(names):
         assert (np.asarray(Image.open(tmp_path / "each" / name)) == got[index // 2, index % 2]).all()
     assert len({picture.tobytes() for picture in got.reshape(6, -1)}) == 6
@@ -230,6 +233,22 @@ def test_a_family_that_contradicts_the_student(student, tmp_path, capsys):
     with pytest.raises(SystemExit):
         generate("--model", student, "--family", "sd3", "--classes", "1", "-o", tmp_path / "grid.png")
     assert "--family sd3 contradicts" in capsys.readouterr().err
+
+
+def test_the_list_keeps_what_others_wrote(tmp_path, capsys):
+    listed = tmp_path / "prompts.jsonl"
+    list_prompts({tmp_path / "a.png": {"prompt": "ein Füchslein"}, tmp_path / "b.png": {"prompt": "two"}})
+    list_prompts({tmp_path / "b.png": {"prompt": "three"}, tmp_path / "c.png": {"prompt": "four"}})
+    rows = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+    assert [(row["file_name"], row["prompt"]) for row in rows] == [
+        ("a.png", "ein Füchslein"),
+        ("b.png", "three"),
+        ("c.png", "four"),
+    ]
+    listed.write_text('{"prompt": "for training"}\n')
+    list_prompts({tmp_path / "b.png": {"prompt": "three"}})
+    assert listed.read_text() == '{"prompt": "for training"}\n'
+    assert "prompts.jsonl stays as it is: it has rows without file_name" in capsys.readouterr().err
 
 
 def test_a_disk_that_fails(model, tmp_path, monkeypatch, capsys):

@@ -68,7 +68,7 @@ def test_the_command_of_the_manual(sd3_model, published, tmp_path):
     arguments = ["--model", sd3_model, "--adapter", published, "a red circle", "-o", tmp_path / "out.png"]
     generate(*arguments, "--steps", 4, "--shift", 5, "--size", 64, "--seed", 0, "--device", "cpu")
     assert (pixels(tmp_path / "out.png") == expected).all()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.png", "prompts.jsonl"]
 
 
 @pytest.mark.bits
@@ -132,7 +132,9 @@ def test_several_prompts(sd3_model, tmp_path, capsys):
     generate(*arguments, *prompts, "-o", tmp_path / "out.png")
     names = [f"out-{index:05d}.png" for index in range(3)]
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
-    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*names, "prompts.jsonl"]
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["file_name"], row["prompt"]) for row in rows] == list(zip(names, prompts, strict=True))
     generate(*arguments, prompts[2], "--seed", 6, "-o", tmp_path / "alone.png")
     assert (pixels(tmp_path / "alone.png") == pixels(tmp_path / names[2])).all()
     expected = stock(sd3_model, None, prompts[2], seed=6, shift=3.0, sigmas=[1.0, 0.5005])

@@ -85,7 +85,7 @@ def test_the_command_of_the_manual(sdxl_model, published, tmp_path, name):
     arguments = ["--family", "sdxl", "--model", sdxl_model, "--unet", published / name, "a red circle"]
     generate(*arguments, "-o", tmp_path / "out.png", "--steps", 1, "--size", 64, "--seed", 0)
     assert (pixels(tmp_path / "out.png") == expected).all()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.png", "prompts.jsonl"]
 
 
 @pytest.mark.bits

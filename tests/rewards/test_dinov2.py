@@ -282,6 +282,30 @@ def test_a_plain_classifier_of_transformers_will_do(tmp_path: Path, pictures: Te
         dmdr_rewards.create("dinov2", checkpoint=folder)
 
 
+def test_the_features_are_the_class_token(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dinov2._IMAGE_SIZE == 224
+    monkeypatch.setattr(dinov2, "_IMAGE_SIZE", 5 * PATCH)  # a small size takes less time
+    network, steps = dinov2.backbone(files[0])
+    pixels = torch.randn(2, 3, 5 * PATCH, 5 * PATCH, generator=torch.Generator().manual_seed(4))
+    expected = reference_features(backbone(), pixels)[:, 3 * WIDTH : 4 * WIDTH]
+    torch.testing.assert_close(network(pixels), expected, atol=2e-4, rtol=1e-4)
+    assert steps.resize == (5 * PATCH, 5 * PATCH)
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+def test_the_features_of_a_transformers_folder(classifier: bool, tmp_path: Path, pictures: Tensor) -> None:
+    model: Any = dinov2_hub()
+    folder = save(model if classifier else model.dinov2, tmp_path, SQUASH)
+    network, steps = dinov2.backbone(folder)
+    with torch.inference_mode():
+        expected = model.dinov2(pictures).pooler_output
+    torch.testing.assert_close(network(pictures), expected)
+    assert steps.mean == tuple(SQUASH["image_mean"])
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="it holds a vit"):
+        dinov2.backbone(folder)
+
+
 def without(state: State, name: str) -> State:
     return {key: tensor for key, tensor in state.items() if key != name}
 

@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
 def row(number: int, score: float | None, **changes: Any) -> dict[str, Any]:
     identity = {"file_name": f"{number}.png", "prompt": f"prompt {number}", "label": None}
-    return {**identity, "a": score, "b": score and -score, "total": score, "error": None, **changes}
+    return {**identity, "a": score, "b": score and -score, "total": score, "error": None, "note": None, **changes}
 
 
 def page(tmp_path: Path, rows: list[dict[str, Any]], names: list[str], limit: int = 100) -> Page:
@@ -76,6 +76,12 @@ def test_pictures_are_sorted_by_the_total_and_carry_their_scores(tmp_path: Path)
     assert found.text["dd"][:3] == ["0.9000", "0.9000", "−0.9000"]
     assert found.text["summary"] == ["1 with an error"]
     assert "4 pictures · 1 with an error" in found.text["p"]
+
+
+def test_notes_are_shown_with_their_pictures(tmp_path: Path) -> None:
+    found = page(tmp_path, [row(1, 0.2, note="a reads 77 of <131> tokens"), row(2, 0.1)], ["a"])
+    assert found.text["em"] == ["a reads 77 of <131> tokens"]
+    assert any("1 with a note" in text for text in found.text["p"])
 
 
 def test_one_reward_has_no_total(tmp_path: Path) -> None:

@@ -118,6 +118,16 @@ def test_text_that_is_no_utf_8_is_refused(name: str, folder: Path) -> None:
         with_prompts(find(str(folder)), None if name == "b.txt" else str(folder / name))
 
 
+def test_a_table_beside_the_pictures_needs_no_name(folder: Path) -> None:
+    """As dmdr-generate writes it. Its names are those in its own folder, and it comes before the .txt of a picture."""
+    lines(folder / "deep" / "prompts.jsonl", {"file_name": "a.PNG", "prompt": "a fox"}, {"file_name": "b.png"})
+    lines(folder / "prompts.jsonl", {"prompt": "for training"}, {"file_name": "b.png", "label": 3})
+    (folder / "deep" / "a.txt").write_text("a dog")
+    found = with_prompts(find(str(folder)))
+    assert [(item.prompt, item.label) for item in found] == [(None, 3), ("a fox", None), (None, None)]
+    assert {item.prompt for item in with_prompts(find(str(folder)), prompt="a cat")} == {"a cat"}
+
+
 def test_a_side_car_keeps_its_lines(folder: Path) -> None:
     (folder / "b.txt").write_bytes("\ufeffa cat\r\nand a\u2028dog\r\n".encode())
     assert with_prompts(find(str(folder)))[0].prompt == "a cat\nand a\u2028dog"

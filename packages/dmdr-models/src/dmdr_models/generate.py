@@ -3,6 +3,8 @@
 Of labels it draws one grid with a row per class. Of texts it draws one picture each (several go to OUT-00000.png and so
 on), or one contact sheet.
 
+Beside pictures of one text or label each, prompts.jsonl lists what they were drawn of; dmdr-score reads it.
+
 Picture number i, counted from 0, is drawn by itself from its own CPU generator with the seed `seed + i`: it is the same
 however many others are drawn, and on the CPU the same to the byte.
 
@@ -22,6 +24,7 @@ from dmdr_models.base.errors import UsageError
 from dmdr_models.base.picture_size import read_size
 from dmdr_models.base.secrets import redact_tracebacks, redacted
 from dmdr_models.drawing.interface import Drawing
+from dmdr_models.drawing.prompts import list_prompts
 from dmdr_models.drawing.settings import DTYPES, Settings, read_student, student_of
 from dmdr_models.folder.checks import single_file
 from dmdr_models.folder.layout import Layout
@@ -175,6 +178,7 @@ def _write(files: dict[Path, Any], output: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             save_png(picture, path)
             print(path)
+        list_prompts({path: picture.info for path, picture in files.items() if picture.info})
     except OSError as error:
         raise UsageError(f"-o {output}: cannot be written: {error}; give another place") from error
 

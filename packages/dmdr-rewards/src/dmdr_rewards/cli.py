@@ -1,6 +1,7 @@
 """The program dmdr-score: score pictures, and describe and check rewards.
 
     dmdr-score IMAGES --prompts FILE --reward [COLUMN@]NAME=CHECKPOINT[:WEIGHT] … -o OUTPUT
+    dmdr-score compare A B --features NAME=CHECKPOINT …
     dmdr-score list | info NAME | verify NAME CHECKPOINT
 
 Arguments are checked before torch is imported, so a mistake is reported at once. Exit codes: 0 for success; 1 for a run
@@ -19,6 +20,7 @@ from dmdr_rewards.base.errors import USER_ERROR, naming, plain_warnings, user_er
 from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
 _COMMANDS = """commands, in place of IMAGES (for a folder of that name, type ./list):
+  compare A B              compare two sets of pictures: FD, KID, precision, recall, density, coverage
   list                     list the rewards with their scores, prompts and licences
   info NAME                describe a reward without loading it
   verify NAME CHECKPOINT   load a checkpoint strictly, and print its size, its hash and a probe score
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Raises SystemExit for an exit code other than 0."""
     redact_tracebacks()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"list": _list, "info": _info, "verify": _verify}
+    commands = {"compare": _compare, "list": _list, "info": _info, "verify": _verify}
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one for each model
     with user_errors(), plain_warnings():
         try:
@@ -84,6 +86,16 @@ def _score(arguments: Sequence[str]) -> None:
     add("--html", metavar="FILE", help="also write a page that shows the pictures, best first")
     add("--html-limit", type=_count, default=200, metavar="N", help="most pictures on that page (default: %(default)s)")
     add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
+    _add_machine_options(parser)
+    options = parser.parse_args(arguments)
+
+    from dmdr_rewards.score.command import score
+
+    score(options)
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda if available)")
     add(
         "--dtype",
@@ -99,11 +111,42 @@ def _score(arguments: Sequence[str]) -> None:
         metavar="N",
         help="processes that read pictures; 0 reads them in the main process (default: %(default)s)",
     )
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        prog="dmdr-score compare",
+        description="Compare the pictures A with the reference B: FD, KID, precision, recall, density, coverage.",
+    )
+    add = parser.add_argument
+    add("a", metavar="A", help="the pictures to judge: a folder, a glob, a table, a .tar archive, or a dataset on disk")
+    add("b", metavar="B", help="the reference, in the same forms; or an .npz with mu and sigma, for FD alone")
+    add(
+        "--features",
+        action="append",
+        required=True,
+        metavar="[COLUMN@]NAME=CHECKPOINT",
+        help="inception, dinov2, clip, class-label, or a reward with an image tower; may be given several times",
+    )
+    add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="an option of one network")
+    add("--size", type=_count, metavar="SIDE", help="first crop and resize all pictures to squares of this side")
+    add(
+        "--halves",
+        type=_count_or_none,
+        default=20,
+        metavar="N",
+        help="random halves for the intervals of 95 %%; 0 for none (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print JSON in place of the table")
+    add("-o", "--output", metavar="FILE", help="also write the JSON to this file")
+    _add_machine_options(parser)
     options = parser.parse_args(arguments)
+    if options.halves == 1:
+        parser.error("--halves: 1 has no spread; give 0, or 2 and more")
 
-    from dmdr_rewards.score.command import score
+    from dmdr_rewards.compare.command import compare
 
-    score(options)
+    compare(options)
 
 
 def _list(arguments: Sequence[str]) -> None:

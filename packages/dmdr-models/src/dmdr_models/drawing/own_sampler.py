@@ -55,7 +55,7 @@ class OwnSampler:
         pictures = draw(family, network, prompts, seed=args.seed, **sampling)
         if self.labels:
             return picture_files.by_label(args, prompts, columns, pictures)
-        return picture_files.by_text(args, pictures)
+        return picture_files.by_text(args, prompts, pictures)
 
     def _check(self, settings: Settings) -> None:
         settings.check_count("steps")

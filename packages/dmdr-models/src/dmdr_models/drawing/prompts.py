@@ -1,12 +1,24 @@
-"""The class labels or the texts that `dmdr-generate` is asked for. Imports no torch."""
+"""The class labels or the texts that `dmdr-generate` is asked for, and their list beside the pictures.
+
+Imports no torch.
+"""
 
 import argparse
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dmdr_models.base.atomic_files import write_whole
 from dmdr_models.base.errors import UsageError
-from dmdr_models.base.text_files import text_prompts
+from dmdr_models.base.json_files import parse_json
+from dmdr_models.base.text_files import text_lines, text_prompts
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+LIST = "prompts.jsonl"
+"""The file beside the pictures that lists their prompts; dmdr-score reads it."""
 
 
 def read_labels(text: str | None) -> list[int]:
@@ -36,3 +48,36 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     if not prompts:
         raise UsageError(f"--prompts {args.prompts} holds no prompt: write one per line")
     return prompts
+
+
+def list_prompts(pictures: Mapping[Path, Mapping[str, Any]]) -> None:
+    """List pictures in `LIST` of their folder: a row each, with `file_name` and what is given, a `prompt` or `label`.
+
+    Rows of other pictures stay. A file of that name that does not list pictures, such as one with prompts for training,
+    stays as it is, with a line on stderr.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    for folder in sorted({path.parent for path in pictures}):
+        file = folder / LIST
+        try:
+            rows = _listed(file) if file.exists() else {}
+        except ValueError as error:
+            print(f"{file} stays as it is: {error}", file=sys.stderr)
+            continue
+        rows |= {
+            path.name: {"file_name": path.name, **given} for path, given in pictures.items() if path.parent == folder
+        }
+        _write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows.values()), file)
+
+
+def _write(text: str, file: Path) -> None:
+    write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def _listed(file: Path) -> dict[str, dict[str, Any]]:
+    rows = [parse_json(line.encode(), f"line {number}") for number, line in text_lines(file) if line.strip()]
+    if not all(isinstance(row.get("file_name"), str) for row in rows):
+        raise ValueError("it has rows without file_name, and does not list pictures")
+    return {row["file_name"]: row for row in rows}

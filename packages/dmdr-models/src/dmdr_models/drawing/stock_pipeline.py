@@ -82,7 +82,7 @@ class StockPipeline(ABC):
             pictures = self.draw(pipeline, prompts, seed=args.seed, **settings)
         except ValueError as error:
             raise UsageError(f"{settings.origin('size')}: {error}") from error
-        return by_text(args, pictures)
+        return by_text(args, prompts, pictures)
 
     def draw(
         self,

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dmdr_rewards.base.errors import MissingError
@@ -32,8 +33,11 @@ from dmdr_rewards.interface.info import BUILT_IN
 from dmdr_rewards.models.class_label import ClassLabelReward
 from dmdr_rewards.networks import checkpoint_files
 from dmdr_rewards.networks.classifier import ImageClassifier
-from dmdr_rewards.networks.frozen_network import recompute
-from dmdr_rewards.pictures.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, chosen
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, recompute
+from dmdr_rewards.pictures.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, chosen, from_folder
+
+FETCH = BUILT_IN["dinov2"].fetch.partition(" && ")[0]
+"""The command that downloads the backbone alone."""
 
 _IMAGE_SIZE = 224
 _HEAD_WIDTH = 64  # of one attention head, in every released size
@@ -98,6 +102,65 @@ def classifier(
         recompute(model.encoder.layer)
     squash = Preprocess(resize=(side, side), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return ImageClassifier(_FourLayers(model), _linear(linear), chosen(preprocess, squash), device, dtype)
+
+
+def backbone(
+    checkpoint: str | PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[FrozenNetwork, Preprocess]:
+    """Load the backbone alone -> the network, which maps pixels to features Tensor[B, width], and its preprocessing.
+
+    The features are the class token after the final LayerNorm, as in "Exposing flaws of generative model evaluation
+    metrics", arXiv 2306.04675.
+
+    checkpoint  the backbone's file, or a folder that holds it, as in `classifier`; or a folder of a transformers
+                Dinov2Model or Dinov2ForImageClassification with its own preprocessing
+
+    Raises ValueError for files that are missing, damaged, unsafe or of another model.
+    """
+    folder = Path(checkpoint)
+    if (folder / "config.json").exists():
+        return FrozenNetwork(_ClassToken(_published(folder)), device, dtype), from_folder(folder)
+    path = _only(folder, "backbone") if folder.is_dir() else folder
+    tensors = checkpoint_files.load(path)
+    tensors.pop("mask_token", None)  # used in pretraining only
+    shape = _Shape.of(tensors, path)
+    checkpoint_files.check(tensors, shape.tensors(), path)
+    squash = Preprocess(resize=(_IMAGE_SIZE, _IMAGE_SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return FrozenNetwork(_ClassToken(_model(tensors, shape, _IMAGE_SIZE)), device, dtype), squash
+
+
+def _published(folder: Path) -> Any:
+    """The backbone in a transformers folder; the classifier that may be there is left out."""
+    from transformers import Dinov2Model
+
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "dinov2" or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"checkpoint {folder} must hold config.json of a dinov2 and *.safetensors; it holds a {kind}")
+    loader: Any = Dinov2Model
+    try:
+        model, report = loader.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, listed by name together with all others
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {folder} cannot be loaded as a DINOv2: {error}") from error
+    extra = {name for name in report["unexpected_keys"] if not name.startswith("classifier.")}
+    checkpoint_files.refuse_unless_loaded(folder, {**report, "unexpected_keys": extra})
+    return model
+
+
+class _ClassToken(nn.Module):
+    """Pixels Tensor[B, 3, H, W] -> the class token after the final LayerNorm, Tensor[B, width]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels).last_hidden_state[:, 0]
 
 
 def _plain(

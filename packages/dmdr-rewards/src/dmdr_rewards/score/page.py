@@ -40,7 +40,7 @@ def write_page(
     template = Template(files("dmdr_rewards.score").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=escape(title),
-        facts=_facts(len(rows), len(scored), len(shown), len(failed), limit),
+        facts=_facts(len(rows), len(scored), len(shown), len(failed), sum(bool(row["note"]) for row in rows), limit),
         histograms="".join(_histogram(name, [row[name] for row in rows if row[name] is not None]) for name in columns),
         sorters="".join(
             f'<button data-column="{number}"{" aria-pressed=true" if number == 0 else ""}>{escape(name)}</button>'
@@ -52,10 +52,12 @@ def write_page(
     write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
-def _facts(pictures: int, scored: int, shown: int, failed: int, limit: int) -> str:
+def _facts(pictures: int, scored: int, shown: int, failed: int, noted: int, limit: int) -> str:
     facts = [f"{pictures:,} picture{'s' * (pictures != 1)}"]
     if failed:
         facts.append(f"{failed:,} with an error")
+    if noted:
+        facts.append(f"{noted:,} with a note")
     if shown < scored:
         facts.append(f"showing the best {-(-limit // 2):,} and the worst {limit // 2:,}")
     return " · ".join(facts)
@@ -91,11 +93,12 @@ def _card(rank: int, row: Row, thumbnail: str, columns: Sequence[str]) -> str:
         f"<dt>{escape(name)}</dt><dd>{_number(row[name])}</dd>" for name in columns if row[name] is not None
     )
     under = row["prompt"] if row["prompt"] is not None else "" if row["label"] is None else f"label {row['label']}"
+    note = f"<em>{escape(row['note'])}</em>" if row["note"] else ""
     return (
         f'<article data-scores="{" ".join(repr(row[name]) for name in columns)}">'
         f'<div class="frame">{thumbnail}<i title="place by {escape(columns[0])}">{rank:,}</i></div>'
         f"<dl>{scores}</dl>"
-        f'<p title="{escape(under)}">{escape(under)}</p><small title="{escape(row["file_name"])}">'
+        f'<p title="{escape(under)}">{escape(under)}</p>{note}<small title="{escape(row["file_name"])}">'
         f"{escape(row['file_name'])}</small></article>\n"
     )
 

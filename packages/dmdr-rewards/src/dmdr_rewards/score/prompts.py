@@ -1,4 +1,4 @@
-"""The prompt or class label of each picture: from the command line, a table, or a text file beside the picture."""
+"""The prompt or class label of each picture: from the command line, a table, or a file beside the picture."""
 
 import re
 import warnings
@@ -13,6 +13,8 @@ from dmdr_rewards.base.text_files import text_lines
 from dmdr_rewards.score.sources import Item
 from dmdr_rewards.score.tables import PROMPTS, class_label, prompts_and_label, read_rows, texts_in_order, writable
 
+BESIDE = "prompts.jsonl"
+"""A table beside the pictures that is read without being named; dmdr-generate writes it."""
 _FIX = (
     "give a FILE that lists its file_name with a prompt (for a reward of classes: a label), --prompt TEXT for all, or "
     "a .txt of the same name beside each picture"
@@ -20,19 +22,20 @@ _FIX = (
 
 
 def with_prompts(items: Sequence[Item], table: str | None = None, prompt: str | None = None) -> list[Item]:
-    """Give each picture its prompt: `prompt` for all, else from `table`, else its own, else from the .txt beside it.
+    """Give each picture its prompt: `prompt` for all, else from `table`, else its own, else from a file beside it.
 
     table  a table (`tables.ENDINGS`) with the columns `file_name` (as `sources.find` names it) and `prompt` or `label`;
            or a .txt file, or a .json list of texts, with one prompt per picture in the order of their names
 
-    A picture with several prompts comes several times, once with each. A picture that `table` does not list has no
+    The files beside a picture are `BESIDE`, if it lists the picture, and a .txt of the picture's name. A picture with
+    several prompts comes several times, once with each. A picture that `table` does not list has no
     prompt, and names that are no picture's cause a warning. Raises UserError for a table without these columns, for one
     whose names are all unknown, and for a number of texts other than that of the pictures.
     """
     if prompt is not None:
         return [replace(item, prompt=writable(prompt), label=None) for item in items]
     if table is None:
-        return [_with_side_car(item) for item in items]
+        return _from_beside(items)
     with naming("--prompts"):
         texts = texts_in_order(Path(table))
         if texts is not None:
@@ -82,6 +85,10 @@ def _listed(path: Path) -> dict[str, list[dict[str, Any]]]:
     rows = read_rows(path)
     if not rows or not all("file_name" in row and {*PROMPTS, "label"} & row.keys() for row in rows):
         raise ValueError(f"{path} must have rows with `file_name` and `prompt` (or `label`)")
+    return _by_name(rows)
+
+
+def _by_name(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         known = found.setdefault(writable(row["file_name"]), [])
@@ -110,10 +117,31 @@ def _label(item: Item, reward: str) -> int:
         return class_label(item.prompt, f"picture {item.file_name}, for {reward},")
 
 
-def _with_side_car(item: Item) -> Item:
-    if item.prompt is not None or item.label is not None or not isinstance(item.source, Path):
-        return item
-    text = item.source.with_suffix(".txt")
+def _from_beside(items: Sequence[Item]) -> list[Item]:
+    tables: dict[Path, dict[str, list[dict[str, Any]]]] = {}
+    found: list[Item] = []
+    for item in items:
+        if item.prompt is not None or item.label is not None or not isinstance(item.source, Path):
+            found.append(item)
+            continue
+        folder = item.source.parent
+        if folder not in tables:
+            tables[folder] = _table_beside(folder / BESIDE)
+        listed = tables[folder].get(writable(item.source.name))
+        found += [replace(item, **each) for each in listed] if listed else [_with_side_car(item, item.source)]
+    return found
+
+
+def _table_beside(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows that list pictures. Others, as in a file of prompts for training, have no `file_name`."""
+    if not path.is_file():
+        return {}
+    with naming("IMAGES"):
+        return _by_name([row for row in read_rows(path) if "file_name" in row])
+
+
+def _with_side_car(item: Item, source: Path) -> Item:
+    text = source.with_suffix(".txt")
     if not text.is_file():
         return item
     with naming(f"side-car {text}"):

@@ -38,11 +38,12 @@ class RewardArgument:
 
 
 def parse_rewards(
-    rewards: Sequence[str], options: Sequence[str], preprocess: str | None = None
+    rewards: Sequence[str], options: Sequence[str], preprocess: str | None = None, flag: str = "--reward"
 ) -> list[RewardArgument]:
     """`[COLUMN@]NAME[=PATH][:WEIGHT]` and `NAME.KEY=VALUE`, as typed -> the rewards to load.
 
     preprocess  an option of every reward
+    flag        what the rewards were typed after, for the messages
 
     A column has the reward's name unless COLUMN gives it another; options belong to a column. Values are read as JSON
     where they are JSON, otherwise as text. Raises UserError for a text of another form, two rewards of one column, a
@@ -60,20 +61,18 @@ def parse_rewards(
     for text in rewards:
         match = _REWARD.fullmatch(text)
         if match is None:
-            raise UserError("--reward", f"{text!r} is not NAME=CHECKPOINT or NAME=CHECKPOINT:WEIGHT")
+            raise UserError(flag, f"{text!r} is not NAME=CHECKPOINT or NAME=CHECKPOINT:WEIGHT")
         name = match["column"] or match["name"]
         if match["column"] and (name in _TAKEN or not re.fullmatch(r"[\w-]+", name)):
             raise UserError(
-                "--reward", f"{name!r} cannot be a column: use letters, digits, - and _, none of {', '.join(_TAKEN)}"
+                flag, f"{name!r} cannot be a column: use letters, digits, - and _, none of {', '.join(_TAKEN)}"
             )
         if name in parsed:
-            raise UserError(
-                "--reward", f"{name} is given twice, but has one column: name each, as in old@{name}=CHECKPOINT"
-            )
+            raise UserError(flag, f"{name} is given twice, but has one column: name each, as in old@{name}=CHECKPOINT")
         common = {} if preprocess is None else {"preprocess": preprocess}
         weight = 1.0 if match["weight"] is None else float(match["weight"])
         if secret := secret_in(given.get(name, {}), name) or secret_in(match["checkpoint"], name):
-            raise UserError("--option" if name in given else "--reward", f"{secret} {ADVICE}")
+            raise UserError("--option" if name in given else flag, f"{secret} {ADVICE}")
         kind = match["name"] if match["column"] else None
         parsed[name] = RewardArgument(name, match["checkpoint"], weight, {**common, **given.pop(name, {})}, kind)
     if given:

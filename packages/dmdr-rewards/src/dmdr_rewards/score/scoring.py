@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dmdr_rewards.base.errors import StoppedError, UserError, naming
 from dmdr_rewards.interface import registry
 from dmdr_rewards.interface.reward import Reward, TowerReward
+from dmdr_rewards.pictures.images import Picture
 from dmdr_rewards.pictures.preprocess import Preprocess
 from dmdr_rewards.score.output import Key, Row, ScoreTable
 from dmdr_rewards.score.reward_arguments import RewardArgument
@@ -40,7 +41,7 @@ def score_missing(
     the batches that it would have had. Raises UserError before the first picture; afterwards StoppedError, for lack of
     memory or, under `strict`, for a picture that cannot be scored.
     """
-    rewards = _load(arguments, _device(options.device), getattr(torch, options.dtype))
+    rewards = _load(arguments, device_of(options.device), getattr(torch, options.dtype))
     made_by = {**provenance, **{f"{name}.preprocess": reward.info.preprocess for name, reward in rewards.items()}}
     table.refuse_unless_made_by(made_by)
     _check_labels(rewards, missing.values())
@@ -48,8 +49,8 @@ def score_missing(
     keys, items = list(missing), list(missing.values())
     begin, done = time.perf_counter(), 0
     try:
-        with _progress(len(items)) as advance, torch.inference_mode():
-            scorer = _Scorer(rewards, _device(options.device))
+        with progress(len(items)) as advance, torch.inference_mode():
+            scorer = _Scorer(rewards, device_of(options.device))
             for batch in _one_late(scorer.batches(items, options.batch_size, options.workers)):
                 part = slice(done, done + len(batch.errors))
                 rows = _rows(items[part], batch, made_by)
@@ -76,10 +77,16 @@ class Loaded(NamedTuple):
     arrays: list[np.ndarray]
 
 
+class Steps(Protocol):
+    """From one picture to a network's pixels, float32 Tensor[3, h, w] of one size; `Preprocess` is the usual one."""
+
+    def picture(self, picture: Picture) -> Tensor: ...
+
+
 class Pictures(Dataset):
     """Decodes and preprocesses one picture at a time, in a worker."""
 
-    def __init__(self, sources: Sequence[Any], preprocesses: Sequence[Preprocess], arrays: bool) -> None:
+    def __init__(self, sources: Sequence[Any], preprocesses: Sequence[Steps], arrays: bool) -> None:
         self.sources, self.preprocesses, self.arrays = sources, preprocesses, arrays
 
     def __len__(self) -> int:
@@ -232,7 +239,8 @@ def _load(arguments: Sequence[RewardArgument], device: torch.device, dtype: torc
     return {each.name: rewards[each.name] for each in arguments}
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `--device` names. Raises UserError for one that cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -270,7 +278,7 @@ def _one_late(batches: Iterable[T]) -> Iterator[T]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def progress(total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar with throughput on stderr, if that is a terminal -> a function that counts pictures."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn

@@ -1,0 +1,106 @@
+"""Measures of two sets of features, each with an interval of 95 %.
+
+A measure θ of sets of n and m pictures has the interval θ ± 1.96 s. Here s is the standard deviation of θ over random
+halves of both sets, drawn without replacement: the delete-d jackknife of J. Shao and C. F. J. Wu, "A general theory for
+jackknife variance estimation", 1989, with d = n / 2, whose factor (n − d) / d is 1. A bootstrap, which draws with
+replacement, would put pictures twice into a set; nearest neighbours and covariances then say something else.
+
+The interval holds the noise of a finite number of pictures, not the bias that this number causes: a Fréchet distance
+grows as the sets get smaller, so compare it only between sets of equal sizes.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from dmdr_rewards.compare.metrics import (
+    Statistics,
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from dmdr_rewards.compare.picture_sets import LEAST, NEIGHBOURS
+
+_SUBSET = 1000
+_SUBSETS = 100
+_QUANTILE = 1.96
+_BOUNDS = {
+    "fd": (0.0, inf),
+    "kid": (-inf, inf),  # its estimate is unbiased, so it is negative for about half of all equal distributions
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+    "density": (0.0, inf),
+    "coverage": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure and its interval of 95 %, whose ends are None if none was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def estimates(
+    pictures: Tensor, reference: Tensor | Statistics, halves: int, device: str | torch.device = "cpu"
+) -> dict[str, Estimate]:
+    """Each measure of the features Tensor[N, D] against those of the reference, Tensor[M, D], by its name.
+
+    reference  statistics allow only the measure `fd`, and stay whole where the pictures are halved
+    halves     random halves for the intervals; 0 computes no interval
+    device     computes the distances between pictures; the CPU computes `fd` and `kid`, in float64
+
+    Raises ValueError for a set of fewer than `LEAST` pictures.
+    """
+    for each in (pictures, reference):
+        if isinstance(each, Tensor) and len(each) < LEAST:
+            raise ValueError(f"a set of {len(each)} pictures is too small: give at least {LEAST}")
+    pictures = pictures.to(device)
+    reference = reference.to(device) if isinstance(reference, Tensor) else reference
+    whole = _measures(pictures, reference, _SUBSETS)
+    if halves == 0:
+        return {name: Estimate(value) for name, value in whole.items()}
+    draws = torch.Generator().manual_seed(0)
+    parts = [_of_halves(pictures, reference, draws) for _ in range(halves)]
+    found = {}
+    for name, value in whole.items():
+        spread = _QUANTILE * float(torch.tensor([part[name] for part in parts], dtype=torch.float64).std())
+        low, high = _BOUNDS[name]
+        found[name] = Estimate(value, max(value - spread, low), min(value + spread, high))
+    return found
+
+
+def _of_halves(pictures: Tensor, reference: Tensor | Statistics, draws: torch.Generator) -> dict[str, float]:
+    half = _half(pictures, draws)
+    other = _half(reference, draws) if isinstance(reference, Tensor) else reference
+    larger = max(len(each) for each in (half, other) if isinstance(each, Tensor))
+    # Four times as many subsets as would hold every picture once: their own noise hardly widens the interval.
+    return _measures(half, other, min(_SUBSETS, 4 * -(-larger // _SUBSET)))
+
+
+def _half(features: Tensor, draws: torch.Generator) -> Tensor:
+    order = torch.randperm(len(features), generator=draws)[: len(features) // 2]
+    return features[order.to(features.device)]
+
+
+def _measures(pictures: Tensor, reference: Tensor | Statistics, subsets: int) -> dict[str, float]:
+    distance = frechet_distance(reference, pictures)
+    if isinstance(reference, Statistics):
+        return {"fd": distance}
+    if len(pictures) == len(reference) <= _SUBSET:  # every subset is the whole set
+        subsets = 1
+    precision, recall = precision_recall(reference, pictures, NEIGHBOURS["precision and recall"])
+    density, coverage = density_coverage(reference, pictures, NEIGHBOURS["density and coverage"])
+    return {
+        "fd": distance,
+        "kid": kernel_distance(reference, pictures, subsets, _SUBSET),
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+    }
