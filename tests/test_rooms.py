@@ -16,7 +16,7 @@ import pytest
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "dmdr_core": (),
-    "dmdr_rewards": ("base", "pictures", "prompts", "networks", "interface", "models", "judges", "score"),
+    "dmdr_rewards": ("base", "pictures", "prompts", "networks", "interface", "models", "judges", "score", "compare"),
     "dmdr_models": ("base", "folder", "networks", "families", "drawing", "sit", "sd3", "sdxl"),
     "dmdr_train": (
         "base", "problems", "recipe", "distributed", "data", "training", "objectives", "tracking", "checkpoint",

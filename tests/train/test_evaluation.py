@@ -13,7 +13,6 @@ from dmdr_core import randn
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import named_generator
 from dmdr_train.evaluation.evaluator import Evaluator
-from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import Folder, Scenes, Shapes
 from dmdr_train.evaluation.sample_sheets import draw_samples
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
@@ -21,81 +20,6 @@ from dmdr_train.evaluation.seeded_sampling import SamplingPlan
 from dmdr_train.problems import scenes
 from dmdr_train.recipe import schema
 from torch import Tensor
-
-
-def exactly(mean: list[float], covariance: Tensor, count: int = 400, seed: int = 0) -> Tensor:
-    """Points whose sample mean and sample covariance are exactly these."""
-    raw = torch.randn(count, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    raw = raw - raw.mean(dim=0)
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(raw.T.cov()), raw.T, upper=False).T
-    return white @ torch.linalg.cholesky(covariance).T + torch.tensor(mean, dtype=torch.float64)
-
-
-def square_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ values.sqrt().diag() @ vectors.T
-
-
-def test_frechet_distance_of_independent_normals() -> None:
-    """Σ (μ_a − μ_b)² + (σ_a − σ_b)²."""
-    a = exactly([0.0, 1.0, -2.0], torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64).diag())
-    b = exactly([3.0, 1.0, 0.0], torch.tensor([4.0, 4.0, 1.0], dtype=torch.float64).diag(), 300, seed=1)
-    assert frechet_distance(a, b) == pytest.approx((9 + 0 + 4) + (1 + 0 + 4), rel=1e-6)
-
-
-def test_frechet_distance_of_normals_that_do_not_commute() -> None:
-    """‖μ_a − μ_b‖² + tr(A + B − 2 (A^½ B A^½)^½)."""
-    A = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
-    B = torch.tensor([[1.0, -0.5], [-0.5, 3.0]], dtype=torch.float64)
-    cross = square_root(square_root(A) @ B @ square_root(A))
-    expected = 1.0 + 4.0 + (A + B - 2 * cross).trace().item()
-    a, b = exactly([1.0, 0.0], A), exactly([0.0, 2.0], B, seed=1)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
-
-
-def test_frechet_distance_of_a_set_to_itself() -> None:
-    points = exactly([5.0, 1.0, 0.0], torch.eye(3, dtype=torch.float64))
-    assert frechet_distance(points.float(), points.float()) == pytest.approx(0, abs=1e-6)
-
-
-def test_precision_and_recall_by_hand() -> None:
-    """Points on a line, one apart: the third neighbour is 2 away inside a set and 3 away at its ends."""
-    real = torch.arange(10.0)[:, None]
-    fake = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 100.0, 101.0, 102.0, 103.0, 104.0])[:, None]
-    # Half of `fake` is among `real`; the balls around 0 … 4 reach to 7.
-    assert precision_recall(real, fake) == pytest.approx((0.5, 0.8))
-    assert precision_recall(real, real) == (1.0, 1.0)
-    assert precision_recall(real, real + 1000) == (0.0, 0.0)
-
-
-def test_a_collapsed_set_is_precise_and_recalls_nothing() -> None:
-    real = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
-    precision, recall = precision_recall(real, real[:1].expand(50, 4) + 1e-6)
-    assert precision == 1.0
-    assert recall <= 0.01
-
-
-def test_inception_score_closed_forms() -> None:
-    certain = 50.0 * torch.eye(6)
-    assert inception_score(certain.repeat(20, 1)) == pytest.approx(6, rel=1e-4)  # every class, each certain
-    assert inception_score(certain[:1].repeat(20, 1)) == pytest.approx(1, rel=1e-4)  # one class
-    assert inception_score(torch.zeros(20, 6)) == pytest.approx(1, rel=1e-4)  # no idea
-    half = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]]).repeat(10, 1)  # p = ¾, ¼, and the reverse
-    expected = math.exp(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
-    assert inception_score(half) == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_inception_score_repeats_itself() -> None:
-    """To the last bit, and without a trace in torch's own generator."""
-    logits = 3 * torch.randn(500, 7, generator=torch.Generator().manual_seed(0))
-    found = set()
-    for seed in range(10):
-        torch.manual_seed(seed)
-        before = torch.get_rng_state()
-        found.add(inception_score(logits))
-        assert torch.equal(torch.get_rng_state(), before)
-    assert len(found) == 1
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from dmdr_models.families.protocols import Family
+from dmdr_rewards.compare.metrics import frechet_distance, inception_score, precision_recall
 from torch import Tensor
 
 from dmdr_train.distributed.collectives import gather_rows
-from dmdr_train.evaluation.metrics import frechet_distance, inception_score, precision_recall
 from dmdr_train.evaluation.reference_sets import make_reference
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents

@@ -1,0 +1,1 @@
+"""Comparing two sets of pictures by their features."""
