@@ -18,13 +18,14 @@ COCO = {
         {"image_id": 5, "id": 3, "caption": "A room"},
     ],
 }
+STYLES = {"anime": ["a girl"], "photo": ["a street"]}
 FILES = {
     "mine.txt": ("a cat\n\n a dog \n", {"mine": ["a cat", "a dog"]}),
     "geneval.jsonl": (GENEVAL, {"geneval": ["a photo of a bench"]}),
     "PartiPrompts.tsv": (PARTI, {"PartiPrompts": ["bond"]}),
     "table.csv": ("id,Caption\n3,\"a cat, and a dog\"\n", {"table": ["a cat, and a dog"]}),
     "anime.json": (json.dumps(["a girl", " ", "a boat "]), {"anime": ["a girl", "a boat"]}),
-    "hpd.json": (json.dumps({"anime": ["a girl"], "photo": ["a street"]}), {"hpd/anime": ["a girl"], "hpd/photo": ["a street"]}),
+    "hpd.json": (json.dumps(STYLES), {"hpd/anime": ["a girl"], "hpd/photo": ["a street"]}),
     "test.json": (json.dumps([{"prompt": "a cat", "image_path": ["1.jpg"]}]), {"test": ["a cat"]}),
     "captions_val2014.json": (json.dumps(COCO), {"captions_val2014": ["A bicycle.", "A room"]}),
 }  # fmt: skip
