@@ -13,10 +13,13 @@ import torch
 from dmdr_train.base.atomic_files import fingerprint
 from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.manifest import FAKE_SCORE, GENERATOR, MANIFEST, RECIPE, STUDENT, signed
+from dmdr_train.cli import main
+from dmdr_train.data.encode import all_prompts
 from dmdr_train.evaluation import evaluator
 from dmdr_train.evaluation.scores import Scores, read_scores
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.python_api import open_run
 from dmdr_train.training.networks import load_family, make_generator
 from PIL import Image
 from safetensors.torch import save_file
@@ -250,6 +253,18 @@ MISTAKES = [
 def test_a_mistake_is_one_line(made: Path, changes: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dmdr_train.evaluate(made / "out", *changes)
+
+
+def test_the_deepspeed_launcher_may_start_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """It puts an option of its own before the command."""
+    with pytest.raises(SystemExit):
+        main(["--local_rank=0", "evaluate", "nowhere"])
+    assert capsys.readouterr().err == "error: run: nowhere holds no recipe.yaml; give the folder of a run\n"
+
+
+def test_the_prompts_are_encoded_too(made: Path) -> None:
+    prompts = all_prompts(open_run(made / "out"))["prompt"]
+    assert {"a girl", "a boat", "a street", "two red cubes"} <= set(prompts)
 
 
 @pytest.mark.usefixtures("one_process")

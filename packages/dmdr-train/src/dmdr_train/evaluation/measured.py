@@ -80,12 +80,12 @@ def compare(real: "Measured | str | None", made: Measured, device: torch.device,
                 raise ValueError(f"{real} has features of width {known} and the network of width {given}; use the same")
         found["frechet"] = _or_nan(lambda: frechet_distance(statistics, made["features"]))
     elif real is not None:
-        sets = [each["features"].to(device) for each in (real, made)]
-        found["frechet"] = _or_nan(lambda: frechet_distance(*sets))
-        found["kernel"] = _or_nan(lambda: kernel_distance(*sets))
+        theirs, ours = (each["features"].to(device) for each in (real, made))
+        found["frechet"] = _or_nan(lambda: frechet_distance(theirs, ours))
+        found["kernel"] = _or_nan(lambda: kernel_distance(theirs, ours))
         found["frechet_pixels"] = _or_nan(lambda: frechet_distance(real["pixels"], made["pixels"]))
-        found["precision"], found["recall"] = _or_nan(lambda: precision_recall(*sets), 2)
-        found["density"], found["coverage"] = _or_nan(lambda: density_coverage(*sets), 2)
+        found["precision"], found["recall"] = _or_nan(lambda: precision_recall(theirs, ours), 2)
+        found["density"], found["coverage"] = _or_nan(lambda: density_coverage(theirs, ours), 2)
     return found
 
 

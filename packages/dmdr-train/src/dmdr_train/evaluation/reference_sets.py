@@ -57,7 +57,8 @@ def make_reference(settings: schema.Evaluation, family: Family) -> tuple[Referen
     count, seed = settings.pictures, settings.seed
     if settings.reference == "scenes":
         return Scenes(seed), count
-    folder = Path(settings.reference) if settings.has_pictures and settings.reference != "shapes" else None
+    path = settings.reference if settings.has_pictures and settings.reference != "shapes" else None
+    folder = None if path is None else Path(path)
     if settings.prompt_files:
         sets, group = read_prompt_sets(settings.prompt_files), settings.per_prompt
         found = PromptSets(sets, group, count, seed, folder, family.size)
