@@ -1,7 +1,7 @@
 """The measures against closed forms and sets that can be counted by eye."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,11 @@ import torch
 from dmdr_core import randn
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import named_generator
+from dmdr_train.data.picture_folder import read_picture
+from dmdr_train.evaluation.check import check_reference
 from dmdr_train.evaluation.evaluator import Evaluator
-from dmdr_train.evaluation.reference_sets import Folder, Scenes, Shapes
+from dmdr_train.evaluation.intervals import bootstrap_interval
+from dmdr_train.evaluation.reference_sets import Folder, PromptSets, Scenes, Shapes
 from dmdr_train.evaluation.sample_sheets import draw_samples
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan
@@ -51,8 +54,7 @@ def test_the_noise_of_samples_and_evaluation_has_names(model: Path, make_evaluat
     family, plan = dmdr_models.load("sit", model), SamplingPlan(2, "sde", 1.5, 2.0)
     network, evaluator = family.load_network(), make_evaluator(5)
     sheet = draw_samples(family, schema.Samples(count=3, seed=5), torch.device("cpu"), 2, network, plan)
-    evaluator.batches = [range(3)]
-    (pictures,) = evaluator._sampled(network, plan)
+    pictures = evaluator.sampled(network, plan, range(3))
     for found, prompts, name in ((sheet, [0, 3, 6], "samples"), (pictures, [0, 1, 2], "noise")):
         noise = randn((3, *family.latent_shape(*family.size)), [named_generator(5, name, i) for i in range(3)])
         fresh = [named_generator(5, "rollout", i) for i in range(3)]
@@ -103,7 +105,7 @@ def test_rewards_score_the_pictures_too(one_process: None, model: Path, classifi
             return images.flatten(1).mean(dim=1)
 
     settings = schema.Evaluation(classifier=str(classifier), reference="shapes", pictures=200)
-    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), [Brightness()])
+    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), {"brightness": Brightness()})
     pictures = torch.cat([evaluator.reference.pictures("real", index) for index in evaluator.batches])
     assert evaluator.real().more == {"brightness": pytest.approx(pictures.mean().item(), rel=1e-5)}
 
@@ -116,7 +118,7 @@ def test_a_reward_that_fails_leaves_the_other_scores(one_process: None, model: P
             raise ConnectionError("nobody answers")
 
     settings = schema.Evaluation(classifier=str(classifier), reference="shapes", pictures=100)
-    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), [Unreachable()])
+    evaluator = Evaluator(settings, dmdr_models.load("sit", model), torch.device("cpu"), {"unreachable": Unreachable()})
     scores = evaluator.real()
     assert math.isnan(scores.more["unreachable"])
     assert math.isfinite(scores.frechet)
@@ -132,7 +134,7 @@ def test_reference_pictures_from_a_folder(tmp_path: Path) -> None:
         for number in range(20):
             colour = (10 * label, 10 * number, 7)
             Image.new("RGB", (32, 32), colour).save(tmp_path / f"class-{label}" / f"{number}.png")
-    reference = Folder(tmp_path, 10, seed=1)
+    reference = Folder(tmp_path, 10, 1, (32, 32))
     seen = {}
     for name in ("reference", "real"):
         pictures = reference.pictures(name, range(100))
@@ -144,7 +146,79 @@ def test_reference_pictures_from_a_folder(tmp_path: Path) -> None:
     assert not seen["reference"] & seen["real"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"real": 3}', '{"real": {"name": "real"}}', "{" * 5000])
+def test_pictures_of_other_sizes_are_resized_to_cover_and_cut_to_the_centre(tmp_path: Path) -> None:
+    from PIL import Image
+
+    wide = Image.new("RGB", (60, 20), "red")
+    wide.paste("blue", (20, 0, 40, 20))
+    wide.save(tmp_path / "wide.png")
+    cut = read_picture(tmp_path / "wide.png", (40, 40))
+    assert cut.shape == (3, 40, 40)
+    assert (cut[2] > 0.99).float().mean() > 0.9  # the middle third, apart from its edges
+    assert torch.equal(read_picture(tmp_path / "wide.png", (20, 60))[0, 0, :20], torch.ones(20))
+
+
+def counted_folder(path: Path, counts: Sequence[int]) -> Path:
+    for label, count in enumerate(counts):
+        (path / f"{label}").mkdir(parents=True)
+        for number in range(count):
+            (path / f"{label}" / f"{number}.png").touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([100, 100, 68], None),
+        ([68, 68, 66], None),
+        ([67, 100, 100], "0 has 67 pictures and 100 evaluated pictures need 68 of them.*; add some$"),
+        ([100, 100, 0], "2 holds no picture; put some there"),
+    ],
+)
+def test_no_class_may_have_too_few_files(tmp_path: Path, counts: list[int], message: str | None) -> None:
+    folder = str(counted_folder(tmp_path / "folder", counts))
+    evaluation = schema.Evaluation(classifier="c", reference=folder, pictures=100)
+    if message is None:
+        check_reference(evaluation, 100, False, 3)
+        return
+    with pytest.raises(UserError, match=f"^tracking.evaluation.reference: {tmp_path}/folder/{message}"):
+        check_reference(evaluation, 100, False, 3)
+
+
+def test_a_count_that_the_files_are_enough_for_is_named(tmp_path: Path) -> None:
+    folder = str(counted_folder(tmp_path, [400, 205]))
+    evaluation = schema.Evaluation(classifier="c", reference=folder, pictures=300)
+    with pytest.raises(UserError, match=r"need 300 of them, .*; add some, or set .*pictures to 204 or less"):
+        check_reference(evaluation, 300, False, 2)
+    check_reference(evaluation, 204, False, 2)
+
+
+def test_the_seed_chooses_from_all_prompts() -> None:
+    sets = {"a": [f"a{i}" for i in range(50)], "b": [f"b{i}" for i in range(50)]}
+    first, other, whole = (PromptSets(sets, 2, count, seed) for count, seed in ((41, 1), (41, 2), (200, 1)))
+    assert [len(each.asked) for each in (first, other, whole)] == [20, 20, 100]
+    assert whole.asked[:2] == [("a", "a0"), ("a", "a1")]
+    assert {name for name, _ in first.asked} == {"a", "b"}
+    assert first.asked != other.asked
+    assert first.prompts(range(2, 5)) == [first.asked[1][1]] * 2 + [first.asked[2][1]]
+    assert sum(mask.sum() for mask in first.sets(range(40)).values()) == 40
+    assert PromptSets({"a": ["x"]}, 1, 100, 1).sets(range(1)) == {}
+
+
+def test_bootstrap_intervals() -> None:
+    """Near mean ± 1.96 σ / √n; of prompts, where several pictures are of one."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    low, high = bootstrap_interval(values, seed=1)
+    mean, half = values.mean().item(), 1.96 * values.std().item() / 20
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.02)
+    assert bootstrap_interval(values, seed=1) == (low, high)
+    assert bootstrap_interval(values.repeat_interleave(4), 1, group=4) == pytest.approx((low, high))
+    with_nan = torch.cat([values, torch.full((5,), torch.nan)])
+    assert bootstrap_interval(with_nan, seed=1) == (low, high)
+    assert all(map(math.isnan, bootstrap_interval(values[:1], seed=1)))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"real": 3}', '{"real": {"name": 3}}', "{" * 5000])
 def test_damaged_scores_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(UserError) as caught:

@@ -18,7 +18,7 @@ ENDINGS = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
-from dmdr_train.run import evaluate_student, runner
+from dmdr_train.run import evaluate_run, runner
 from dmdr_train.base.errors import StoppedError, UserError
 from dmdr_train.base.exit_codes import LOST, STOPPED
 from dmdr_train.recipe.schema import Recipe
@@ -27,7 +27,7 @@ settings = Recipe.model_validate(json.loads(sys.argv[1]))
 ways = {
     "run": lambda: runner.run(settings),
     "dry run": lambda: runner.dry_run(settings),
-    "evaluate": lambda: evaluate_student.evaluate_student(settings, Path("nowhere")),
+    "evaluate": lambda: evaluate_run.evaluate_run(settings, Path("nowhere"), []),
 }
 errors = [UserError("model.path", "is of another family"), StoppedError(STOPPED, "by SIGTERM"), SystemExit(3),
           StoppedError(LOST, "rank 1 ended"), RuntimeError("out of memory"), KeyboardInterrupt()]
@@ -36,7 +36,7 @@ for name, way in ways.items():
         def fail(*_, **__):
             assert dist.is_initialized()
             raise error
-        runner.build = evaluate_student.load_family = fail
+        runner.build = evaluate_run.load_family = fail
         try:
             way()
         except BaseException as raised:

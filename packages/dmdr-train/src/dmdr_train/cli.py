@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     redact_tracebacks()
     join_step()
     parser = _parser("dmdr-train")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the DeepSpeed launcher passes it first
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")

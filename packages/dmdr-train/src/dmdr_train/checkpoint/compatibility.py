@@ -21,7 +21,12 @@ FREE_KEYS = (
 FIXED_KEYS = (
     "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",
     "memory.offload_optimizer", "memory.quantize",
-    *(f"tracking.evaluation.{name}" for name in ("classifier", "reference", "pictures", "rewards", "seed")),
+    *(
+        f"tracking.evaluation.{name}"
+        for name in (
+            "classifier", "reference", "features", "prompt_files", "per_prompt", "pictures", "rewards", "seed",
+        )
+    ),
 )  # fmt: skip
 OPTIMIZER_KEYS = ("optim.precision", "optim.zero_stage", "optim.eight_bit")
 """What the form of an optimizer's saved state depends on, besides the shapes of the weights."""
@@ -159,4 +164,5 @@ def compare(settings: Recipe, path: Path, say: Callable[[str], None]) -> None:
 
 
 def _free(key: str) -> bool:
-    return key not in FIXED_KEYS and any(key == k or key.startswith(f"{k}.") for k in FREE_KEYS)
+    fixed, free = (any(key == k or key.startswith(f"{k}.") for k in keys) for keys in (FIXED_KEYS, FREE_KEYS))
+    return free and not fixed

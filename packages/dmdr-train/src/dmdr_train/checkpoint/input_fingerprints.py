@@ -8,7 +8,7 @@ from dmdr_models.folder.fingerprints import content_fingerprint, network_fingerp
 
 from dmdr_train.base.errors import naming
 from dmdr_train.data.embedding_cache import cache_folder
-from dmdr_train.recipe.schema import DRAWN, Recipe
+from dmdr_train.recipe.schema import DRAWN, Evaluation, Recipe
 
 
 def fingerprints(settings: Recipe) -> dict[str, str]:
@@ -25,9 +25,7 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
     paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
     paths |= {f"model.teacher_loras.{i}.path": lora.path for i, lora in enumerate(model.teacher_loras)}
     if evaluation := settings.tracking.evaluation:
-        paths["tracking.evaluation.classifier"] = evaluation.classifier
-        if evaluation.reference not in DRAWN:
-            paths["tracking.evaluation.reference"] = evaluation.reference
+        paths |= evaluation_inputs(evaluation)
     trained = settings.needing("reward")
     for i, (name, objective) in enumerate(zip(settings.names, settings.objectives, strict=True)):
         paths |= {f"objectives.{i}.{key}": path for key, path in objective.files.items()}
@@ -49,3 +47,16 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
     if data.embeddings is not None:
         found["data.embeddings"] = str(cache_folder("data.embeddings", data.embeddings).manifest().get("text_encoders"))
     return found
+
+
+def evaluation_inputs(evaluation: Evaluation) -> dict[str, str | None]:
+    """The files and folders that an evaluation reads, by recipe key."""
+    key = "tracking.evaluation"
+    paths = {f"{key}.classifier": evaluation.classifier}
+    if evaluation.reference not in DRAWN:
+        paths[f"{key}.reference"] = evaluation.reference
+    if evaluation.features is not None:
+        paths[f"{key}.features.checkpoint"] = evaluation.features.checkpoint
+    rewards = evaluation.rewards if isinstance(evaluation.rewards, list) else []
+    paths |= {f"{key}.rewards.{i}.checkpoint": reward.checkpoint for i, reward in enumerate(rewards)}
+    return paths | {f"{key}.prompt_files.{i}": path for i, path in enumerate(evaluation.prompt_files)}

@@ -1,17 +1,32 @@
-"""`dmdr-train evaluate`: score the student of a run again, on one process."""
+"""`dmdr-train evaluate`: score teacher, checkpoints and student of a run, on its recipe's device.
+
+Under a launcher the processes share the pictures: `torchrun --nproc-per-node 8 -m dmdr_train evaluate RUN`.
+"""
 
 import argparse
+import os
 
-HELP = "score the student of a run again"
+HELP = "score teacher, checkpoints and student of a run"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    from dmdr_train.run.python_api import ROWS
+
     parser.add_argument("run", help="folder of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of tracking.evaluation, such as its prompt_files"
+    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to score; all of it by default")
 
 
 def command(options: argparse.Namespace) -> None:
-    """Score the student of the newest checkpoint, and print its row."""
+    """Score the rows, and print their table. The same command goes on from where it was interrupted."""
+    from dmdr_train.distributed.signals import signals_end
     from dmdr_train.reporting.tables import print_table
     from dmdr_train.run.python_api import evaluate
 
-    print_table({"student": evaluate(options.run)})
+    with signals_end():
+        scores = evaluate(options.run, *options.overrides, rows=options.rows)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_table(scores)
+        print(f"Wrote {options.run}/evaluation/: evaluation.json, evaluation.md")

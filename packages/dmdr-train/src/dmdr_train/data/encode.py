@@ -6,6 +6,7 @@ The name of a shard depends on its prompts. Prompts that are added later go into
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dmdr_train.base.errors import naming
 from dmdr_train.data.cut_prompts import cuts
 from dmdr_train.data.embedding_cache import HASH, cache_folder, prompt_hash, read_hashes
 from dmdr_train.data.prompt_files import evaluation_prompts, open_prompts
+from dmdr_train.data.prompt_sets import read_prompt_sets
 from dmdr_train.data.shard_folder import Made, ShardFolder, processes
 from dmdr_train.distributed.device import DTYPES, choose_device
 from dmdr_train.recipe.schema import Recipe
@@ -59,7 +61,9 @@ def all_prompts(settings: Recipe) -> Any:
 
     # Shards choose rows by number, which a stream does not have; all prompts are read in any case.
     prompts = open_prompts(settings.data.model_copy(update={"streaming": False}))
-    more = [*(settings.tracking.samples.prompts or ()), *evaluation_prompts(), ""]
+    evaluation = settings.tracking.evaluation
+    held_out = read_prompt_sets(evaluation.prompt_files) if evaluation else {}
+    more = [*(settings.tracking.samples.prompts or ()), *evaluation_prompts(), *chain(*held_out.values()), ""]
     return datasets.concatenate_datasets([prompts, datasets.Dataset.from_dict({"prompt": more}, prompts.features)])
 
 

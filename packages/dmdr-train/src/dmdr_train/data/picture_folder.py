@@ -1,6 +1,10 @@
 """Folders of pictures."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -8,3 +12,23 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 def pictures_in(path: Path) -> list[Path]:
     """The picture files of a folder, sorted by name; sub-folders are not searched."""
     return sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> "Tensor":
+    """A picture as `[3, H, W]` in [0, 1]. One of another size is resized to cover (H, W), and its centre is cut out.
+
+    Raises:
+        ValueError: the file cannot be read as a picture.
+    """
+    import numpy as np
+    import torch
+    from dmdr_rewards.base.safe_reading import open_rgb
+    from PIL import Image, ImageOps
+
+    try:
+        picture = open_rgb(path)
+    except Exception as error:  # decoders raise any exception for bytes that are not a picture
+        raise ValueError(f"{path} cannot be read as a picture ({error}); remove it") from error
+    if picture.size != size[::-1]:
+        picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)

@@ -1,67 +1,91 @@
-"""Scores of pictures: Fréchet distance, precision, recall, accuracy, inception score.
+"""Scores of pictures: distances to real pictures, accuracy, means of rewards, diversity, and how certain they are.
 
-A classifier that no reward uses gives features and classes; a second Fréchet distance is computed in pixel space. The
-reference set decides which pictures are right, for the accuracy. All random numbers depend on the evaluation's seed.
+Every process draws and measures its share of the batches, and the first process computes the scores. All random
+numbers depend on the evaluation's seed.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from dmdr_models.families.protocols import Family
-from dmdr_rewards.compare.metrics import frechet_distance, inception_score, precision_recall
 from torch import Tensor
 
-from dmdr_train.distributed.collectives import gather_rows
+from dmdr_train.base.errors import UserError
+from dmdr_train.distributed.collectives import agreed, gather_rows, said_anywhere
+from dmdr_train.evaluation.finished_batches import FinishedBatches, Rows
+from dmdr_train.evaluation.measured import Measured, compare, describe
 from dmdr_train.evaluation.reference_sets import make_reference
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema
 
-BATCH = 125
+Draw = Callable[[range], Tensor]
+"""Draws the pictures with these indices, `[n, 3, H, W]`."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Measurements of a set of pictures, one row per picture."""
+class Source:
+    """Where pictures come from.
 
-    features: Tensor
-    pixels: Tensor
-    logits: Tensor
-    judged: dict[str, Tensor]
+    Attributes:
+        key: a name for files.
+        own: what the pictures depend on, besides the recipe's evaluation.
+        paired: whether they are pictures of the prompts, so that rewards that read prompts can score them.
+    """
+
+    key: str
+    draw: Draw
+    own: Any = None
+    paired: bool = True
 
 
 class Evaluator:
-    """Scores pictures against a reference set. Every process makes its share of the pictures.
+    """Scores pictures. Every process calls the methods.
 
     Args:
-        rewards: their mean scores join the results.
+        rewards: their mean scores join the results under these names.
+        tower: a reward whose image tower gives the features; None takes the classifier, or pixels without one.
+        finished: where the measurements of batches are kept; None keeps none, and takes no time.
+        progress: called after every batch of this process.
 
     Attributes:
         failure: why a reward failed, which then counts as NaN; empty if none has failed.
+
+    Raises:
+        UserError: a picture of the reference cannot be read.
     """
 
     failure = ""
 
-    def __init__(self, settings: schema.Evaluation, family: Family, device: torch.device, rewards: Sequence[Any] = ()):
+    def __init__(
+        self,
+        settings: schema.Evaluation,
+        family: Family,
+        device: torch.device,
+        rewards: Mapping[str, Any] = MappingProxyType({}),
+        tower: Any = None,
+        finished: FinishedBatches | None = None,
+        progress: Callable[[], object] = lambda: None,
+    ):
         from dmdr_rewards.networks.classifier import ImageClassifier
 
-        self.settings = settings
-        self.family = family
-        self.device = device
-        self.rewards = {reward.info.name: reward for reward in rewards}
-        self.classifier = ImageClassifier.from_folder(settings.classifier, device)
-        self.reference = make_reference(settings.reference, family, settings.seed)
-        world, count = dist.get_world_size(), settings.pictures // dist.get_world_size()
-        first = dist.get_rank() * count
-        self.batches = [range(i, min(i + BATCH, first + count)) for i in range(first, first + count, BATCH)]
-        self.count = world * count
-        self.real_set = self._measure(self._real("reference"))
+        self.settings, self.family, self.device = settings, family, device
+        self.rewards = rewards
+        self.tower, self.finished, self.progress = tower, finished, progress
+        folder = settings.classifier
+        self.classifier = None if folder is None else ImageClassifier.from_folder(folder, device)
+        self.reference, self.count = make_reference(settings, family)
+        size = settings.batch_size
+        self.batches = [range(i, min(i + size, self.count)) for i in range(0, self.count, size)]
+        self.real_set = self._measure(self._real("reference")) if settings.has_pictures else None
 
     def real(self) -> Scores:
         """Score other real pictures: no model can do better."""
@@ -69,50 +93,127 @@ class Evaluator:
 
     def model(self, name: str, network: Any, plan: SamplingPlan) -> Scores:
         """Score the pictures of a network."""
-        return self._score(name, self._sampled(network, plan))
+        return self._score(name, Source(name, partial(self.sampled, network, plan)))
+
+    def source(self, name: str, source: Source) -> Scores:
+        """Score the pictures of a source, under a name for people."""
+        return self._score(name, source)
 
     @torch.no_grad()
-    def _sampled(self, network: Any, plan: SamplingPlan) -> Iterable[Tensor]:
-        for index in self.batches:
-            prompts = self.reference.prompts(index)
-            latents = draw_latents(self.family, network, plan, prompts, self.settings.seed, index, self.device)
-            yield self.family.decode(latents)
+    def sampled(self, network: Any, plan: SamplingPlan, index: range) -> Tensor:
+        """Draw the pictures of a network with these indices, `[n, 3, H, W]`."""
+        prompts = self.reference.prompts(index)
+        latents = draw_latents(self.family, network, plan, prompts, self.settings.seed, index, self.device)
+        return self.family.decode(latents)
 
-    def _real(self, name: str) -> Iterable[Tensor]:
-        for index in self.batches:
-            yield self.reference.pictures(name, index).to(self.device)
+    def _real(self, name: str) -> Source:
+        def draw(index: range) -> Tensor:
+            return self.reference.pictures(name, index).to(self.device)
+
+        return Source(name, draw, paired=self.reference.paired)
 
     @torch.no_grad()
-    def _measure(self, batches: Iterable[Tensor]) -> Measured:
-        rows: dict[str, list[Tensor]] = {"features": [], "pixels": [], "logits": []}
-        for images, index in zip(batches, self.batches, strict=True):
-            prompts = self.reference.prompts(index)
-            seen = self.classifier(images)
-            rows["features"].append(seen.features.float())
-            rows["pixels"].append(F.adaptive_avg_pool2d(images.float(), 8).flatten(1))
-            rows["logits"].append(seen.logits.float())
-            judged = self.reference.judge(images, prompts, seen.logits)
-            for name, reward in self.rewards.items():
-                judged[name], failure = asked(partial(reward.score, images, prompts), images)
-                if failure:
-                    self.failure = f"{name} of the evaluation: {failure}"
-            for name, values in judged.items():
-                rows.setdefault(name, []).append(values)
-        # Every process measures its own rows, and then has the rows of all.
-        whole = {name: gather_rows(torch.cat(parts).to(self.device)).cpu() for name, parts in rows.items()}
-        return Measured(whole.pop("features"), whole.pop("pixels"), whole.pop("logits"), whole)
+    def _measure(self, source: Source) -> Measured:
+        """Measure this process's share of the batches, and gather the rows of all.
 
-    def _score(self, name: str, batches: Iterable[Tensor]) -> Scores:
-        made = self._measure(batches)
-        precision, recall = precision_recall(self.real_set.features, made.features)
-        means = {key: values.nanmean().item() for key, values in made.judged.items()}
-        return Scores(
-            name,
-            frechet_distance(self.real_set.features, made.features),
-            precision,
-            recall,
-            means.pop("accuracy"),
-            frechet_distance(self.real_set.pixels, made.pixels),
-            None if self.family.num_classes is None else inception_score(made.logits),
-            means,
-        )
+        Every process draws equally often, as ZeRO-3 needs it: where the batches do not divide evenly, the last
+        processes take the last batch again.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        rounds, size = -(-len(self.batches) // world), len(self.batches[0])
+        rows: dict[str, list[Tensor]] = {}
+        unread = ""
+        for number in range(rank, rounds * world, world):
+            index = self.batches[min(number, len(self.batches) - 1)]
+            try:
+                found = self._batch(source, index, own=number < len(self.batches))
+            except UnreadableError as error:
+                unread = str(error)
+                break
+            for name, values in sorted(found.items()):
+                padding = (0, 0) * (values.ndim - 1) + (0, size - len(values))
+                rows.setdefault(name, []).append(F.pad(values.float().to(self.device), padding))
+        if problem := said_anywhere(unread):
+            raise UserError("tracking.evaluation.reference", problem)
+        whole = {}
+        for name, parts in rows.items():
+            # Batch b was measured by process b mod world, in its round b div world.
+            gathered = gather_rows(torch.cat(parts)).unflatten(0, (world, rounds, size)).transpose(0, 1)
+            whole[name] = gathered.flatten(0, 2)[: self.count].cpu()
+        return Measured(whole)
+
+    def _batch(self, source: Source, index: range, own: bool) -> Rows:
+        """The measurements of a batch, from the disk if they are there.
+
+        Args:
+            own: whether no other process measures this batch, too.
+        """
+        place = self.finished and self.finished.place(source.key, source.own)
+        rows = self.finished.read(place, index) if self.finished and place else None
+        if rows is None:
+            started = self._clock()
+            images = self._drawn(source, index)
+            seconds = self._clock() - started
+            rows = self._measured(images, index, source.paired)
+            if self.finished and place:
+                rows["seconds"] = torch.full((len(index),), seconds / len(index))
+                if own:
+                    self.finished.write(place, index, rows)
+        self.progress()
+        return rows
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _drawn(self, source: Source, index: range) -> Tensor:
+        try:
+            return source.draw(index)
+        except ValueError as error:
+            if source.key in ("reference", "real"):
+                raise UnreadableError(str(error)) from error
+            raise
+
+    def _measured(self, images: Tensor, index: range, paired: bool) -> Rows:
+        """Measure pictures: one row each, of NaN for a picture that is not finite."""
+        finite = images.flatten(1).isfinite().all(dim=1)
+        images = torch.where(finite[:, None, None, None], images, 0.5)  # grey passes through every network
+        prompts = self.reference.prompts(index)
+        seen = self.classifier(images) if self.classifier else None
+        rows = {"pixels": F.adaptive_avg_pool2d(images.float(), 8).flatten(1)}
+        if seen is not None:
+            rows["logits"] = seen.logits.float()
+        if self.tower is not None:
+            rows["features"] = self.tower.features_of(images).flatten(1).float()
+        else:
+            rows["features"] = rows["pixels"].clone() if seen is None else seen.features.float()
+        judged = self.reference.judge(images, prompts, None if seen is None else seen.logits) if paired else {}
+        for name, reward in self.rewards.items():
+            if not paired and reward.info.prompt != "none":
+                continue
+            judged[name], failure = asked(partial(reward.score, images, prompts), images)
+            if failure:
+                self.failure = f"{name} of the evaluation: {failure}"
+        rows |= {f"judged/{name}": values for name, values in judged.items()}
+        for name, values in rows.items():
+            broken = ~finite.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
+            rows[name] = values.masked_fill(broken, torch.nan)
+        return {**rows, "finite": finite.float()}
+
+    def _score(self, name: str, source: Source) -> Scores:
+        made = self._measure(source)
+        return agreed(lambda: self._scores(name, source, made))
+
+    def _scores(self, name: str, source: Source, made: Measured) -> Scores:
+        """The scores of pictures, on the first process alone: n² distances are not needed on every one."""
+        sets = self.reference.sets(range(self.count)) if source.paired else {}
+        group = self.reference.group if source.paired else 1
+        values = describe(made, sets, group, self.settings.seed)
+        statistics = self.settings.reference if self.settings.has_statistics else None
+        values |= compare(self.real_set or statistics, made, self.device, self.family.num_classes is not None)
+        return Scores(name, **values)
+
+
+class UnreadableError(ValueError):
+    """A picture of the reference cannot be read."""

@@ -1,4 +1,4 @@
-"""Reference sets of an evaluation: prompts, real pictures of them, and a check whether a picture is right."""
+"""What an evaluation asks for: prompts, real pictures beside them, and a check whether a picture is right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,57 +9,96 @@ from dmdr_models.families.protocols import Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import named_generator
-from dmdr_train.data.picture_folder import pictures_in
+from dmdr_train.data.picture_folder import pictures_in, read_picture
+from dmdr_train.data.prompt_sets import Sets, read_prompt_sets
+from dmdr_train.recipe import schema
+
+HALVES = {"reference": 0, "real": 1}
+"""The two draws of real pictures; they have no file in common."""
 
 
 class Reference(Protocol):
+    """
+    Attributes:
+        group: pictures of each prompt, which follow each other.
+        paired: whether the real pictures are pictures of the prompts.
+    """
+
+    group: int
+    paired: bool
+
     def prompts(self, index: range) -> list[Any]:
         """The prompts of the pictures with these indices; they are the same for every model."""
 
     def pictures(self, name: str, index: range) -> Tensor:
-        """Real pictures of these prompts, `[n, 3, H, W]` in [0, 1].
+        """Real pictures, `[n, 3, H, W]` in [0, 1].
 
         Args:
-            name: `reference` or `real`, two different draws.
+            name: `reference` or `real`, two draws without a common picture.
+
+        Raises:
+            ValueError: a picture cannot be read.
         """
 
-    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor) -> dict[str, Tensor]:
+    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor | None) -> dict[str, Tensor]:
         """Judge pictures: one number per picture under each name, `[n]` float32, NaN where it does not apply.
-
-        One of the names is `accuracy`.
 
         Args:
             images: `[n, 3, H, W]` in [0, 1].
-            logits: of the evaluation's classifier, `[n, K]`.
+            logits: of the evaluation's classifier, `[n, K]`; None without one.
         """
 
+    def sets(self, index: range) -> dict[str, Tensor]:
+        """Which of the pictures belong to each set of prompts, `[n]` bool; empty unless there are several sets."""
 
-def make_reference(name: str, family: Family, seed: int) -> Reference:
-    """The reference set that `tracking.evaluation.reference` names; `preflight` has checked it."""
-    if name == "scenes":
-        return Scenes(seed)
+
+def make_reference(settings: schema.Evaluation, family: Family) -> tuple[Reference, int]:
+    """The prompts and pictures of `tracking.evaluation`, which `check_evaluation` has passed, and their number."""
+    count, seed = settings.pictures, settings.seed
+    if settings.reference == "scenes":
+        return Scenes(seed), count
+    path = settings.reference if settings.has_pictures and settings.reference != "shapes" else None
+    folder = None if path is None else Path(path)
+    if settings.prompt_files:
+        sets, group = read_prompt_sets(settings.prompt_files), settings.per_prompt
+        found = PromptSets(sets, group, count, seed, folder, family.size)
+        return found, len(found.asked) * group
     assert family.num_classes is not None
-    return Shapes(seed) if name == "shapes" else Folder(Path(name), family.num_classes, seed)
+    if settings.reference == "shapes":
+        return Shapes(seed), count
+    if folder is None:
+        return Labels(family.num_classes), count
+    return Folder(folder, family.num_classes, seed, family.size), count
 
 
-class _Classes:
+class Labels:
     """Class labels in turn. A picture is right if the classifier sees its class."""
 
-    num_classes: int
+    group, paired = 1, True
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
 
     def prompts(self, index: range) -> list[int]:
         return [i % self.num_classes for i in index]
 
-    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor) -> dict[str, Tensor]:
+    def pictures(self, name: str, index: range) -> Tensor:
+        raise NotImplementedError("there are no real pictures")
+
+    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor | None) -> dict[str, Tensor]:
+        if logits is None:
+            return {}
         return {"accuracy": (logits.argmax(dim=1).cpu() == torch.tensor(prompts)).float()}
 
+    def sets(self, index: range) -> dict[str, Tensor]:
+        return {}
 
-class Shapes(_Classes):
+
+class Shapes(Labels):
     """The drawings of the built-in class-conditional problem."""
 
-    num_classes = 10
-
     def __init__(self, seed: int):
+        super().__init__(10)
         self.seed = seed
 
     def pictures(self, name: str, index: range) -> Tensor:
@@ -68,27 +107,61 @@ class Shapes(_Classes):
         return drawing.draw(torch.tensor(self.prompts(index)), named_generator(self.seed, name, index.start))
 
 
-class Folder(_Classes):
-    """Pictures from `folder/<class name>/*`, classes in alphabetical order. A class with few pictures repeats them."""
+class Folder(Labels):
+    """Pictures from `folder/<class name>/*`, classes in alphabetical order; no file is taken twice."""
 
-    def __init__(self, folder: Path, num_classes: int, seed: int):
-        self.num_classes = num_classes
+    def __init__(self, folder: Path, num_classes: int, seed: int, size: tuple[int, int]):
+        super().__init__(num_classes)
+        self.size = size
         self.classes = [pictures_in(each) for each in sorted(p for p in folder.iterdir() if p.is_dir())]
         generator = named_generator(seed, "files")
         self.orders = [torch.randperm(len(files), generator=generator).tolist() for files in self.classes]
 
     def pictures(self, name: str, index: range) -> Tensor:
-        import numpy as np
-        from dmdr_rewards.base.safe_reading import open_rgb
-
-        half = 0 if name == "reference" else 1
         batch = []
         for i, label in zip(index, self.prompts(index), strict=True):
-            # "reference" and "real" take alternate files, so that no picture is in both.
-            files, position = self.classes[label], 2 * (i // len(self.classes)) + half
-            array = np.asarray(open_rgb(files[self.orders[label][position % len(files)]]), dtype=np.float32) / 255
-            batch.append(torch.from_numpy(array).permute(2, 0, 1))
+            # The two draws take alternate files, so that no picture is in both.
+            place = self.orders[label][2 * (i // len(self.classes)) + HALVES[name]]
+            batch.append(read_picture(self.classes[label][place], self.size))
         return torch.stack(batch)
+
+
+class PromptSets:
+    """Sets of held-out prompts, `group` pictures of each; and a folder of real pictures, which are of other prompts.
+
+    If there are more prompts than `count` pictures allow, the seed chooses some of all sets.
+
+    Args:
+        count: of pictures, at most.
+        size: (height, width) of the real pictures.
+    """
+
+    paired = False
+
+    def __init__(
+        self, sets: Sets, group: int, count: int, seed: int, folder: Path | None = None, size: tuple[int, int] = (0, 0)
+    ):
+        self.group, self.size, self.names = group, size, list(sets)
+        everything = [(name, prompt) for name, prompts in sets.items() for prompt in prompts]
+        chosen = torch.randperm(len(everything), generator=named_generator(seed, "prompts"))[: count // group]
+        self.asked = [everything[i] for i in sorted(chosen.tolist())]
+        self.files = [] if folder is None else pictures_in(folder)
+        self.order = torch.randperm(len(self.files), generator=named_generator(seed, "files")).tolist()
+
+    def prompts(self, index: range) -> list[str]:
+        return [self.asked[i // self.group][1] for i in index]
+
+    def pictures(self, name: str, index: range) -> Tensor:
+        places = [self.order[2 * i + HALVES[name]] for i in index]
+        return torch.stack([read_picture(self.files[place], self.size) for place in places])
+
+    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor | None) -> dict[str, Tensor]:
+        return {}
+
+    def sets(self, index: range) -> dict[str, Tensor]:
+        of = [self.asked[i // self.group][0] for i in index]
+        several = self.names if len(self.names) > 1 else []
+        return {name: torch.tensor([each == name for each in of]) for name in several if name in of}
 
 
 class Scenes:
@@ -96,6 +169,8 @@ class Scenes:
 
     A program checks from the pixels whether a picture is right.
     """
+
+    group, paired = 1, True
 
     def __init__(self, seed: int):
         from dmdr_train.problems import scenes
@@ -115,7 +190,7 @@ class Scenes:
 
         return scenes.draw(self.prompts(index), named_generator(self.seed, name, index.start))
 
-    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor) -> dict[str, Tensor]:
+    def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor | None) -> dict[str, Tensor]:
         from dmdr_train.problems import scenes
 
         right = scenes.check(images.cpu(), prompts).float()
@@ -126,3 +201,6 @@ class Scenes:
             "held-out accuracy": torch.where(held_out, right, nothing),
             "brightness": scenes.brightness(images.cpu()),
         }
+
+    def sets(self, index: range) -> dict[str, Tensor]:
+        return {}

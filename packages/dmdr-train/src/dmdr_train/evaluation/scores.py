@@ -12,20 +12,34 @@ from dmdr_train.base.errors import UserError
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of pictures against the reference set; `more` has scores by the reference and by rewards."""
+    """Scores of one set of pictures; None is for what was not measured.
+
+    Attributes:
+        more: further means, by the reference and by rewards; `NAME, SET` is the mean over one set of prompts.
+        intervals: 95% bootstrap confidence intervals of means, under the names of the scores.
+        seconds: per picture, on one process.
+        broken: the numbers of the pictures that were not finite; no score counts them.
+    """
 
     name: str
-    frechet: float
-    precision: float
-    recall: float
-    accuracy: float
-    frechet_pixels: float
+    frechet: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    accuracy: float | None = None
+    frechet_pixels: float | None = None
     inception: float | None = None
     more: dict[str, float] = field(default_factory=dict)
+    kernel: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    diversity: float | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: float | None = None
+    broken: list[int] = field(default_factory=list)
 
 
 def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
-    """Write the scores of a run to evaluation.json, so that a resumed run need not measure them again."""
+    """Write scores to evaluation.json, so that a resumed run need not measure them again."""
     text = json.dumps({key: asdict(value) for key, value in scores.items()}, indent=2)
     write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
 

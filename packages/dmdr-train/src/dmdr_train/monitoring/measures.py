@@ -23,6 +23,7 @@ from dmdr_train.base.errors import StoppedError, UserError
 from dmdr_train.base.exit_codes import UNANSWERED
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.distributed.collectives import gather_rows
+from dmdr_train.evaluation.intervals import diversities
 from dmdr_train.evaluation.sample_sheets import sample_prompts
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.monitoring.rules import PREFIX
@@ -53,10 +54,7 @@ def pooled_pixels(images: Tensor) -> Tensor:
 
 def diversity(features: Tensor, group: int) -> float:
     """Mean over prompts and pairs of ‖f_i − f_j‖ / √D, of features `[prompts · group, D]`, sorted by prompt."""
-    groups = features.double().unflatten(0, (-1, group))
-    distances = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist")
-    pairs = len(groups) * group * (group - 1)
-    return distances.sum().item() / pairs / features.shape[1] ** 0.5
+    return diversities(features, group).mean().item()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.derived import Sections, merged
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.quantised_base import check_quantize
-from dmdr_train.recipe.sections import EVALUATED, ObjectiveSection
+from dmdr_train.recipe.sections import DRAWN, EVALUATED, ObjectiveSection
 
 
 def check(recipe: Sections) -> None:
@@ -41,6 +41,7 @@ def check(recipe: Sections) -> None:
     check_memory(recipe)
     check_keeping(recipe)
     check_watch(recipe)
+    check_evaluation(recipe)
 
 
 def check_objective(recipe: Sections, key: str, objective: ObjectiveSection) -> None:
@@ -192,12 +193,13 @@ def check_keeping(recipe: Sections) -> None:
     if run.keep_best is None:
         return
     watched = [n for n in recipe.watched if n.startswith(("diversity", "held_out/", "trained/"))]
-    if run.keep_best in EVALUATED:
+    scored = evaluation.measured if evaluation else EVALUATED
+    if run.keep_best in scored:
         key, every = "tracking.evaluation.every", evaluation.every if evaluation else 0
     elif run.keep_best in watched:
         key, every = "watch.every", recipe.watch.every
     else:
-        hint = nearest_name(run.keep_best, [*EVALUATED, *watched])
+        hint = nearest_name(run.keep_best, [*scored, *watched])
         raise ValueError(f"run.keep_best: {run.keep_best!r} is not measured here; {hint}")
     if not every or not run.checkpoint_every or every % run.checkpoint_every:
         raise ValueError(
@@ -221,3 +223,23 @@ def check_watch(recipe: Sections) -> None:
     for i, rule in enumerate(watch.rules or []):
         if lacking := recipe.lacking(rule):
             raise ValueError(f"watch.rules.{i}{lacking}")
+
+
+def check_evaluation(recipe: Sections) -> None:
+    """Check that the evaluation has something to measure, and everything that it needs for this."""
+    found, key = recipe.tracking.evaluation, "tracking.evaluation"
+    if found is None:
+        return
+    if found.reference is not None and found.classifier is None and found.features is None:
+        raise ValueError(
+            f"{key}.classifier: is null and the reference {found.reference} is compared by features; "
+            f"give a classifier, or {key}.features"
+        )
+    if found.per_prompt > 1 and not found.prompt_files:
+        raise ValueError(f"{key}.per_prompt: {found.per_prompt} has no effect without prompt_files; use 1")
+    if found.prompt_files and found.reference in DRAWN:
+        raise ValueError(f"{key}.prompt_files: {found.reference} has its own prompts; leave one of them out")
+    if found.per_prompt > found.pictures:
+        raise ValueError(f"{key}.per_prompt: {found.per_prompt} is more than all pictures {found.pictures}; use fewer")
+    if not (found.reference or found.classifier or found.rewards or found.per_prompt > 1):
+        raise ValueError(f"{key}: measures nothing; give rewards, a reference, or 2 or more as per_prompt")

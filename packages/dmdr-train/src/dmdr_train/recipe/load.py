@@ -21,8 +21,9 @@ MOST_VALUES, DEEPEST = 100_000, 50  # of a recipe; aliases in YAML can stand for
 BUILT_IN = Path(__file__).parents[1] / "recipes"
 INPUT_PATHS = {
     "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "pairs",
-    "model", "start", "weights",
+    "model", "start", "weights", "prompt_files",
 }  # fmt: skip
+INPUT_LISTS = {"prompt_files"}
 
 
 def load_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -153,6 +154,8 @@ def resolve_paths(node: Any, folder: Path) -> Any:
         if key in INPUT_PATHS and isinstance(value, str) and not os.path.exists(value):
             beside = folder / os.path.expanduser(value)
             value = str(beside.resolve()) if os.path.exists(beside) else value
+        if key in INPUT_LISTS and isinstance(value, list):
+            value = [resolve_paths({"path": each}, folder)["path"] for each in value]
         resolved[key] = resolve_paths(value, folder)
     return resolved
 

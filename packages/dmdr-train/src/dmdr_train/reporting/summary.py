@@ -25,8 +25,7 @@ def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Score
         lines += [
             markdown_table(scores),
             "",
-            f"Over {evaluation.pictures} pictures. FD, precision and recall are taken with "
-            f"`{Path(evaluation.classifier).name}`, which no reward uses; FD pixels on pictures averaged to 8 x 8.",
+            how_measured(evaluation),
             "",
             "![before and after](before_after.png)",
             "",
@@ -34,6 +33,23 @@ def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Score
     lines += [*early_warning(folder, settings), "![curves](curves.png)", "", usage, ""]
     text = "\n".join(lines)
     write_whole(folder / "summary.md", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def how_measured(evaluation: schema.Evaluation) -> str:
+    """A paragraph on how the scores were measured."""
+    if evaluation.prompt_files:
+        text = f"Over at most {evaluation.pictures} pictures of held-out prompts."
+    else:
+        text = f"Over {evaluation.pictures} pictures."
+    text += " In brackets are 95% confidence intervals of means."
+    if evaluation.reference is None:
+        return text
+    network = evaluation.features.name if evaluation.features else Path(str(evaluation.classifier)).name
+    unused = "" if evaluation.features else ", which no reward uses"
+    return (
+        f"{text} FD, KID, precision, recall, density and coverage are taken with `{network}`{unused}; "
+        f"FD pixels on pictures averaged to 8 x 8."
+    )
 
 
 def early_warning(folder: Path, settings: schema.Recipe) -> list[str]:

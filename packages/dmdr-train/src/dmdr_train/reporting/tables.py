@@ -1,5 +1,7 @@
 """Tables of scores, for a terminal and in Markdown."""
 
+from collections.abc import Sequence
+
 from dmdr_train.evaluation.scores import Scores
 
 COLUMNS = {
@@ -9,20 +11,46 @@ COLUMNS = {
     "accuracy": "accuracy",
     "inception": "IS",
     "frechet_pixels": "FD pixels",
+    "kernel": "KID",
+    "density": "density",
+    "coverage": "coverage",
+    "diversity": "diversity",
 }
+SECONDS = "s per picture"
 
 
 def columns(scores: dict[str, Scores]) -> list[str]:
-    """The headings of the table: the measured scores, then scores by the reference and by rewards."""
-    first = next(iter(scores.values()))
-    known = [title for name, title in COLUMNS.items() if getattr(first, name) is not None]
-    return [*known, *first.more]
+    """The headings of the table: the measured scores, then scores by the reference and by rewards, then the seconds."""
+    rows = scores.values()
+    known = [title for name, title in COLUMNS.items() if any(getattr(row, name) is not None for row in rows)]
+    more = list(dict.fromkeys(name for row in rows for name in row.more))
+    return [*known, *more, *([SECONDS] if any(row.seconds is not None for row in rows) else [])]
 
 
-def cells(scores: Scores) -> list[str]:
-    """The numbers of a row, under the headings of `columns`."""
-    values = [value for name in COLUMNS if (value := getattr(scores, name)) is not None]
-    return [f"{value:.{1 if value >= 10 else 3}f}" for value in (*values, *scores.more.values())]
+def cells(scores: Scores, headings: Sequence[str] | None = None, intervals: bool = False) -> list[str]:
+    """The numbers of a row, under the headings of `columns`; a dash for a number that the row does not have.
+
+    Args:
+        headings: of the whole table; None for those of this row alone.
+        intervals: whether the 95% intervals of means stand behind them.
+    """
+    found = {title: (name, getattr(scores, name)) for name, title in COLUMNS.items()}
+    found |= {name: (name, value) for name, value in scores.more.items()} | {SECONDS: ("seconds", scores.seconds)}
+    made = []
+    for title in columns({"": scores}) if headings is None else headings:
+        name, value = found.get(title, (title, None))
+        given = scores.intervals.get(name) if intervals else None
+        made.append(_number(value) + (f" [{_number(given[0])}, {_number(given[1])}]" if given else ""))
+    return made
+
+
+def headline(scores: Scores) -> str:
+    """The numbers of a row in one line."""
+    return ", ".join(f"{name} {value}" for name, value in zip(columns({"": scores}), cells(scores), strict=True))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.{1 if abs(value) >= 10 else 3}f}"
 
 
 def markdown_table(scores: dict[str, Scores]) -> str:
@@ -30,7 +58,7 @@ def markdown_table(scores: dict[str, Scores]) -> str:
     lines = [
         "| pictures | " + " | ".join(columns(scores)) + " |",
         "|---|" + "---:|" * len(columns(scores)),
-        *(f"| {row.name} | " + " | ".join(cells(row)) + " |" for row in scores.values()),
+        *(f"| {row.name} | " + " | ".join(cells(row, columns(scores), True)) + " |" for row in scores.values()),
     ]
     return "\n".join(lines)
 
@@ -40,9 +68,9 @@ def print_table(scores: dict[str, Scores]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("pictures", *columns(scores), title="evaluation by a classifier that no reward uses")
+    table = Table("pictures", *columns(scores), title="evaluation, means with 95% confidence intervals")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in scores.values():
-        table.add_row(row.name, *cells(row))
-    Console(width=130).print(table)
+        table.add_row(row.name, *(cell.replace(" [", "\n[") for cell in cells(row, columns(scores), True)))
+    Console(width=max(130, 24 + 19 * len(columns(scores)))).print(table)

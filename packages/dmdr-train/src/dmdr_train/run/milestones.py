@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dmdr_train.base.atomic_files import write_whole
-from dmdr_train.base.errors import StoppedError, naming
+from dmdr_train.base.errors import StoppedError
 from dmdr_train.base.exit_codes import NOT_SAVED
 from dmdr_train.checkpoint.background_writes import Unhurried, reason_of
 from dmdr_train.checkpoint.find import run_of
@@ -19,6 +19,7 @@ from dmdr_train.checkpoint.save import NotSavedError, save_student
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import agreed
 from dmdr_train.evaluation.evaluator import Evaluator
+from dmdr_train.evaluation.open_evaluator import open_evaluator
 from dmdr_train.evaluation.sample_sheets import draw_samples, labelled_rows, sample_row, save_row
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, teacher_plan
@@ -28,7 +29,7 @@ from dmdr_train.reporting.curves import draw_curves
 from dmdr_train.reporting.model_card import usage
 from dmdr_train.reporting.student_export import export_student
 from dmdr_train.reporting.summary import write_summary
-from dmdr_train.reporting.tables import print_table
+from dmdr_train.reporting.tables import headline, print_table
 from dmdr_train.tracking.run_tracker import RunTracker
 from dmdr_train.training.guide import Teacher
 from dmdr_train.training.trainer import Trainer
@@ -73,9 +74,7 @@ class Results:
             self.scores = {key: row for key, row in read_scores(self.before).items() if self.still_true(key)}
         self.evaluator: Evaluator | None = None
         if settings.tracking.evaluation:
-            rewards = trainer.rewards if settings.tracking.evaluation.rewards else ()
-            with naming("tracking.evaluation"):
-                self.evaluator = Evaluator(settings.tracking.evaluation, trainer.family, trainer.device, rewards)
+            self.evaluator = open_evaluator(settings, trainer.family, trainer.device, trainer.rewards)
 
     def still_true(self, key: str) -> bool:
         """Whether a score or sample of an earlier session belongs to a step that is not trained again."""
@@ -168,7 +167,8 @@ class Results:
     def evaluate_references(self) -> None:
         """Score what the student is compared with: real pictures, and the teacher with several numbers of steps."""
         if self.evaluator:
-            self.score("real", self.evaluator.real)
+            if self.evaluator.settings.has_pictures:
+                self.score("real", self.evaluator.real)
             for steps in self.evaluator.settings.teacher_steps:
                 name = f"teacher, {_count(steps)}"
                 self.score(f"teacher-{steps}", partial(self.evaluator.model, name, *self.teacher(steps)))
@@ -181,7 +181,9 @@ class Results:
         self.scores[key] = found = measure()
         if self.tracker:
             self.unhurried("evaluation.json", partial(save_scores, self.folder, self.scores))
-            self.say(f"{found.name}: FD {found.frechet:.2f}, recall {found.recall:.3f}, accuracy {found.accuracy:.3f}")
+            self.say(f"{found.name}: {headline(found)}")
+            if found.broken:
+                self.say(f"warning: {len(found.broken)} of these pictures are not finite; no score counts them")
 
     # -- the report
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dmdr_models import registry
 from dmdr_models.base.errors import SizeError
-from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.adapter_files import adapter_ranks, check_adapter
 from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import Description, check_vae, describe
@@ -24,13 +23,12 @@ from dmdr_train.checkpoint.find import checkpoints_in, newest
 from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.data.embedding_cache import check_embeddings
 from dmdr_train.data.pairs import check_pairs, side_of_pairs
-from dmdr_train.data.picture_folder import PICTURES, pictures_in
 from dmdr_train.data.prompt_files import check_prompts
 from dmdr_train.distributed.run_lock import check_free
+from dmdr_train.evaluation.check import check_evaluation as check_files_of_evaluation
 from dmdr_train.recipe.objective_kinds import needs
-from dmdr_train.recipe.picture_sizes import Size
 from dmdr_train.recipe.quantised_base import check_quantised_folder
-from dmdr_train.recipe.schema import DRAWN, ObjectiveSection, Recipe, Reward
+from dmdr_train.recipe.schema import ObjectiveSection, Recipe, Reward
 from dmdr_train.tracking.metrics_file import METRICS
 from dmdr_train.tracking.registry import chosen
 
@@ -57,10 +55,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
             check_objective(f"objectives.{i}.reward", objective, found)
     for i, reward in enumerate(settings.watch.rewards):
         check_reward(f"watch.rewards.{i}", reward, found)
-    evaluation = settings.tracking.evaluation
-    if evaluation:
-        folder("tracking.evaluation.classifier", evaluation.classifier)
-        check_reference("tracking.evaluation.reference", evaluation.reference, found, settings.model.sizes)
+    check_evaluation(settings, found)
     if settings.run.init_from and not goes_on(settings):
         folder("run.init_from", settings.run.init_from)
         source = newest("run.init_from", settings.run.init_from)
@@ -274,26 +269,17 @@ def installed(key: str, package: str, extra: str) -> None:
         raise UserError(key, f"{package} is not installed; pip install dmdr-train[{extra}], or leave it out")
 
 
-def check_reference(key: str, path: str, found: Description | None, sizes: Sequence[Size]) -> None:
-    """Check that the reference is a built-in one, or a folder that has a sub-folder with pictures for every class."""
-    if path == "scenes" and sizes and sizes[0].shape != (32, 32):
-        raise UserError(
-            key,
-            f"scenes are 32 pixels high and wide, and model.resolution starts with "
-            f"{size_text(sizes[0].shape)}; leave tracking.evaluation out",
-        )
-    if found is not None and (path == "scenes") != (found.num_classes is None):
-        takes, fix = ("class labels", "shapes, or a folder of pictures") if found.num_classes else ("texts", "scenes")
-        raise UserError(key, f"{path} does not go with a model that takes {takes}; use {fix}")
-    if path in DRAWN:
+def check_evaluation(settings: Recipe, found: Description | None) -> None:
+    """Check the files of the evaluation, and that its rewards can be used."""
+    check_files_of_evaluation(settings, found)
+    evaluation = settings.tracking.evaluation
+    if evaluation is None:
         return
-    folder(key, path)
-    classes = sorted(p for p in Path(path).iterdir() if p.is_dir())
-    if found is not None and len(classes) != found.num_classes:
-        raise UserError(key, f"{path} has {len(classes)} sub-folders; give one for each of {found.num_classes} classes")
-    for each in classes:
-        if not pictures_in(each):
-            raise UserError(key, f"{each} holds no picture; put some there ({', '.join(sorted(PICTURES))})")
+    if isinstance(evaluation.rewards, list):
+        for i, reward in enumerate(evaluation.rewards):
+            check_reward(f"tracking.evaluation.rewards.{i}", reward, found)
+    if evaluation.features is not None:  # its tower reads pictures alone, whatever the model is conditioned on
+        check_reward("tracking.evaluation.features", evaluation.features, None)
 
 
 def folder(key: str, path: str) -> None:

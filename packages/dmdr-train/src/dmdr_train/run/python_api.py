@@ -28,6 +28,10 @@ from dmdr_train.tracking.tracker import Tracker
 
 LAYOUTS = ("diffusers", "original")
 """The names that the weights in an exported file may have."""
+ROWS = ("real", "teacher", "checkpoints", "student")
+"""What an evaluation may score."""
+EVALUATION_KEYS = ("tracking.evaluation", "run.device", "run.timeout", "data.embeddings")
+"""The keys of a run's recipe that an evaluation may set anew."""
 
 
 def load_recipe(config: str | Path, *overrides: str) -> Recipe:
@@ -89,22 +93,33 @@ def dry_run(recipe: Recipe) -> dict[str, float]:
     return runner.dry_run(recipe)
 
 
-def evaluate(run: str | Path) -> Scores:
-    """Score the student of a run's newest checkpoint again, on one process, by the recipe's evaluation.
+def evaluate(run: str | Path, *overrides: str, rows: Sequence[str] = ROWS) -> dict[str, Scores]:
+    """Score teacher, checkpoints and student of a run, on its recipe's device, by its recipe's evaluation.
+
+    The measurements of every batch of pictures are kept in RUN/evaluation. A second call does only what is missing.
 
     Args:
         run: the folder of the run.
+        overrides: `key=value` texts for keys of `EVALUATION_KEYS`, which win over the run's recipe.
+        rows: which of `ROWS`.
+
+    Returns:
+        The scores by row: `real`, `teacher-STEPS`, `step-STEP` for each checkpoint before the newest, and `student`.
 
     Raises:
-        UserError: the folder holds no run, or its recipe has no evaluation.
+        UserError: the folder holds no run, there is no evaluation, or it cannot be carried out.
     """
-    settings = open_run(run)
+    settings = open_run(run, overrides)
     if settings.tracking.evaluation is None:
-        raise UserError("tracking.evaluation", f"is not set in {Path(run) / RECIPE}; add a classifier and a reference")
-    source = newest_verified("run", str(run))
-    from dmdr_train.run.evaluate_student import evaluate_student
+        example = "'tracking.evaluation={prompt_files: FILE, rewards: [{name: NAME, checkpoint: FILE}]}'"
+        raise UserError("tracking.evaluation", f"is not set in {Path(run) / RECIPE}; give it here, such as {example}")
+    preflight.check_evaluation(settings, preflight.read_description(settings))
+    newest_verified("run", str(run))
+    check_writable("run", Path(run))
+    name_device(settings.run.device)
+    from dmdr_train.run.evaluate_run import evaluate_run
 
-    return evaluate_student(settings, source)
+    return evaluate_run(settings, Path(run), rows)
 
 
 def export(run: str | Path, output: str | Path, layout: str = "diffusers") -> Path:
@@ -142,13 +157,22 @@ def export(run: str | Path, output: str | Path, layout: str = "diffusers") -> Pa
     return source
 
 
-def open_run(run: str | Path) -> Recipe:
+def open_run(run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a run.
 
+    Args:
+        overrides: `key=value` texts for keys of `EVALUATION_KEYS`.
+
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or an override is for another key.
     """
     path = Path(run) / RECIPE
     if not path.is_file():
         raise UserError("run", f"{run} holds no {RECIPE}; give the folder of a run")
-    return load.parse_recipe(load.read_yaml(path))
+    data = load.read_yaml(path)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == each or key.startswith(f"{each}.") for each in EVALUATION_KEYS):
+            raise UserError(key, f"belongs to the run's training and stays; give {', '.join(EVALUATION_KEYS)}")
+        load.apply_override(data, override)
+    return load.parse_recipe(data)

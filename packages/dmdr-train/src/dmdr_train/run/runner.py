@@ -117,7 +117,7 @@ class Run:
         self.watch: Watch | None = None
         if settings.watch.every:
             evaluator = self.results.evaluator
-            features = evaluator.classifier.features if evaluator else pooled_pixels
+            features = evaluator.classifier.features if evaluator and evaluator.classifier else pooled_pixels
             self.watch = Watch(settings, self.trainer, features, self.results.batch)
             agreed(self.watch.check)
         self.checkpoints = Checkpoints(

@@ -1,0 +1,97 @@
+"""From measurements of pictures to scores: means with intervals, and distances to real pictures. On one process."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from dmdr_rewards.compare.metrics import (
+    Statistics,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from torch import Tensor
+
+from dmdr_train.base.errors import naming
+from dmdr_train.evaluation.finished_batches import Rows
+from dmdr_train.evaluation.intervals import bootstrap_interval, diversities
+
+JUDGED = "judged/"
+
+
+class Measured:
+    """Measurements of a set of pictures, on the CPU."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.finite = rows["finite"] > 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The measurements of the pictures that are finite, `[n, …]`."""
+        return self.rows[name][self.finite]
+
+    @property
+    def judged(self) -> dict[str, Tensor]:
+        """The numbers of accuracy and rewards, `[N]` each, by name."""
+        return {name.removeprefix(JUDGED): rows for name, rows in self.rows.items() if name.startswith(JUDGED)}
+
+
+def describe(made: Measured, sets: Mapping[str, Tensor], group: int, seed: int) -> dict[str, Any]:
+    """The scores that need no other pictures, under the names of `Scores`: means with intervals, and what is broken.
+
+    Args:
+        sets: which pictures belong to each set of prompts, `[N]` bool.
+        group: pictures of each prompt.
+    """
+    judged = {name: values.double() for name, values in made.judged.items()}
+    for name, values in list(judged.items()):
+        judged |= {f"{name}, {each}": values.masked_fill(~mask, torch.nan) for each, mask in sets.items()}
+    means = {name: values.nanmean().item() for name, values in judged.items()}
+    intervals = {name: bootstrap_interval(values, seed, group) for name, values in judged.items()}
+    found: dict[str, Any] = {"accuracy": means.pop("accuracy", None), "more": means, "intervals": intervals}
+    if group > 1:
+        values = diversities(made.rows["features"], group)
+        found["diversity"] = values.nanmean().item()
+        intervals["diversity"] = bootstrap_interval(values, seed)
+    if "seconds" in made.rows:
+        found["seconds"] = made.rows["seconds"].median().item()  # the first batch also warms up
+    return {**found, "broken": (~made.finite).nonzero().flatten().tolist()}
+
+
+def compare(real: "Measured | str | None", made: Measured, device: torch.device, classes: bool) -> dict[str, Any]:
+    """The distances to real pictures, and the inception score of pictures of classes.
+
+    Args:
+        real: the reference set, or the file of its statistics.
+        device: where the many distances are computed.
+    """
+    found: dict[str, Any] = {}
+    if classes and "logits" in made.rows:
+        found["inception"] = _or_nan(partial(inception_score, made["logits"]))
+    if isinstance(real, str):
+        with naming("tracking.evaluation.reference"):
+            statistics = Statistics.from_npz(real)
+            known, given = len(statistics.mean), made["features"].shape[1]
+            if known != given:
+                raise ValueError(f"{real} has features of width {known} and the network of width {given}; use the same")
+        found["frechet"] = _or_nan(lambda: frechet_distance(statistics, made["features"]))
+    elif real is not None:
+        theirs, ours = (each["features"].to(device) for each in (real, made))
+        found["frechet"] = _or_nan(lambda: frechet_distance(theirs, ours))
+        found["kernel"] = _or_nan(lambda: kernel_distance(theirs, ours))
+        found["frechet_pixels"] = _or_nan(lambda: frechet_distance(real["pixels"], made["pixels"]))
+        found["precision"], found["recall"] = _or_nan(lambda: precision_recall(theirs, ours), 2)
+        found["density"], found["coverage"] = _or_nan(lambda: density_coverage(theirs, ours), 2)
+    return found
+
+
+def _or_nan(measure: Callable[[], Any], count: int = 1) -> Any:
+    """The result, or NaN if too many pictures are not finite for it."""
+    try:
+        return measure()
+    except ValueError:
+        return math.nan if count == 1 else (math.nan,) * count
