@@ -20,7 +20,8 @@ class RewardInfo:
     preprocess    how pictures are resized and normalised, in words
     num_classes   number of class labels; None for text
     checkpoint    the checkpoint that `create` takes, in words; "none" for a reward without weights
-    fetch         commands that download the official weights to where `checkpoint` expects them; "" if there are none
+    fetch         commands that download the official weights to where `checkpoint` expects them, or install the library
+                  that holds them; "" if there are none
     endpoint      whether the reward asks a model over the network; its checkpoint is then that model's name, and
                   nothing is read from disk
     """
@@ -219,6 +220,18 @@ _OCR = replace(
     source="arXiv 2505.05470",
 )
 
+_OCR_LOCAL = replace(
+    _OCR,
+    name="ocr-local",
+    description="share of the prompt's quoted text that RapidOCR reads in the picture",
+    licence="Apache-2.0",
+    source="https://github.com/RapidAI/RapidOCR, arXiv 2505.05470",
+    preprocess="RapidOCR's",
+    checkpoint="none",
+    fetch='pip install "dmdr-rewards[ocr]"',
+    endpoint=False,
+)
+
 _LOCAL_FILES = "config.json, *.safetensors, preprocessor_config.json, the tokenizer's files and its chat template"
 
 _VQASCORE_LOCAL = replace(
@@ -255,6 +268,7 @@ BUILT_IN = {
         _HPSV3,
         _IMAGEREWARD,
         _OCR,
+        _OCR_LOCAL,
         _PICKSCORE,
         _UNIFIED_REWARD,
         _VLM_JUDGE,

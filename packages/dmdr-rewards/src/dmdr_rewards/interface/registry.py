@@ -37,6 +37,7 @@ _BUILT_IN = (
     EntryPoint("hpsv3", "dmdr_rewards.models.hpsv3:reward", GROUP),
     EntryPoint("imagereward", "dmdr_rewards.models.imagereward:reward", GROUP),
     EntryPoint("ocr", "dmdr_rewards.judges.judge:OCR", GROUP),
+    EntryPoint("ocr-local", "dmdr_rewards.judges.ocr:LocalOCR", GROUP),
     EntryPoint("pickscore", "dmdr_rewards.models.pickscore:reward", GROUP),
     EntryPoint("unified-reward", "dmdr_rewards.judges.local:UnifiedReward", GROUP),
     EntryPoint("vlm-judge", "dmdr_rewards.judges.judge:Rating", GROUP),
