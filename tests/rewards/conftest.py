@@ -178,9 +178,9 @@ def qwen_tokenizer(folder: Path, words: tuple[str, ...] = ()) -> Any:
     return tokenizer
 
 
-def qwen_config(tokenizer: Any, words: int) -> Any:
-    """A tiny Qwen2-VL, with patches as large as the real one's."""
-    from transformers import Qwen2VLConfig
+def qwen_config(tokenizer: Any, words: int, kind: str = "qwen2_vl") -> Any:
+    """A tiny model of the family, with patches as large as the real one's."""
+    from transformers import AutoConfig
 
     names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
@@ -188,17 +188,32 @@ def qwen_config(tokenizer: Any, words: int) -> Any:
     text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     text |= {"num_key_value_heads": 1, "vocab_size": words, "rope_parameters": rope}
     text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    vision: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2}
+    if kind == "qwen2_vl":
+        vision |= {"embed_dim": 32, "mlp_ratio": 2}
+    elif kind == "qwen2_5_vl":
+        vision |= {"out_hidden_size": 32, "intermediate_size": 48, "fullatt_block_indexes": [1]}
+    else:
+        text["head_dim"] = 16
+        vision |= {"out_hidden_size": 32, "intermediate_size": 48, "deepstack_visual_indexes": [0]}
+        vision["num_position_embeddings"] = 16
     tokens = {key: tokenizer.convert_tokens_to_ids(name) for key, name in names.items()}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
+    return AutoConfig.for_model(kind, text_config=text, vision_config=vision, **tokens)
+
+
+def save_qwen(folder: Path, kind: str) -> Path:
+    """A tiny model of the family with a language head, as transformers saves it."""
+    from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
+
+    tokenizer = qwen_tokenizer(folder, words=("Yes", "Ġyes", "Yesterday"))
+    config = qwen_config(tokenizer, len(tokenizer), kind)
+    patch = config.vision_config.patch_size
+    processor = Qwen2VLImageProcessor(patch_size=patch, min_pixels=(4 * patch) ** 2, max_pixels=(6 * patch) ** 2)
+    processor.save_pretrained(folder)
+    return save(AutoModelForImageTextToText.from_config(config), folder, None)
 
 
 @pytest.fixture(scope="session")
 def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2-VL with a language head, as transformers saves it."""
-    from transformers import Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
-
-    folder = tmp_path_factory.mktemp("qwen")
-    tokenizer = qwen_tokenizer(folder, words=("Yes", "Ġyes", "Yesterday"))
-    Qwen2VLImageProcessor(min_pixels=4 * 28 * 28, max_pixels=9 * 28 * 28).save_pretrained(folder)
-    return save(Qwen2VLForConditionalGeneration(qwen_config(tokenizer, len(tokenizer))), folder, None)
+    return save_qwen(tmp_path_factory.mktemp("qwen"), "qwen2_vl")

@@ -13,6 +13,8 @@ from dmdr_rewards.judges.local import UnifiedReward
 from dmdr_rewards.networks.qwen_vl import ChatModel
 from PIL import Image
 
+from .conftest import save_qwen
+
 PROMPTS = ["a {red} cat", "two birds in a tree, at night"]
 YES = [256, 257]
 
@@ -27,7 +29,7 @@ PICTURES = [picture(60, 100), picture(120, 40)]
 
 def official(folder: Path, image: Image.Image, question: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """transformers' model, and its inputs for a question."""
-    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -37,23 +39,25 @@ def official(folder: Path, image: Image.Image, question: str) -> tuple[Any, dict
     end = f"<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
     ids = torch.tensor([tokenizer(begin + tokens + end)["input_ids"]])
     types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).long()
-    return Qwen2VLForConditionalGeneration.from_pretrained(folder).eval(), {
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), {
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types, **inputs
     }  # fmt: skip
 
 
 @torch.no_grad()
-def test_the_score_is_the_probability_of_all_spellings_of_yes(qwen_folder: Path) -> None:
-    expected = []
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_score_is_the_probability_of_all_spellings_of_yes(kind: str, tmp_path: Path) -> None:
+    folder, expected = save_qwen(tmp_path, kind), []
     for image, prompt in zip(PICTURES, PROMPTS, strict=True):
         question = f'Does this figure show "{prompt}"? Please answer yes or no.'
-        model, inputs = official(qwen_folder, image, question)
+        model, inputs = official(folder, image, question)
         expected.append(model(**inputs).logits[0, -1].softmax(dim=0)[YES].sum())
-    reward = dmdr_rewards.create("vqascore-local", qwen_folder)
+    reward = dmdr_rewards.create("vqascore-local", folder)
     torch.testing.assert_close(reward.score(PICTURES, PROMPTS), torch.stack(expected), rtol=1e-4, atol=0)
-    assert "sides multiples of 28, 3136 to 7056 pixels" in reward.info.preprocess
-    half = dmdr_rewards.create("vqascore-local", qwen_folder, dtype=torch.bfloat16).score(PICTURES, PROMPTS)
-    torch.testing.assert_close(half, torch.stack(expected), rtol=0.2, atol=0)
+    side = 32 if kind == "qwen3_vl" else 28
+    assert f"sides multiples of {side}, {4 * side**2} to {9 * side**2} pixels" in reward.info.preprocess
+    half = dmdr_rewards.create("vqascore-local", folder, dtype=torch.bfloat16).score(PICTURES, PROMPTS)
+    torch.testing.assert_close(half, torch.stack(expected), rtol=0.3, atol=0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -31,8 +31,10 @@ class UnifiedReward(Judge):
     checkpoint  folder of UnifiedReward, or of another Qwen-VL, in the format of transformers
     template, fallback, on_failure, device  as in `Judge`
 
-    Source: "Unified Reward Model for Multimodal Understanding and Generation", arXiv 2503.05236, whose question for a
-    single picture this is. Raises ValueError for files that are missing, damaged, unsafe or of another family.
+    Source: "Unified Reward Model for Multimodal Understanding and Generation", arXiv 2503.05236. The default template
+    is the question of its release (MIT) for a single picture.
+
+    Raises ValueError for files that are missing, damaged, unsafe or of another family.
     """
 
     template = (
@@ -42,7 +44,9 @@ class UnifiedReward(Judge):
         "accuracy of depicted objects, their relationships, and attributes as described in the caption.\n"
         "2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail preservation, "
         "color accuracy, and overall aesthetic appeal.\n"
-        "Based on the above criteria, assign a score from 1 to 5 after 'Final Score:'.\n"
+        "Extract key elements from the provided text caption, evaluate their presence in the generated image using the "
+        "format: 'element (type): value' (where value=0 means not generated, and value=1 means generated), and assign "
+        "a score from 1 to 5 after 'Final Score:'.\n"
         "Your task is provided as follows:\n"
         "Text Caption: [{prompt}]"
     )
