@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,17 +89,19 @@ def from_folder(folder: Path) -> Patches:
             raise ValueError(
                 f"image_processor_type {config.get('image_processor_type')!r} is not of the family Qwen-VL"
             )
-        size = config.get("size") or {}
-        area = {
-            key: int(config.get(old) or size.get(new) or size.get(old))
-            for key, old, new in (
-                ("smallest", "min_pixels", "shortest_edge"),
-                ("largest", "max_pixels", "longest_edge"),
-            )
-        }
-        names = {"patch": "patch_size", "merge": "merge_size", "frames": "temporal_patch_size"}
-        numbers = {key: int(config.get(name, getattr(Patches, key))) for key, name in names.items()}
-        mean, std = tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
-        return Patches(mean=mean, std=std, **area, **numbers)
+        size: Any = config.get("size") or {}
+        smallest, largest = (
+            int(config.get(old) or size.get(new) or size.get(old))
+            for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+        )
+        return Patches(
+            mean=tuple(config.get("image_mean", CLIP_MEAN)),
+            std=tuple(config.get("image_std", CLIP_STD)),
+            smallest=smallest,
+            largest=largest,
+            patch=int(config.get("patch_size", Patches.patch)),
+            merge=int(config.get("merge_size", Patches.merge)),
+            frames=int(config.get("temporal_patch_size", Patches.frames)),
+        )
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
