@@ -152,9 +152,9 @@ class HPSv3:
 class _RewardToken(nn.Module):
     """The last token's state: Tensor[B, width]."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: Any) -> None:
         super().__init__()
-        self.body = body
+        self.body: Any = body
 
     def forward(self, attention_mask: Tensor, mm_token_type_ids: Tensor, **inputs: Tensor) -> Tensor:
         positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
