@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from dmdr_rewards.cli import main
-from dmdr_rewards.judges import judge
+from dmdr_rewards.judges import judge, reading
 from PIL import Image
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -256,7 +256,7 @@ def test_the_key_is_sent_to_the_endpoint_and_shown_nowhere(monkeypatch: pytest.M
         reward = create("vlm-judge", server.url, api_key_env="JUDGE_KEY", retries=0)
         reward.score(grey(0), ["a"])
         assert server.headers[0]["Authorization"] == "Bearer sk-secret"
-        assert "sk-secret" not in f"{reward.info}{reward!r}{reward._endpoint!r}{server.bodies}"
+        assert "sk-secret" not in f"{reward.info}{reward!r}{reward._model!r}{server.bodies}"
         with pytest.raises(ValueError, match=r"401 .*wrong key \*\*\*"):
             reward.score(grey(0), ["a"])
     monkeypatch.delenv("JUDGE_KEY")
@@ -445,7 +445,7 @@ def test_the_distance_is_the_smallest_to_any_part() -> None:
     for _ in range(20):
         wanted, text = ("".join(generator.choice(list("abc"), size)) for size in generator.integers(1, 5, 2))
         parts = {text[start:end] for start in range(len(text) + 1) for end in range(start, len(text) + 1)}
-        assert judge._distance(wanted, text) == min(plain(wanted, part) for part in parts), (wanted, text)
+        assert reading.distance(wanted, text) == min(plain(wanted, part) for part in parts), (wanted, text)
 
 
 def test_pictures_that_require_a_gradient_are_refused() -> None:

@@ -20,7 +20,8 @@ class RewardInfo:
     preprocess    how pictures are resized and normalised, in words
     num_classes   number of class labels; None for text
     checkpoint    the checkpoint that `create` takes, in words; "none" for a reward without weights
-    fetch         commands that download the official weights to where `checkpoint` expects them; "" if there are none
+    fetch         commands that download the official weights to where `checkpoint` expects them, or install the library
+                  that holds them; "" if there are none
     endpoint      whether the reward asks a model over the network; its checkpoint is then that model's name, and
                   nothing is read from disk
     """
@@ -119,6 +120,23 @@ _IMAGEREWARD = replace(
     ),
 )
 
+_HPSV3 = replace(
+    _PICKSCORE,
+    name="hpsv3",
+    description="human preference: mlp(Qwen2-VL-7B(picture, question with the prompt)), the mean of its two outputs",
+    source="https://github.com/MizzenAI/HPSv3, arXiv 2508.03789",
+    image_size=None,
+    preprocess="aspect ratio kept, sides multiples of 28, about 200704 pixels, bicubic, antialias; CLIP's mean and std",
+    checkpoint=(
+        "HPSv3.safetensors, with Qwen2-VL-7B-Instruct's config.json, tokenizer.json and tokenizer_config.json beside "
+        "it; or the folder that holds them"
+    ),
+    fetch=(
+        "hf download MizzenAI/HPSv3 HPSv3.safetensors --local-dir hpsv3 && "
+        "hf download Qwen/Qwen2-VL-7B-Instruct config.json tokenizer.json tokenizer_config.json --local-dir hpsv3"
+    ),
+)
+
 _AESTHETIC = replace(
     _PICKSCORE,
     name="aesthetic",
@@ -202,6 +220,42 @@ _OCR = replace(
     source="arXiv 2505.05470",
 )
 
+_OCR_LOCAL = replace(
+    _OCR,
+    name="ocr-local",
+    description="share of the prompt's quoted text that RapidOCR reads in the picture",
+    licence="Apache-2.0",
+    source="https://github.com/RapidAI/RapidOCR, arXiv 2505.05470",
+    preprocess="RapidOCR's",
+    checkpoint="none",
+    fetch='pip install "dmdr-rewards[ocr]"',
+    endpoint=False,
+)
+
+_LOCAL_FILES = "config.json, *.safetensors, preprocessor_config.json, the tokenizer's files and its chat template"
+
+_VQASCORE_LOCAL = replace(
+    _VQASCORE,
+    name="vqascore-local",
+    description='P("yes" | picture, does this figure show the prompt?) by a Qwen-VL in this process',
+    differentiable=True,
+    preprocess="the folder's: aspect ratio kept, sides multiples of a patch, bicubic, antialias; its mean and std",
+    checkpoint=f"folder of a transformers Qwen2-VL, Qwen2.5-VL or Qwen3-VL: {_LOCAL_FILES}",
+    fetch="hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir qwen-vl",
+    endpoint=False,
+)
+
+_UNIFIED_REWARD = replace(
+    _VQASCORE_LOCAL,
+    name="unified-reward",
+    description="number from 1 to 5 in the answer of UnifiedReward, a Qwen-VL in this process",
+    range=(1.0, 5.0),
+    source="https://github.com/CodeGoat24/UnifiedReward, arXiv 2503.05236",
+    differentiable=False,
+    checkpoint=f"folder of UnifiedReward for Qwen2.5-VL in the format of transformers: {_LOCAL_FILES}",
+    fetch="hf download CodeGoat24/UnifiedReward-qwen-7b --local-dir unified-reward",
+)
+
 BUILT_IN = {
     info.name: info
     for info in (
@@ -211,11 +265,15 @@ BUILT_IN = {
         _DFN_CLIP,
         _DINOV2,
         _HPSV2,
+        _HPSV3,
         _IMAGEREWARD,
         _OCR,
+        _OCR_LOCAL,
         _PICKSCORE,
+        _UNIFIED_REWARD,
         _VLM_JUDGE,
         _VQASCORE,
+        _VQASCORE_LOCAL,
     )
 }
 """The rewards of this package, by name."""

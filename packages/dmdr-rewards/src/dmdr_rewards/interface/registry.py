@@ -34,11 +34,15 @@ _BUILT_IN = (
     EntryPoint("dfn-clip", "dmdr_rewards.models.clip:dfn_clip", GROUP),
     EntryPoint("dinov2", "dmdr_rewards.models.dinov2:reward", GROUP),
     EntryPoint("hpsv2.1", "dmdr_rewards.models.hpsv2:reward", GROUP),
+    EntryPoint("hpsv3", "dmdr_rewards.models.hpsv3:reward", GROUP),
     EntryPoint("imagereward", "dmdr_rewards.models.imagereward:reward", GROUP),
     EntryPoint("ocr", "dmdr_rewards.judges.judge:OCR", GROUP),
+    EntryPoint("ocr-local", "dmdr_rewards.judges.ocr:LocalOCR", GROUP),
     EntryPoint("pickscore", "dmdr_rewards.models.pickscore:reward", GROUP),
+    EntryPoint("unified-reward", "dmdr_rewards.judges.local:UnifiedReward", GROUP),
     EntryPoint("vlm-judge", "dmdr_rewards.judges.judge:Rating", GROUP),
     EntryPoint("vqascore", "dmdr_rewards.judges.judge:VQAScore", GROUP),
+    EntryPoint("vqascore-local", "dmdr_rewards.models.vqascore:VQAScore", GROUP),
 )
 
 

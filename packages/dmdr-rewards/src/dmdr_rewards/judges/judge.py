@@ -1,4 +1,4 @@
-"""Rewards that ask a vision-language model, at any endpoint with OpenAI's chat completions API.
+"""Rewards that ask a vision-language model, here at any endpoint with OpenAI's chat completions API.
 
     reward = dmdr_rewards.create("vqascore", checkpoint="qwen2.5-vl-7b", url="http://localhost:8000/v1")
 
@@ -7,13 +7,11 @@ scores are in the order of the pictures. There is no gradient: pictures that req
 """
 
 import math
-import re
-import unicodedata
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -21,30 +19,32 @@ from torch import Tensor
 
 from dmdr_rewards.base.errors import UnansweredError
 from dmdr_rewards.interface.info import BUILT_IN, RewardInfo
-from dmdr_rewards.judges.endpoint import Endpoint
+from dmdr_rewards.judges.endpoint import Answer, Endpoint
+from dmdr_rewards.judges.reading import quoted, rating, share_read, word
 from dmdr_rewards.pictures.images import Images, as_pictures
 from dmdr_rewards.prompts.texts import as_texts
 
 _ROUNDING = 1e-3  # some endpoints print log-probabilities with few digits
 
 
+class Asked(Protocol):
+    """A vision-language model: an `Endpoint`, or one in this process."""
+
+    def ask(self, picture: Image.Image, question: str, request: dict[str, Any]) -> Answer:
+        """The answer to a question about a picture. Raises UnansweredError or ConnectionError if there is none."""
+        ...
+
+
 class Judge(ABC):
     """Ask one question per picture and read one number from the answer. Subclasses define `template` and `read`.
 
-    checkpoint   the model's name at the endpoint
-    url          address of the API, such as http://localhost:8000/v1
+    model        the model that is asked
     template     the question; {prompt} is replaced by the prompt
-    api_key_env  name of the environment variable that holds the API key; no key is sent if None
-    timeout      seconds from the start of a request to the last byte of its answer
-    retries      how often a request is repeated after 408, 429, 5xx, a time-out, a broken connection or a malformed
-                 answer
-    backoff      seconds before the first retry; each further wait is twice as long
     concurrency  number of requests at the same time
     fallback     score of a picture whose answer cannot be read; if None, such an answer is a failure
     on_failure   "stop": a picture without a score is an error; "skip": its score is NaN, with a warning. A refusal that
                  applies to every picture (401, 403, 404) is always an error
     device       device of the scores
-    dtype        ignored: the endpoint chooses its own precision
 
     `skipped` counts the pictures without a score.
 
@@ -57,18 +57,12 @@ class Judge(ABC):
 
     def __init__(
         self,
-        checkpoint: str,
-        url: str,
-        template: str | None = None,
-        api_key_env: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 4,
-        backoff: float = 1.0,
-        concurrency: int = 8,
-        fallback: float | None = None,
-        on_failure: Literal["stop", "skip"] = "stop",
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        model: Asked,
+        template: str | None,
+        concurrency: int,
+        fallback: float | None,
+        on_failure: Literal["stop", "skip"],
+        device: str | torch.device,
     ) -> None:
         if template is not None and "{prompt}" in self.template and "{prompt}" not in template:
             raise ValueError(f"template {template!r} must contain {{prompt}}")
@@ -77,7 +71,7 @@ class Judge(ABC):
         if on_failure not in ("stop", "skip"):
             raise ValueError(f"on_failure {on_failure!r}: give stop or skip")
         self.template = template or self.template
-        self._endpoint = Endpoint(url, str(checkpoint), api_key_env, timeout, retries, backoff)
+        self._model = model
         self._concurrency = concurrency
         self._fallback = fallback
         self._skips = on_failure == "skip"
@@ -99,13 +93,7 @@ class Judge(ABC):
         that the endpoint refuses, and an answer that cannot be read; and ConnectionError for an endpoint that does not
         answer after all retries. With `on_failure="skip"`, the last three skip the picture instead.
         """
-        each = [images] if isinstance(images, Tensor) else images
-        if any(isinstance(picture, Tensor) and picture.requires_grad for picture in each):
-            raise ValueError(
-                f"reward {self.info.name!r} is not differentiable, and these pictures require a gradient: give "
-                "pictures.detach() where no gradient is needed (GRPO, evaluation)"
-            )
-        pictures = [_as_pil(picture) for picture in as_pictures(images)]
+        pictures = without_gradient(images, self.info.name)
         texts = as_texts(prompts, len(pictures))
         questions = [self.question(text) for text in texts]
         with ThreadPoolExecutor(self._concurrency) as pool:  # an exception drops the requests that still wait
@@ -127,7 +115,7 @@ class Judge(ABC):
             return str(error)
 
     def _score(self, picture: Image.Image, question: str, prompt: str) -> float:
-        answer, logprobs = self._endpoint.ask(picture, question, self.request)
+        answer, logprobs = self._model.ask(picture, question, self.request)
         score = self.read(answer, logprobs, prompt)
         score = self._fallback if score is None else score
         if score is None:
@@ -138,7 +126,39 @@ class Judge(ABC):
         return score
 
 
-class VQAScore(Judge):
+class EndpointJudge(Judge):
+    """A judge that asks a model over HTTP. The options are those of `Judge`, and
+
+    checkpoint   the model's name at the endpoint
+    url          address of the API, such as http://localhost:8000/v1
+    api_key_env  name of the environment variable that holds the API key; no key is sent if None
+    timeout      seconds from the start of a request to the last byte of its answer
+    retries      how often a request is repeated after 408, 429, 5xx, a time-out, a broken connection or a malformed
+                 answer
+    backoff      seconds before the first retry; each further wait is twice as long
+    dtype        ignored: the endpoint chooses its own precision
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        url: str,
+        template: str | None = None,
+        api_key_env: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+        backoff: float = 1.0,
+        concurrency: int = 8,
+        fallback: float | None = None,
+        on_failure: Literal["stop", "skip"] = "stop",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        endpoint = Endpoint(url, str(checkpoint), api_key_env, timeout, retries, backoff)
+        super().__init__(endpoint, template, concurrency, fallback, on_failure, device)
+
+
+class VQAScore(EndpointJudge):
     """The probability that the model answers "Yes" when asked whether the picture shows the prompt, in [0, 1].
 
     It is the sum over all spellings of "yes" among the likeliest alternatives of the first token. A sum above 1 counts
@@ -152,13 +172,13 @@ class VQAScore(Judge):
 
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
         if logprobs:
-            share = sum(math.exp(min(each["logprob"], 1.0)) for each in logprobs if _word(each["token"]) == "yes")
+            share = sum(math.exp(min(each["logprob"], 1.0)) for each in logprobs if word(each["token"]) == "yes")
             return min(share, 1.0) if share <= 1 + _ROUNDING else None
         warnings.warn("the endpoint gives no logprobs: vqascore is 1 for yes and 0 for no", stacklevel=2)
-        return {"yes": 1.0, "no": 0.0}.get(_word(answer.split()[0]) if answer.split() else "")
+        return {"yes": 1.0, "no": 0.0}.get(word(answer.split()[0]) if answer.split() else "")
 
 
-class Rating(Judge):
+class Rating(EndpointJudge):
     """The number from 0 to 10 in the model's answer."""
 
     template = (
@@ -169,19 +189,11 @@ class Rating(Judge):
     info = BUILT_IN["vlm-judge"]
 
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
-        numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", re.sub(r"\s*(?:/|out of)\s*10\b", "", answer))
-        return float(numbers[0]) if len(numbers) == 1 and 0 <= float(numbers[0]) <= 10 else None
+        return rating(answer, *self.info.range)
 
 
-class OCR(Judge):
-    """The share of the wanted text that the model reads in the picture, in [0, 1].
-
-        1 − Σ d(wanted, transcript) / Σ len(wanted)
-
-    The sums run over the quoted parts of the prompt; d is the smallest edit distance to any part of the transcript, so
-    further text does not lower the score. Case and white space are ignored. Source: the reward of Flow-GRPO,
-    arXiv 2505.05470, which compares with the whole transcript.
-    """
+class OCR(EndpointJudge):
+    """The share of the prompt's quoted text that the model reads in the picture (`reading.share_read`)."""
 
     template = "Transcribe all text in this picture, as it is written. Answer with the text alone; if none, with NONE."
     request: ClassVar[dict[str, Any]] = {"max_tokens": 512}
@@ -189,14 +201,25 @@ class OCR(Judge):
 
     def question(self, prompt: str) -> str:
         """The question. Raises ValueError for a prompt without text in double quotes."""
-        if not _quoted(prompt):
-            raise ValueError(f"prompt {prompt!r} quotes no text: put what the picture should say in double quotes")
+        quoted(prompt)
         return super().question(prompt)
 
     def read(self, answer: str, logprobs: list[dict[str, Any]], prompt: str) -> float | None:
-        transcript = "" if answer.strip().strip(".") == "NONE" else _letters(answer)
-        wanted = _quoted(prompt)
-        return 1 - sum(_distance(part, transcript) for part in wanted) / sum(map(len, wanted))
+        return share_read(prompt, "" if answer.strip().strip(".") == "NONE" else answer)
+
+
+def without_gradient(images: Images, name: str) -> list[Image.Image]:
+    """Pictures for a reward without a gradient, called `name` -> PIL pictures of 8 bits.
+
+    Raises ValueError for pictures that cannot be scored, and for pictures that require a gradient.
+    """
+    each = [images] if isinstance(images, Tensor) else images
+    if any(isinstance(picture, Tensor) and picture.requires_grad for picture in each):
+        raise ValueError(
+            f"reward {name!r} is not differentiable, and these pictures require a gradient: give pictures.detach() "
+            "where no gradient is needed (GRPO, evaluation)"
+        )
+    return [_as_pil(picture) for picture in as_pictures(images)]
 
 
 def _as_pil(picture: "Image.Image | Tensor") -> Image.Image:
@@ -204,26 +227,3 @@ def _as_pil(picture: "Image.Image | Tensor") -> Image.Image:
         return picture
     pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-
-
-def _word(token: str) -> str:
-    return re.sub(r"\W", "", token).lower()
-
-
-def _letters(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _quoted(prompt: str) -> list[str]:
-    return [letters for part in re.findall(r'["“”]([^"“”]+)["“”]', prompt) if (letters := _letters(part))]
-
-
-def _distance(wanted: str, text: str) -> int:
-    """The smallest edit distance between `wanted` and any part of `text`."""
-    above = [0] * (len(text) + 1)  # a part may start anywhere
-    for row, letter in enumerate(wanted, start=1):
-        line = [row]
-        for column, other in enumerate(text):
-            line.append(min(above[column] + (letter != other), above[column + 1] + 1, line[column] + 1))
-        above = line
-    return min(above)

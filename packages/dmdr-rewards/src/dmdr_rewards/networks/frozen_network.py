@@ -42,8 +42,12 @@ class FrozenNetwork:
 
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         """Run the network on inputs on `device` -> Tensor of dtype `precision`."""
-        with torch.autocast(self.device.type, dtype=self.dtype if self.half else None, enabled=self.half):
+        with self.autocast():
             return self.module(*inputs, **named).to(self.precision)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype if self.half else None, enabled=self.half)
 
 
 def precision(dtype: torch.dtype) -> torch.dtype:
