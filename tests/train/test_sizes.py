@@ -13,6 +13,7 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.data.pairs import Pairs, check_pairs
 from dmdr_train.data.shard_folder import MANIFEST
+from dmdr_train.evaluation.check import check_evaluation
 from dmdr_train.evaluation.sample_sheets import draw_samples, sample_row
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan
 from dmdr_train.recipe import schema
@@ -107,11 +108,17 @@ def test_preflight_checks_every_size(make_recipe: Callable[..., Recipe], sd3: Pa
             load_family(recipe)
 
 
-def test_scenes_have_their_own_size() -> None:
-    preflight.check_reference("key", "scenes", None, [])
-    preflight.check_reference("key", "scenes", None, SIZES)
-    with pytest.raises(UserError, match=r"^key: scenes are 32 pixels high and wide, .* starts with 16x48; leave"):
-        preflight.check_reference("key", "scenes", None, SIZES[1:])
+def test_scenes_have_their_own_size(settings: Callable[..., Recipe], classifier: Path) -> None:
+    def check(*sizes: Any) -> None:
+        evaluation = {"reference": "scenes", "classifier": str(classifier)}
+        evaluated = settings(tracking={"evaluation": evaluation}, model__resolution=list(sizes) or None)
+        check_evaluation(evaluated, None)
+
+    check()
+    check(*LIST)
+    line = "^tracking.evaluation.reference: scenes are 32 pixels high and wide, .* starts with 16x48; leave"
+    with pytest.raises(UserError, match=line):
+        check(*LIST[1:])
 
 
 # -- what is drawn
@@ -250,19 +257,20 @@ def test_training_at_several_sizes(settings: Callable[..., Recipe]) -> None:
     whole, split = (build(settings(optim__accumulation=parts), CPU) for parts in (1, 4))
     seen, used = watched(whole), set()
     for step in range(3):
-        found = {}
+        found: dict[str, Any] = {}
         names = [("fake_score", 2 * step), ("fake_score", 2 * step + 1), ("generator", step)]
         for name, number in names:
             del seen[:]
-            row = whole.update_generator() if name == "generator" else whole.update_fake_score(number)
-            found |= row
+            made = whole.update_generator() if name == "generator" else whole.update_fake_score(number)
+            found[name] = made
             height, width = update_size(SIZES, Draws(7, (name, number), range(4)))
             used.add((height, width))
             assert seen
             for shape, ids in seen:
                 assert (shape, ids) == ([4, height // 8, width // 8], [[height, width, 0, 0, height, width]])
         whole.step += 1
-        assert split.train_step() == pytest.approx(found, rel=1e-4, abs=1e-7)
+        expected = whole.read([found["fake_score"]], found["generator"])
+        assert split.train_step() == pytest.approx(expected, rel=1e-4, abs=1e-7)
     assert used == {size.shape for size in SIZES}
 
 

@@ -6,7 +6,8 @@ from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.derived import Sections, merged
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.quantised_base import check_quantize
-from dmdr_train.recipe.sections import DRAWN, EVALUATED, ObjectiveSection
+from dmdr_train.recipe.sections import ObjectiveSection
+from dmdr_train.recipe.tracking_sections import DRAWN, EVALUATED
 
 
 def check(recipe: Sections) -> None:

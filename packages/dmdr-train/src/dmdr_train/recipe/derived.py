@@ -17,9 +17,8 @@ from dmdr_train.recipe.sections import (
     Optim,
     Rollout,
     Run,
-    Tracking,
-    Watch,
 )
+from dmdr_train.recipe.tracking_sections import Tracking, Watch
 
 
 class Sections(Section):

@@ -10,11 +10,8 @@ from dmdr_train.recipe.checks import check
 from dmdr_train.recipe.derived import Sections
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import (
-    DRAWN,
-    EVALUATED,
     Data,
     Dynamics,
-    Evaluation,
     Guidance,
     Lora,
     Memory,
@@ -27,10 +24,8 @@ from dmdr_train.recipe.sections import (
     RewardSection,
     Rollout,
     Run,
-    Samples,
-    Tracking,
-    Watch,
 )
+from dmdr_train.recipe.tracking_sections import DRAWN, EVALUATED, Evaluation, Samples, Tracking, Watch
 
 __all__ = [
     "DEFAULT_RULES", "DRAWN", "EVALUATED", "AnyRule", "Data", "Dynamics", "Evaluation", "Guidance", "Limit", "Lora",
