@@ -1,5 +1,6 @@
 """The plan of a recipe: what it counts without weights is what a real step of a tiny model costs."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -7,8 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dmdr_models
 import pytest
 import torch
+from dmdr_models.networks.quantised import quantise
+from dmdr_rewards.networks.frozen_network import FrozenNetwork
 from dmdr_train import cli
 from dmdr_train.monitoring.step_costs import StepCosts
 from dmdr_train.planning import counting
@@ -18,16 +22,38 @@ from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
 from dmdr_train.planning.memory import memory, sent_bytes
 from dmdr_train.planning.meta_models import depth_of, models_of
+from dmdr_train.planning.meta_rewards import weight_bytes
 from dmdr_train.planning.plan import USABLE, make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
+from dmdr_train.planning.straggling import extra_predictions, slowest
 from dmdr_train.recipe.load import BUILT_IN, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
+from dmdr_train.training.rollouts import stratified_position
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CPU = torch.device("cpu")
 RecipeMaker = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="session")
+def counts() -> Callable[[Recipe], Costs]:
+    """`costs_of`, which counts a recipe once."""
+    known: dict[str, Costs] = {}
+
+    def counts(settings: Recipe) -> Costs:
+        key = settings.model_dump_json(exclude={"run"})
+        if key not in known:
+            known[key] = costs_of(settings)
+        return known[key]
+
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch: pytest.MonkeyPatch, counts: Callable[[Recipe], Costs]) -> None:
+    monkeypatch.setattr("dmdr_train.planning.plan.costs_of", counts)
 
 
 def counted_step(settings: Recipe, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -46,7 +72,7 @@ def sd3_settings(make_recipe: RecipeMaker, sd3: Path, prompts: Path, **changes: 
     model = {"family": "sd3", "path": str(sd3), "max_tokens": 8}
     loras = {"generator_lora": {"rank": 4, "alpha": 8}, "fake_score_lora": {"rank": 2, "alpha": 2}}
     basis: dict[str, Any] = {
-        "model": {**model, **loras},
+        "model": {**model, **loras, **changes.pop("model", {})},
         "data__prompts": str(prompts),
         "rollout": {"steps": 4, "mode": "ode"},
         "guidance": {"ratio": 2, "cfg": 4.0},
@@ -75,7 +101,7 @@ def test_operations_are_those_of_a_real_step(
         settings = sd3_settings(make_recipe, sd3, prompts, memory=memory)
     else:
         data = {"model__family": "sdxl", "model__path": str(sdxl), "data__prompts": str(prompts)}
-        settings = make_recipe(**data, rollout={"steps": 2}, guidance={"ratio": 1, "cfg": 7.0}, optim__batch_size=2)
+        settings = make_recipe(**data, rollout={"steps": 1}, guidance={"ratio": 1}, optim__batch_size=1)
     planned = step_flops(settings, costs_of(settings), stages(settings)[-1])
     assert sum(planned.values()) == pytest.approx(counted_step(settings, monkeypatch), rel=0.01)
 
@@ -123,10 +149,13 @@ def test_a_backward_pass_holds_what_autograd_saves() -> None:
     assert (found.forward, found.backward) == (2 * 2 * 4 * 8 * 8, 3 * 2 * 4 * 8 * 8)
 
 
-def test_a_deep_network_is_counted_from_few_blocks(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+def test_a_deep_network_is_counted_from_few_blocks(
+    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dmdr_models import tiny
 
-    settings = make_recipe(model__path=str(tiny.sit(tmp_path / "deep", depth=7)))
+    settings = make_recipe(model__path=str(tiny.sit(tmp_path / "deep", depth=5)))
+    monkeypatch.setattr("dmdr_train.planning.costs.DEEP", 4)
     with models_of(settings) as models:
         whole = counted(settings, models, {}, [])
     assert costs_of(settings) == whole
@@ -139,31 +168,6 @@ COSTS = Costs(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("rollout", "rollouts"),
-    [
-        ({"steps": 1}, 0 + 2 * 1),
-        ({"steps": 4}, 1.5 + 2 * 2.5),
-        ({"steps": 4, "states": "authors"}, 2.5 + 2 * 3.5),
-        ({"steps": 4, "states": "authors", "mode": "ode"}, 4 + 2 * 4),
-    ],
-)
-def test_calls_follow_the_rollout(rollout: dict[str, Any], rollouts: float, make_recipe: RecipeMaker) -> None:
-    settings = make_recipe(rollout=rollout, guidance={"ratio": 2, "cfg": 4.0})
-    made = calls(settings, stages(settings)[0])
-    assert (made.rollout, made.fake_updates, made.teacher, made.decodings) == (rollouts, 2, 2, 0)
-
-
-@pytest.mark.parametrize(("reuse", "rollouts", "encodings"), [("none", 6.5, 3), ("sample", 1.5, 1), ("states", 4, 1)])
-def test_a_shared_rollout_is_made_once(
-    reuse: str, rollouts: float, encodings: int, make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dmdr_train.planning.schedule.reuse", lambda _: reuse)
-    settings = make_recipe(rollout={"steps": 4}, guidance={"ratio": 2})
-    made = calls(settings, stages(settings)[0])
-    assert (made.rollout, made.encodings) == (rollouts, encodings)
-
-
 def test_stages_begin_and_end_with_their_objectives(make_recipe: RecipeMaker) -> None:
     refl = {"kind": "refl", "start": 4, "stop": 7, "reward": {"name": "clip", "checkpoint": "x"}}
     settings = make_recipe(objectives=[MATCHING, refl])
@@ -171,6 +175,70 @@ def test_stages_begin_and_end_with_their_objectives(make_recipe: RecipeMaker) ->
         ("distribution_matching", 4), ("distribution_matching + refl", 3), ("distribution_matching", 3),
     ]  # fmt: skip
     assert [calls(settings, stage).decodings for stage in stages(settings)] == [0, 1, 0]
+
+
+def test_a_stage_without_matching_trains_no_fake_score(make_recipe: RecipeMaker) -> None:
+    settings = make_recipe(objectives=[{**MATCHING, "stop": 5}, {"kind": "refl", "reward": {"name": "aesthetic"}}])
+    both, reward = (calls(settings, stage) for stage in stages(settings))
+    ratio = settings.guidance.ratio
+    assert (both.predictions["fake_score trained"], both.encodings) == (ratio, 1 + ratio)
+    assert (reward.predictions["fake_score trained"], reward.predictions["teacher"], reward.encodings) == (0, 0, 1)
+    assert reward.predictions["generator"] == (settings.rollout.steps - 1) / 2
+
+
+@pytest.mark.parametrize("positions", ["independent", "stratified"])
+def test_the_slowest_process_by_its_positions(positions: str) -> None:
+    """Enumerate all draws of 2 processes with 2 samples each, on a grid of 3 steps."""
+    draws = (
+        itertools.product(range(3), repeat=4)
+        if positions == "independent"
+        else [[stratified_position(first, index, 3) for index in range(4)] for first in range(3)]
+    )
+    slow = [max(a + b, c + d) for a, b, c, d in draws]
+    assert slowest(positions, 3, 2, 2) == pytest.approx(sum(slow) / len(slow))
+
+
+def test_a_plan_waits_for_the_slowest_process(make_recipe: RecipeMaker) -> None:
+    rollout = {"steps": 4, "reuse": "sample", "positions": "independent"}
+    waits = extra_predictions(make_recipe(rollout=rollout, optim__batch_size=2), 2)
+    assert waits == pytest.approx(2.125 - 1.5)  # E max of two uniform on 0..3, less the mean
+    pairs = make_recipe(rollout={**rollout, "positions": "stratified"}, optim__batch_size=4)
+    assert extra_predictions(pairs, 2) == 0
+
+
+def test_pictures_of_several_sizes(make_recipe: RecipeMaker, sd3: Path, prompts: Path) -> None:
+    """Operations are the mean by shares, and activations those of the largest size."""
+    sizes = [{"height": 32, "width": 64, "share": 3}, {"height": 64, "width": 64, "share": 1}]
+    small, large = (
+        costs_of(sd3_settings(make_recipe, sd3, prompts, model={"resolution": {k: size[k] for k in ("height", "width")}}))
+        for size in sizes
+    )
+    both = costs_of(sd3_settings(make_recipe, sd3, prompts, model={"resolution": sizes}))
+    assert both.generator.both == round((3 * small.generator.both + large.generator.both) / 4)
+    assert both.generator.both < large.generator.both
+    assert (both.generator.peak, both.roles) == (large.generator.peak, large.roles)
+
+
+def test_a_quantised_backbone_takes_fewer_bytes(make_recipe: RecipeMaker, sd3: Path, prompts: Path) -> None:
+    """Those of the linear layers, as torchao counts them, and one layer that is dequantised."""
+    plain, small = (
+        costs_of(sd3_settings(make_recipe, sd3, prompts, memory=memory)).roles["teacher"].frozen
+        for memory in ({}, {"quantize": "int8"})
+    )
+    network: Any = dmdr_models.load("sd3", str(sd3), dtype=torch.float32).load_network()
+    before = counting.bytes_of(network)
+    largest = max(layer.weight.nbytes for layer in network.modules() if type(layer) is nn.Linear)
+    quantise(network, "int8")
+    weights = [layer.weight for layer in network.modules() if type(layer) is nn.Linear]
+    after = before - sum(w.numel() * 4 - w.qdata.nbytes for w in weights)
+    assert plain - small == before - after - largest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_weights_of_a_reward_are_kept_as_rewards_keep_them(dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 2), nn.GroupNorm(2, 4), nn.Linear(4, 5))
+    planned = weight_bytes(module, dtype)
+    assert planned == counting.bytes_of(FrozenNetwork(module, "cpu", dtype).module)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
-from dmdr_train.planning.schedule import Stage, calls, stages
+from dmdr_train.planning.schedule import Stage, calls, in_stage, stages
+from dmdr_train.planning.straggling import extra_predictions
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
 
@@ -114,7 +115,8 @@ def make_plan(
 def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: int) -> StagePlan:
     """The plan of one stage."""
     flops = step_flops(settings, costs, stage)
-    seconds = sum(flops.values()) / world / gpu.rate(settings.optim.precision)
+    waited = extra_predictions(in_stage(settings, stage), world) * costs.generator.forward
+    seconds = (sum(flops.values()) / world + waited) / gpu.rate(settings.optim.precision)
     sent = sent_bytes(settings, costs, calls(settings, stage), world)
     return StagePlan(stage.name, stage.steps, flops, sent, seconds)
 
@@ -122,12 +124,12 @@ def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: in
 def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]:
     """Operations of one step by part, over the whole batch: the mean over the random lengths of rollouts."""
     made, batch = calls(settings, stage), settings.optim.batch_size
-    decoder = costs.decoder
+    asked, decoder, fake_score = made.predictions, costs.decoder, costs.fake_score
     per_sample = {
-        "rollouts": made.rollout * costs.generator.forward,
-        "generator": made.generator * costs.generator.both,
-        "fake score": made.fake_updates * costs.fake_score.both + made.fake_predictions * costs.fake_score.forward,
-        "teacher": made.teacher * costs.teacher.forward,
+        "rollouts": asked["generator"] * costs.generator.forward,
+        "generator": asked["generator trained"] * costs.generator.both,
+        "fake score": asked["fake_score trained"] * fake_score.both + asked["fake_score"] * fake_score.forward,
+        "teacher": asked["teacher"] * costs.teacher.forward,
         "decoder": (made.decodings + made.target_decodings) * decoder.forward
         + made.decoding_backwards * decoder.backward,
         "rewards": sum(reward_flops(settings, costs, i) for i in range(len(settings.objectives))
