@@ -206,7 +206,9 @@ def saved_bytes(network: nn.Module, kind: Quantisation | None) -> int:
     """The bytes that quantising the linear layers of a frozen network saves; one layer is dequantised at a time."""
     if kind is None:
         return 0
-    layers = [layer.weight for layer in network.modules() if type(layer) is nn.Linear and not layer.weight.requires_grad]
+    layers = [
+        layer.weight for layer in network.modules() if type(layer) is nn.Linear and not layer.weight.requires_grad
+    ]
     saved = sum(weight.numel() * (weight.element_size() - BYTES_PER_WEIGHT[kind]) for weight in layers)
     return round(saved) - max(weight.nbytes for weight in layers)
 

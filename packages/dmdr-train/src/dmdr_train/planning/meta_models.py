@@ -102,8 +102,10 @@ def models_of(settings: Recipe, depth: int | None = None, network_alone: bool = 
     """
     with tempfile.TemporaryDirectory() as folder, meta_weights():
         models = build(settings, Path(folder), depth)
-        yield replace(models, vae=None, encoders=[]) if network_alone else replace(
-            models, encoders=text_encoders(settings, models.family)
+        yield (
+            replace(models, vae=None, encoders=[])
+            if network_alone
+            else replace(models, encoders=text_encoders(settings, models.family))
         )
 
 
@@ -150,7 +152,9 @@ def without_files(settings: Recipe, path: str, vae: str | None) -> Recipe:
         update={
             "model": model.model_copy(update=update),
             "data": settings.data.model_copy(update={"embeddings": None}),
-            "memory": settings.memory.model_copy(update={"shared_backbone": settings.shares_backbone, "quantize": None}),
+            "memory": settings.memory.model_copy(
+                update={"shared_backbone": settings.shares_backbone, "quantize": None}
+            ),
         }
     )
 

@@ -60,9 +60,7 @@ def counted(module: nn.Module, dtype: torch.dtype, image: Any, text: Any = None,
     nn.Module.to(module, dtype).requires_grad_(False).eval()
     pixels = torch.empty(1, 3, side, side, dtype=dtype, requires_grad=True)
     texts = cost(text).forward if text else 0
-    return RewardCost(
-        count_of(module), weight_bytes(module, dtype), cost(lambda: image(pixels), backward=True), texts
-    )
+    return RewardCost(count_of(module), weight_bytes(module, dtype), cost(lambda: image(pixels), backward=True), texts)
 
 
 def weight_bytes(module: nn.Module, dtype: torch.dtype) -> int:
