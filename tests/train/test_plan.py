@@ -15,7 +15,7 @@ import pytest
 import torch
 from bench.common import recipe
 from bench.schedule import table
-from bench.step import flops
+from bench.step import count
 from dmdr_models.networks.quantised import quantise
 from dmdr_rewards.networks.frozen_network import FrozenNetwork
 from dmdr_train import cli
@@ -385,7 +385,7 @@ def test_sit_xl_needs_what_an_h200_says() -> None:
 @pytest.mark.usefixtures("one_process")
 def test_a_step_makes_no_operations_besides_its_calls(tmp_path: Path) -> None:
     trainer = build(recipe("sit", "tiny", tmp_path, rollout={"steps": 2, "positions": "stratified"}), CPU)
-    whole, calls_alone = flops(trainer)
+    _, whole, calls_alone = count(trainer)
     assert whole == calls_alone > 0
 
 
