@@ -16,7 +16,12 @@ from dmdr_train.planning.gpus import find_gpu
 from dmdr_train.recipe.load import BUILT_IN, load_recipe
 
 PLANNED = Path(__file__).resolve().parents[1] / "tests" / "train" / "planned.json"
-GPUS = {"sd35-large-24gb": ("RTX 4090", 1), "sd35-large-48gb": ("L40S", 1), "sdxl-1step-80gb": ("H100", 1)}
+GPUS = {
+    "sd35-large-24gb": ("RTX 4090", 1),
+    "sd35-large-48gb": ("L40S", 1),
+    "sdxl-1step-80gb": ("H100", 1),
+    "sit-xl-2-refl": ("H200", 8),
+}
 """The GPUs that a recipe is for, and their number; eight H100 for all others."""
 
 

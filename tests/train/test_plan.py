@@ -19,9 +19,10 @@ from bench.step import count
 from dmdr_models.networks.quantised import quantise
 from dmdr_rewards.networks.frozen_network import FrozenNetwork
 from dmdr_train import cli
+from dmdr_train.base.errors import UserError
 from dmdr_train.monitoring.step_costs import StepCosts
 from dmdr_train.planning import counting
-from dmdr_train.planning.at_start import plan_lines
+from dmdr_train.planning.at_start import automatic_checkpointing, plan_lines
 from dmdr_train.planning.costs import Costs, Role, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
@@ -31,9 +32,11 @@ from dmdr_train.planning.meta_rewards import RewardCost, weight_bytes
 from dmdr_train.planning.plan import USABLE, make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.planning.straggling import extra_predictions, slowest
-from dmdr_train.recipe.load import BUILT_IN, load_recipe
+from dmdr_train.planning.table import short_lines
+from dmdr_train.recipe.load import BUILT_IN, load_recipe, parse_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
+from dmdr_train.run.runner import with_automatic
 from dmdr_train.training.rollouts import stratified_position
 from plan_recipes import PLANNED
 from torch import nn
@@ -368,8 +371,11 @@ NUMBERS = {"one": 1, "eight": 8}
 @pytest.mark.parametrize("name", plan_recipes.names())
 def test_a_recipe_says_what_is_planned(name: str) -> None:
     """tools/plan_recipes.py writes both; run it after a change of a recipe or of the plan."""
-    figures = json.loads(PLANNED.read_text(encoding="utf-8"))[name]
+    figures = json.loads(PLANNED.read_text(encoding="utf-8")).get(name)
     text = (BUILT_IN / f"{name}.yaml").read_text(encoding="utf-8")
+    if figures is None:
+        assert "# Takes:    not measured by us yet.\n" in text
+        return
     assert plan_recipes.takes(name, figures) in text
     needs = re.search(r"^# Needs: +(\w+) GPUs? of (\d+) GB", text, re.MULTILINE)
     assert needs
@@ -395,3 +401,59 @@ def test_the_schedules_of_a_benchmark(make_recipe: RecipeMaker) -> None:
     found = table(settings, lambda _: COSTS)
     rest = 30 + 10 + 2 * 30 + 10  # generator, fake score at x0, its two updates, teacher
     assert [plain - rest for plain, _ in found.values()] == [10 * 12, 10 * 6.5, 10 * 4, 10 * 1.5]
+
+
+LEAST = {0: 90e9, 1: 60e9, 3: 30e9}
+"""Bytes of activations by the number of parts that are checkpointed."""
+
+
+@pytest.fixture
+def automatic(make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    def costs(settings: Recipe) -> Costs:
+        return replace(COSTS, generator=Cost(10, 20, peak=int(LEAST[len(settings.memory.gradient_checkpointing)])))
+
+    monkeypatch.setattr("dmdr_train.planning.checkpointing.costs_of", costs)
+    return make_recipe(memory={"gradient_checkpointing": "auto"}, optim__batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "parts"),
+    [(100, []), (70, ["network"]), (40, ["network", "vae", "rewards"]), (10, ["network", "vae", "rewards"])],
+)
+def test_automatic_checkpointing_is_the_least_that_fits(
+    memory: int, parts: list[str], automatic: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(automatic, find_gpu("h100"), gpu_memory=memory)
+    assert plan.checkpointing == parts
+    assert any(line.startswith("gradient checkpointing: auto is ") for line in short_lines(plan))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory * 1e9))
+    chosen, line = automatic_checkpointing(automatic, torch.device("cuda"), 1)
+    assert chosen == parts
+    assert line == f"memory.gradient_checkpointing: auto is {', '.join(parts) or 'none'}"
+
+
+def test_without_a_plan_all_is_checkpointed(automatic: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: Recipe) -> Costs:
+        raise UserError("model.path", "its sizes are not known")
+
+    monkeypatch.setattr("dmdr_train.planning.checkpointing.costs_of", unknown)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8e10))
+    parts, line = automatic_checkpointing(automatic, torch.device("cuda"), 1)
+    assert parts == ["network", "vae", "rewards"]
+    assert "since there is no plan (" in line
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_run_on_a_cpu_checkpoints_nothing_by_itself(automatic: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = with_automatic(automatic, CPU)
+    assert chosen.memory.gradient_checkpointing == []
+    assert capsys.readouterr().err == "memory.gradient_checkpointing: auto is none\n"
+    assert with_automatic(chosen, CPU) is chosen
+
+
+@pytest.mark.parametrize("given", ["automatic", ["netwrk"], 3])
+def test_a_mistake_in_checkpointing_names_its_key(given: Any, make_recipe_dict: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_recipe(make_recipe_dict(memory={"gradient_checkpointing": given}))
+    key = str(raised.value).split(":")[0]
+    assert key in ("memory.gradient_checkpointing", "memory.gradient_checkpointing.0")

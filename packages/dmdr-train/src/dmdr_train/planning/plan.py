@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmdr_train.base.errors import UserError
+from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
@@ -43,6 +44,7 @@ class Plan:
         switch: the override that helps most where memory does not suffice; empty if it does.
         price: of a GPU for an hour, or None.
         unknown: rewards of plug-ins that are not counted.
+        checkpointing: what `memory.gradient_checkpointing: auto` becomes; None where the recipe names the parts.
     """
 
     gpu: GPU
@@ -56,6 +58,7 @@ class Plan:
     switch: str
     price: float | None
     unknown: list[str]
+    checkpointing: list[str] | None = None
 
     @property
     def fits(self) -> bool:
@@ -94,8 +97,9 @@ def make_plan(
             f"optim.batch_size {optim.batch_size} does not divide into {world} GPUs x optim.accumulation "
             f"{optim.accumulation}; give another number of GPUs, or set optim.accumulation",
         )
-    costs = costs_of(settings)
     capacity = int((gpu_memory if gpu_memory is not None else gpu.memory) * 1e9 * USABLE)
+    automatic = settings.memory.gradient_checkpointing == "auto"
+    settings, costs = fitted(settings, world, capacity)
     found = memory(settings, costs, world)
     return Plan(
         gpu,
@@ -109,6 +113,7 @@ def make_plan(
         "" if found.total <= capacity else first_switch(settings, costs, world, capacity),
         price,
         costs.unknown,
+        list(settings.memory.gradient_checkpointing) if automatic else None,
     )
 
 

@@ -11,7 +11,7 @@ from dmdr_train.recipe.schema import Recipe
 
 BRANCHES = (
     "reward_hacking", "limit", "latent_mse", "lpips", "constrained-float", "float", "literal['auto']", "literal['all']",
-    "side", "size", "sizes",
+    "side", "size", "sizes", "choice", "parts",
 )  # fmt: skip
 """What pydantic adds to the place of a mistake: the branches of unions."""
 
