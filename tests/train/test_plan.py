@@ -13,17 +13,13 @@ import dmdr_models
 import plan_recipes
 import pytest
 import torch
-from bench.common import recipe
-from bench.schedule import table
-from bench.step import count
 from dmdr_models.networks.quantised import quantise
 from dmdr_rewards.networks.frozen_network import FrozenNetwork
 from dmdr_train import cli
-from dmdr_train.base.errors import UserError
 from dmdr_train.monitoring.step_costs import StepCosts
 from dmdr_train.planning import counting
-from dmdr_train.planning.at_start import automatic_checkpointing, plan_lines
-from dmdr_train.planning.costs import Costs, Role, costs_of, counted
+from dmdr_train.planning.at_start import plan_lines
+from dmdr_train.planning.costs import Costs, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
 from dmdr_train.planning.memory import memory, sent_bytes
@@ -32,11 +28,9 @@ from dmdr_train.planning.meta_rewards import RewardCost, weight_bytes
 from dmdr_train.planning.plan import USABLE, make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.planning.straggling import extra_predictions, slowest
-from dmdr_train.planning.table import short_lines
-from dmdr_train.recipe.load import BUILT_IN, load_recipe, parse_recipe
+from dmdr_train.recipe.load import BUILT_IN, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
-from dmdr_train.run.runner import with_automatic
 from dmdr_train.training.rollouts import stratified_position
 from plan_recipes import PLANNED
 from torch import nn
@@ -178,10 +172,6 @@ def test_a_deep_network_is_counted_from_few_blocks(
 
 
 MATCHING = {"kind": "distribution_matching"}
-COSTS = Costs(
-    generator=Cost(10, 20), fake_score=Cost(10, 20, peak=5), teacher=Cost(10), decoder=Cost(0),
-    rewards={}, texts=0, roles={"generator": Role(1000, 1000, 0), "fake_score": Role(1100, 100, 2000)},
-)  # fmt: skip
 
 
 def test_stages_begin_and_end_with_their_objectives(make_recipe: RecipeMaker) -> None:
@@ -222,20 +212,20 @@ def test_a_plan_waits_for_the_slowest_process(make_recipe: RecipeMaker) -> None:
     assert extra_predictions(pairs, 2) == 0
 
 
-def test_pictures_of_several_sizes(make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_several_sizes(make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch, toy_costs: Costs) -> None:
     """Operations are the mean by shares, and activations those of the largest size."""
 
     def counted_at(settings: Recipe) -> Costs:
         (size,) = settings.model.sizes
         area = size.height * size.width
-        return replace(COSTS, generator=Cost(area, 2 * area, peak=area), rewards={1: RewardCost(image=Cost(area))})
+        return replace(toy_costs, generator=Cost(area, 2 * area, peak=area), rewards={1: RewardCost(image=Cost(area))})
 
     monkeypatch.setattr("dmdr_train.planning.costs.costs_at_size", counted_at)
     sizes = [{"height": 32, "width": 64, "share": 3}, {"height": 64, "width": 64, "share": 1}]
     both = costs_of(make_recipe(model__resolution=sizes))
     assert both.generator == Cost(2560, 5120, peak=4096)
     assert both.rewards[1].image.forward == 2560
-    assert both.roles == COSTS.roles
+    assert both.roles == toy_costs.roles
 
 
 def test_a_quantised_backbone_takes_fewer_bytes(make_recipe: RecipeMaker, sd3: Path, prompts: Path) -> None:
@@ -264,19 +254,25 @@ def test_the_weights_of_a_reward_are_kept_as_rewards_keep_them(dtype: torch.dtyp
     ("zero", "eight_bit", "state", "gradients"), [(0, False, 8800, 4400), (2, False, 3300, 1100), (2, True, 1650, 1100)]
 )
 def test_zero_shares_the_state(
-    zero: int, eight_bit: bool, state: int, gradients: int, make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
+    zero: int,
+    eight_bit: bool,
+    state: int,
+    gradients: int,
+    make_recipe: RecipeMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    toy_costs: Costs,
 ) -> None:
     monkeypatch.setattr("dmdr_train.planning.memory.BUCKET", 0)
     settings = make_recipe(optim__zero_stage=zero, optim__eight_bit=eight_bit)
-    parts = memory(settings, COSTS, world=4).parts
+    parts = memory(settings, toy_costs, world=4).parts
     assert (parts["master weights and optimizer"], parts["gradients"]) == (state, gradients)
 
 
-def test_processes_send_gradients_and_weights(make_recipe: RecipeMaker) -> None:
+def test_processes_send_gradients_and_weights(make_recipe: RecipeMaker, toy_costs: Costs) -> None:
     settings = make_recipe(optim__zero_stage=1)
     made = calls(settings, stages(settings)[0])
-    assert sent_bytes(settings, COSTS, made, 1) == 0
-    assert sent_bytes(settings, COSTS, made, 4) == (1000 + 2 * 100) * 4 * 2 * 3 // 4
+    assert sent_bytes(settings, toy_costs, made, 1) == 0
+    assert sent_bytes(settings, toy_costs, made, 4) == (1000 + 2 * 100) * 4 * 2 * 3 // 4
 
 
 def test_a_gpu_is_found_by_its_name() -> None:
@@ -386,74 +382,3 @@ def test_a_recipe_says_what_is_planned(name: str) -> None:
 def test_sit_xl_needs_what_an_h200_says() -> None:
     settings = load_recipe("sit-xl-2-cold-start", ["optim.batch_size=64"])
     assert memory(settings, costs_of(settings), world=1).total / 2**30 == pytest.approx(31.5, rel=0.1)
-
-
-@pytest.mark.usefixtures("one_process")
-def test_a_step_makes_no_operations_besides_its_calls(tmp_path: Path) -> None:
-    trainer = build(recipe("sit", "tiny", tmp_path, rollout={"steps": 2, "positions": "stratified"}), CPU)
-    _, whole, calls_alone = count(trainer)
-    assert whole == calls_alone > 0
-
-
-def test_the_schedules_of_a_benchmark(make_recipe: RecipeMaker) -> None:
-    """By hand, with forward 10 and backward 20, one teacher row: the authors' schedule walks to the end."""
-    settings = make_recipe(rollout={"steps": 4, "mode": "ode"}, guidance={"ratio": 2})
-    found = table(settings, lambda _: COSTS)
-    rest = 30 + 10 + 2 * 30 + 10  # generator, fake score at x0, its two updates, teacher
-    assert [plain - rest for plain, _ in found.values()] == [10 * 12, 10 * 6.5, 10 * 4, 10 * 1.5]
-
-
-LEAST = {0: 90e9, 1: 60e9, 3: 30e9}
-"""Bytes of activations by the number of parts that are checkpointed."""
-
-
-@pytest.fixture
-def automatic(make_recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    def costs(settings: Recipe) -> Costs:
-        return replace(COSTS, generator=Cost(10, 20, peak=int(LEAST[len(settings.memory.gradient_checkpointing)])))
-
-    monkeypatch.setattr("dmdr_train.planning.checkpointing.costs_of", costs)
-    return make_recipe(memory={"gradient_checkpointing": "auto"}, optim__batch_size=1)
-
-
-@pytest.mark.parametrize(
-    ("memory", "parts"),
-    [(100, []), (70, ["network"]), (40, ["network", "vae", "rewards"]), (10, ["network", "vae", "rewards"])],
-)
-def test_automatic_checkpointing_is_the_least_that_fits(
-    memory: int, parts: list[str], automatic: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan(automatic, find_gpu("h100"), gpu_memory=memory)
-    assert plan.checkpointing == parts
-    assert any(line.startswith("gradient checkpointing: auto is ") for line in short_lines(plan))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory * 1e9))
-    chosen, line = automatic_checkpointing(automatic, torch.device("cuda"), 1)
-    assert chosen == parts
-    assert line == f"memory.gradient_checkpointing: auto is {', '.join(parts) or 'none'}"
-
-
-def test_without_a_plan_all_is_checkpointed(automatic: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(_: Recipe) -> Costs:
-        raise UserError("model.path", "its sizes are not known")
-
-    monkeypatch.setattr("dmdr_train.planning.checkpointing.costs_of", unknown)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8e10))
-    parts, line = automatic_checkpointing(automatic, torch.device("cuda"), 1)
-    assert parts == ["network", "vae", "rewards"]
-    assert "since there is no plan (" in line
-
-
-@pytest.mark.usefixtures("one_process")
-def test_a_run_on_a_cpu_checkpoints_nothing_by_itself(automatic: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = with_automatic(automatic, CPU)
-    assert chosen.memory.gradient_checkpointing == []
-    assert capsys.readouterr().err == "memory.gradient_checkpointing: auto is none\n"
-    assert with_automatic(chosen, CPU) is chosen
-
-
-@pytest.mark.parametrize("given", ["automatic", ["netwrk"], 3])
-def test_a_mistake_in_checkpointing_names_its_key(given: Any, make_recipe_dict: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(UserError) as raised:
-        parse_recipe(make_recipe_dict(memory={"gradient_checkpointing": given}))
-    key = str(raised.value).split(":")[0]
-    assert key in ("memory.gradient_checkpointing", "memory.gradient_checkpointing.0")
