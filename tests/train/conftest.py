@@ -228,3 +228,20 @@ def one_process() -> Iterator[None]:
     dist.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def toy_costs() -> Any:
+    """Small round numbers in the place of what `dmdr_train.planning.costs` counts."""
+    from dmdr_train.planning.costs import Costs, Role
+    from dmdr_train.planning.counting import Cost
+
+    return Costs(
+        generator=Cost(10, 20),
+        fake_score=Cost(10, 20, peak=5),
+        teacher=Cost(10),
+        decoder=Cost(0),
+        rewards={},
+        texts=0,
+        roles={"generator": Role(1000, 1000, 0), "fake_score": Role(1100, 100, 2000)},
+    )

@@ -2,8 +2,9 @@
 
 import torch
 
+from dmdr_train.planning.checkpointing import CHOICES, fitted, with_checkpointing
 from dmdr_train.planning.gpus import GPU, GPUS
-from dmdr_train.planning.plan import make_plan
+from dmdr_train.planning.plan import USABLE, make_plan
 from dmdr_train.planning.table import short_lines
 from dmdr_train.recipe.schema import Recipe
 
@@ -21,6 +22,23 @@ def plan_lines(settings: Recipe, device: torch.device, world: int) -> list[str]:
     except Exception as error:  # of a plug-in's family, which only its author knows
         return [f"plan: none ({type(error).__name__}: {error})"]
     return [f"plan: {line}" for line in short_lines(plan)]
+
+
+def automatic_checkpointing(settings: Recipe, device: torch.device, world: int) -> tuple[list[str], str]:
+    """What `memory.gradient_checkpointing: auto` becomes on this device, and a line that says so.
+
+    On a CPU it is nothing. Where the recipe cannot be planned, it is all.
+    """
+    why = ""
+    if device.type != "cuda":
+        chosen = with_checkpointing(settings, [])
+    else:
+        try:
+            chosen, _ = fitted(settings, world, int(torch.cuda.get_device_properties(device).total_memory * USABLE))
+        except Exception as error:  # of a plug-in's family, which only its author knows
+            chosen, why = with_checkpointing(settings, CHOICES[-1]), f", since there is no plan ({error})"
+    parts = list(chosen.memory.gradient_checkpointing)
+    return parts, f"memory.gradient_checkpointing: auto is {', '.join(parts) or 'none'}{why}"
 
 
 def gpu_called(name: str) -> GPU:

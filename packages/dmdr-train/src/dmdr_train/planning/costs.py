@@ -1,20 +1,24 @@
 """What each part of a recipe's step costs for one sample, counted once on the meta device."""
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
+from dmdr_models.folder.quantisation import BYTES_PER_WEIGHT, Quantisation
 from torch import nn
 
-from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of
+from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of, mean_cost
 from dmdr_train.planning.meta_models import Models, depth_of, empty, models_of
 from dmdr_train.planning.meta_rewards import RewardCost, lpips_cost, reward_cost
-from dmdr_train.planning.schedule import is_lpips
+from dmdr_train.planning.schedule import is_lpips, uses_pictures
 from dmdr_train.recipe.objective_kinds import needs
+from dmdr_train.recipe.picture_sizes import PictureSize, Size
 from dmdr_train.recipe.schema import Recipe
 
 FEW, DEEP = 2, 6
 """Blocks that are counted, and the depth above which a network is not counted whole."""
+NETWORKS = ("generator", "fake_score", "teacher")
 
 
 @dataclass(frozen=True)
@@ -52,23 +56,53 @@ class Costs:
 
 
 def costs_of(settings: Recipe) -> Costs:
-    """Count the parts of a recipe.
-
-    A deep network of equal blocks is counted with two and with four of them. Every cost is linear in their number, and
-    two suffice for what the first and the last block do otherwise than the others.
+    """Count the parts of a recipe; with pictures of several sizes, the mean operations and the largest activations.
 
     Raises:
         UserError: the sizes of a model are not known, or the recipe does not go with it.
+    """
+    sizes = settings.model.sizes
+    if len(sizes) < 2:
+        return costs_at_size(settings)
+    found = [(size.share, costs_at_size(with_size(settings, size))) for size in sizes]
+
+    def mixed(part: Callable[[Costs], Cost]) -> Cost:
+        return mean_cost([(share, part(costs)) for share, costs in found])
+
+    first = found[0][1]
+    return replace(
+        first,
+        generator=mixed(lambda costs: costs.generator),
+        fake_score=mixed(lambda costs: costs.fake_score),
+        teacher=mixed(lambda costs: costs.teacher),
+        decoder=mixed(lambda costs: costs.decoder),
+        rewards={
+            i: replace(reward, image=mixed(lambda costs, i=i: costs.rewards[i].image))  # type: ignore[misc]
+            for i, reward in first.rewards.items()
+        },
+    )
+
+
+def with_size(settings: Recipe, size: Size) -> Recipe:
+    """The recipe with pictures of one size alone."""
+    only = PictureSize(height=size.height, width=size.width)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"resolution": only})})
+
+
+def costs_at_size(settings: Recipe) -> Costs:
+    """Count the parts of a recipe with pictures of one size.
+
+    A deep network of equal blocks is counted with two and with four of them. Every cost is linear in their number, and
+    two suffice for what the first and the last block do otherwise than the others.
     """
     depth = depth_of(settings)
     if depth is None or depth <= DEEP:
         with models_of(settings) as models:
             return counted(settings, models, *reward_costs(settings, models))
     with models_of(settings, FEW) as models:
-        rewards, unknown = reward_costs(settings, models)
-        few = counted(settings, models, rewards, unknown)
-    with models_of(settings, 2 * FEW) as models:
-        twice = counted(settings, models, rewards, unknown)
+        few = counted(settings, models, *reward_costs(settings, models))
+    with models_of(settings, 2 * FEW, network_alone=True) as models:
+        twice = counted(settings, models, {}, [])
     return extended(few, twice, (depth - FEW) / FEW)
 
 
@@ -99,13 +133,14 @@ def extended(few: Costs, twice: Costs, times: float) -> Costs:
     def grown(a: Any, b: Any) -> Any:
         return type(a)(*(x + round(times * (y - x)) for x, y in zip(astuple(a), astuple(b), strict=True)))
 
-    changed = {name: grown(getattr(few, name), getattr(twice, name)) for name in ("generator", "fake_score", "teacher")}
-    return replace(few, roles={name: grown(few.roles[name], twice.roles[name]) for name in few.roles}, **changed)
+    changed = {name: grown(getattr(few, name), getattr(twice, name)) for name in NETWORKS}
+    roles = few.roles | {name: grown(few.roles[name], twice.roles[name]) for name in few.roles if name in NETWORKS}
+    return replace(few, roles=roles, **changed)
 
 
 def decoder_cost(settings: Recipe, models: Models) -> Cost:
     """The cost of decoding the part of a latent that rewards see."""
-    if models.vae is None or not any("reward" in needs(o) or is_lpips(o) for o in settings.objectives):
+    if models.vae is None or not any(map(uses_pictures, settings.objectives)):
         return Cost(0)
     channels, height, width = view(settings, models)
     latent = empty(1, channels, height, width).requires_grad_(True)
@@ -154,6 +189,7 @@ def roles(settings: Recipe, models: Models, rewards: dict[int, RewardCost]) -> d
         base: Any = models.networks.fake_score
         adapters = found["generator"].trained + found["fake_score"].trained
         frozen = bytes_of(base.base) - sum(bytes_trained(network) for network in models.networks)
+        frozen -= saved_bytes(base.base, settings.memory.quantize)
         found["teacher"] = Role(count_of(base.base) - adapters, 0, frozen)
     if models.vae is not None:
         found["decoder"] = role(models.vae)
@@ -164,6 +200,17 @@ def roles(settings: Recipe, models: Models, rewards: dict[int, RewardCost]) -> d
         encoders = [encoder for encoder, _ in models.encoders]
         found["text encoders"] = Role(count_of(*encoders), 0, bytes_of(*encoders))
     return found
+
+
+def saved_bytes(network: nn.Module, kind: Quantisation | None) -> int:
+    """The bytes that quantising the linear layers of a frozen network saves; one layer is dequantised at a time."""
+    if kind is None:
+        return 0
+    layers = [
+        layer.weight for layer in network.modules() if type(layer) is nn.Linear and not layer.weight.requires_grad
+    ]
+    saved = sum(weight.numel() * (weight.element_size() - BYTES_PER_WEIGHT[kind]) for weight in layers)
+    return round(saved) - max(weight.nbytes for weight in layers)
 
 
 def shared_once(settings: Recipe, rewards: dict[int, RewardCost]) -> list[RewardCost]:

@@ -5,7 +5,7 @@ no memory, and autograd keeps and frees the same tensors as on a GPU.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -59,6 +59,15 @@ class Cost:
     def both(self) -> int:
         """Operations of the forward and the backward pass."""
         return self.forward + self.backward
+
+
+def mean_cost(parts: Sequence[tuple[float, Cost]]) -> Cost:
+    """The mean operations of calls by their shares, and the most bytes of any of them."""
+    return Cost(
+        round(sum(share * part.forward for share, part in parts)),
+        round(sum(share * part.backward for share, part in parts)),
+        *(max(getattr(part, name) for _, part in parts) for name in ("peak_forward", "held", "peak")),
+    )
 
 
 def cost(call: Callable[[], Tensor], parameters: Any = (), backward: bool = False) -> Cost:

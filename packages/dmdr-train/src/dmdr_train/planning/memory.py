@@ -118,11 +118,12 @@ def sent_bytes(settings: Recipe, costs: Costs, calls: Calls, world: int) -> int:
     zero, item, parts = settings.optim.zero_stage, ITEM[settings.optim.precision], settings.optim.accumulation
     reduced = parts if zero >= 2 else 1
     generator, fake_score = costs.roles["generator"], costs.roles["fake_score"]
-    updates = [(generator.trained, 1), (fake_score.trained, calls.fake_updates)]
+    asked = {role: round(count) for role, count in calls.predictions.items()}
+    updates = [(generator.trained, 1), (fake_score.trained, asked["fake_score trained"])]
     sent = sum(count * times * item * (reduced + 1) for count, times in updates)
     if zero == 3:
         sent = sum(count * times * item * reduced for count, times in updates)
-        sent += generator.parameters * item * parts * (round(calls.rollout) + 2 * calls.generator)
-        guidance = bool(calls.teacher) + calls.fake_predictions + 2 * calls.fake_updates
+        sent += generator.parameters * item * parts * (asked["generator"] + 2 * asked["generator trained"])
+        guidance = bool(asked["teacher"]) + asked["fake_score"] + 2 * asked["fake_score trained"]
         sent += fake_score.parameters * item * parts * guidance
     return sent * (world - 1) // world

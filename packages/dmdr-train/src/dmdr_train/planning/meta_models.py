@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,17 +90,23 @@ def empty(*shape: int) -> Tensor:
 
 
 @contextmanager
-def models_of(settings: Recipe, depth: int | None = None) -> Iterator[Models]:
+def models_of(settings: Recipe, depth: int | None = None, network_alone: bool = False) -> Iterator[Models]:
     """Build the models of a recipe on the meta device.
 
     Args:
         depth: number of the network's blocks, where they are all alike; None takes the model's own.
+        network_alone: leave out the decoder and the text encoders.
 
     Raises:
         UserError: the model is neither here nor well known, or the recipe does not go with it.
     """
     with tempfile.TemporaryDirectory() as folder, meta_weights():
-        yield build(settings, Path(folder), depth)
+        models = build(settings, Path(folder), depth)
+        yield (
+            replace(models, vae=None, encoders=[])
+            if network_alone
+            else replace(models, encoders=text_encoders(settings, models.family))
+        )
 
 
 def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
@@ -112,8 +118,8 @@ def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
     if own is None:
         raise UserError("model.path", unknown(settings.model.path))
     if depth is not None:
-        network = own[layout.network_part]
-        own = own | {layout.network_part: network | {depth_key(network): depth}}
+        config = own[layout.network_part]
+        own = own | {layout.network_part: config | {depth_key(config): depth}}
     vae = settings.model.vae
     if vae is not None:
         found = part_configs(vae, {"": ()}) or known(vae)
@@ -132,7 +138,7 @@ def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
         networks = make_networks(planned, family, META)
     for each in networks:
         nn.Module.to(each, META, DTYPES[settings.optim.precision])
-    return Models(family, networks, decoder, text_encoders(settings, layout, family))
+    return Models(family, networks, decoder, [])
 
 
 def without_files(settings: Recipe, path: str, vae: str | None) -> Recipe:
@@ -147,16 +153,17 @@ def without_files(settings: Recipe, path: str, vae: str | None) -> Recipe:
             "model": model.model_copy(update=update),
             "data": settings.data.model_copy(update={"embeddings": None}),
             "memory": settings.memory.model_copy(
-                update={"shared_backbone": settings.shares_backbone, "compile": False}
+                update={"shared_backbone": settings.shares_backbone, "compile": False, "quantize": None}
             ),
         }
     )
 
 
-def text_encoders(settings: Recipe, layout: Layout, family: Any) -> list[tuple[nn.Module, int]]:
+def text_encoders(settings: Recipe, family: Any) -> list[tuple[nn.Module, int]]:
     """The text encoders of a recipe without cached embeddings, each with the length of its sequence."""
     import transformers
 
+    layout = family.layout
     if layout.takes != "texts" or settings.data.embeddings is not None:
         return []
     found = []

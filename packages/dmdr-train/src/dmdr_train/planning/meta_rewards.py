@@ -7,7 +7,7 @@ from typing import Any
 import dmdr_rewards
 import torch
 from dmdr_rewards.networks.clip_towers import open_clip_config
-from dmdr_rewards.networks.frozen_network import precision, recompute
+from dmdr_rewards.networks.frozen_network import ROUNDED, precision, recompute
 from torch import Tensor, nn
 
 from dmdr_train.base.errors import naming
@@ -56,13 +56,19 @@ def reward_cost(key: str, reward: Reward, checkpointing: bool) -> RewardCost | N
 
 
 def counted(module: nn.Module, dtype: torch.dtype, image: Any, text: Any = None, side: int = SIDE) -> RewardCost:
-    """Count a module in `dtype`; its weights are in the precision that rewards keep them in."""
+    """Count a module that computes in `dtype`."""
     nn.Module.to(module, dtype).requires_grad_(False).eval()
     pixels = torch.empty(1, 3, side, side, dtype=dtype, requires_grad=True)
-    parameters = count_of(module)
     texts = cost(text).forward if text else 0
-    size = parameters * precision(dtype).itemsize
-    return RewardCost(parameters, size, cost(lambda: image(pixels), backward=True), texts)
+    return RewardCost(count_of(module), weight_bytes(module, dtype), cost(lambda: image(pixels), backward=True), texts)
+
+
+def weight_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """The bytes of the weights as `dmdr_rewards.networks.frozen_network.FrozenNetwork` keeps them."""
+    kept = precision(dtype).itemsize
+    layers = [layer for layer in module.modules() if isinstance(layer, ROUNDED)]
+    rounded = sum(parameter.numel() for layer in layers for parameter in layer.parameters(recurse=False))
+    return count_of(module) * kept - rounded * (kept - dtype.itemsize)
 
 
 def clip(reward: Reward, dtype: torch.dtype, checkpointing: bool) -> RewardCost:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmdr_train.base.errors import UserError
+from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
-from dmdr_train.planning.schedule import Stage, calls, stages
+from dmdr_train.planning.schedule import Stage, calls, in_stage, stages
+from dmdr_train.planning.straggling import extra_predictions
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
 
@@ -42,6 +44,7 @@ class Plan:
         switch: the override that helps most where memory does not suffice; empty if it does.
         price: of a GPU for an hour, or None.
         unknown: rewards of plug-ins that are not counted.
+        checkpointing: what `memory.gradient_checkpointing: auto` becomes; None where the recipe names the parts.
     """
 
     gpu: GPU
@@ -55,6 +58,7 @@ class Plan:
     switch: str
     price: float | None
     unknown: list[str]
+    checkpointing: list[str] | None = None
 
     @property
     def fits(self) -> bool:
@@ -93,8 +97,9 @@ def make_plan(
             f"optim.batch_size {optim.batch_size} does not divide into {world} GPUs x optim.accumulation "
             f"{optim.accumulation}; give another number of GPUs, or set optim.accumulation",
         )
-    costs = costs_of(settings)
     capacity = int((gpu_memory if gpu_memory is not None else gpu.memory) * 1e9 * USABLE)
+    automatic = settings.memory.gradient_checkpointing == "auto"
+    settings, costs = fitted(settings, world, capacity)
     found = memory(settings, costs, world)
     return Plan(
         gpu,
@@ -108,13 +113,15 @@ def make_plan(
         "" if found.total <= capacity else first_switch(settings, costs, world, capacity),
         price,
         costs.unknown,
+        list(settings.memory.gradient_checkpointing) if automatic else None,
     )
 
 
 def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: int) -> StagePlan:
     """The plan of one stage."""
     flops = step_flops(settings, costs, stage)
-    seconds = sum(flops.values()) / world / gpu.rate(settings.optim.precision)
+    waited = extra_predictions(in_stage(settings, stage), world) * costs.generator.forward
+    seconds = (sum(flops.values()) / world + waited) / gpu.rate(settings.optim.precision)
     sent = sent_bytes(settings, costs, calls(settings, stage), world)
     return StagePlan(stage.name, stage.steps, flops, sent, seconds)
 
@@ -122,12 +129,12 @@ def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: in
 def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]:
     """Operations of one step by part, over the whole batch: the mean over the random lengths of rollouts."""
     made, batch = calls(settings, stage), settings.optim.batch_size
-    decoder = costs.decoder
+    asked, decoder, fake_score = made.predictions, costs.decoder, costs.fake_score
     per_sample = {
-        "rollouts": made.rollout * costs.generator.forward,
-        "generator": made.generator * costs.generator.both,
-        "fake score": made.fake_updates * costs.fake_score.both + made.fake_predictions * costs.fake_score.forward,
-        "teacher": made.teacher * costs.teacher.forward,
+        "rollouts": asked["generator"] * costs.generator.forward,
+        "generator": asked["generator trained"] * costs.generator.both,
+        "fake score": asked["fake_score trained"] * fake_score.both + asked["fake_score"] * fake_score.forward,
+        "teacher": asked["teacher"] * costs.teacher.forward,
         "decoder": (made.decodings + made.target_decodings) * decoder.forward
         + made.decoding_backwards * decoder.backward,
         "rewards": sum(reward_flops(settings, costs, i) for i in range(len(settings.objectives))

@@ -33,6 +33,8 @@ def short_lines(plan: "Plan") -> list[str]:
     size, usable = plan.memory.total / GIB, plan.capacity / GIB
     fits = "it fits" if plan.fits else f"it does not fit; first set {plan.switch}"
     lines = [f"memory: {size:.1f} GiB of {usable:.1f} usable on each GPU: {fits}"]
+    if plan.checkpointing is not None:
+        lines.append(f"gradient checkpointing: auto is {', '.join(plan.checkpointing) or 'none'}")
     if plan.gpus * plan.nodes > 1:
         sent = ", ".join(f"{stage.sent / 1e9:.3g} GB" for stage in plan.stages)
         lines.append(f"communication: each GPU sends {sent} per step")
@@ -72,6 +74,7 @@ def as_json(name: str, plan: "Plan") -> dict[str, Any]:
         "usable_bytes": plan.capacity,
         "fits": plan.fits,
         "first_switch": plan.switch or None,
+        "checkpointing": plan.checkpointing,
         "utilisation": UTILISATION,
         "hours": plan.hours,
         "cost": plan.cost,

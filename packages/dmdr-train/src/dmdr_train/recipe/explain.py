@@ -11,8 +11,7 @@ from dmdr_train.recipe.schema import Recipe
 
 BRANCHES = (
     "reward_hacking", "limit", "latent_mse", "lpips", "constrained-float", "float", "literal['auto']", "literal['all']",
-    "side", "size", "sizes",
-    "true_or_false", "list_of_rewards",
+    "side", "size", "sizes", "choice", "parts", "true_or_false", "list_of_rewards",
 )  # fmt: skip
 """What pydantic adds to the place of a mistake: the branches of unions."""
 

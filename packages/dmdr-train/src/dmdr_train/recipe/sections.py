@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from dmdr_models import registry
 from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.quantisation import Quantisation
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from dmdr_train.recipe.fields import Fraction, Natural, Positive, Section
 from dmdr_train.recipe.picture_sizes import AnyResolution, Size, sizes_of
@@ -277,6 +277,12 @@ class Optim(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
 
 
+Checkpointing = Annotated[
+    Annotated[Literal["auto"], Tag("choice")] | Annotated[list[Literal["network", "vae", "rewards"]], Tag("parts")],
+    Discriminator(lambda given: "choice" if isinstance(given, str) else "parts"),
+]
+
+
 class Memory(Section):
     """What costs time and saves memory.
 
@@ -294,7 +300,9 @@ class Memory(Section):
     compile: bool = Field(
         default=False, description="compile the network's blocks with torch.compile; needs a C++ compiler"
     )
-    gradient_checkpointing: list[Literal["network", "vae", "rewards"]] = Field(default=[])
+    gradient_checkpointing: Checkpointing = Field(
+        default=[], description="what backward passes compute again; auto: as little as the GPU's memory allows"
+    )
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")
     vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")

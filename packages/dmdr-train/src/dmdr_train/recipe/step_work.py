@@ -4,24 +4,31 @@ from dmdr_train.recipe.derived import Sections
 
 
 def predictions(recipe: Sections) -> dict[str, float]:
-    """Predictions for each sample of the batch in a step with distribution matching, on average over the grid's steps.
+    """Predictions for each sample of the batch in a step, on average over the grid's steps; all objectives take part.
 
     Returns:
         By role: `generator`, `fake_score` and `teacher` without gradient, `generator trained` and `fake_score trained`
         with a backward pass. The teacher's predictions with and without the prompt count as two.
     """
     rollout, guidance, matching = recipe.rollout, recipe.guidance, len(recipe.needing("fake_score"))
+    ratio = guidance.ratio if matching else 0
     last, authors = rollout.steps - 1, rollout.states == "authors"
-    to_the_end = recipe.optim.zero_stage == 3 or bool(recipe.needing("final_sample"))
-    walk = last if to_the_end or (authors and rollout.mode == "ode") else last / 2  # up to the state that is trained at
+    walk = last / 2 if walks_at_random(recipe) else last  # up to the state that is trained at
     own = walk + authors  # the authors renoise a prediction
     new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
-    generator = {"none": own + guidance.ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
+    generator = {"none": own + ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
     return {
         "generator": generator,
         "generator trained": 1,
         "fake_score": matching,
-        "fake_score trained": guidance.ratio,
+        "fake_score trained": ratio,
         "teacher": matching * (2 if guided else 1),
     }
+
+
+def walks_at_random(recipe: Sections) -> bool:
+    """Whether the length of a rollout is drawn, so that processes may have unequal work."""
+    rollout = recipe.rollout
+    to_the_end = recipe.optim.zero_stage == 3 or bool(recipe.needing("final_sample"))
+    return not (to_the_end or rollout.reuse == "states" or (rollout.states == "authors" and rollout.mode == "ode"))

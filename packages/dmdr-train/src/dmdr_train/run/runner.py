@@ -32,7 +32,8 @@ from dmdr_train.distributed.signals import Signals
 from dmdr_train.monitoring import rules
 from dmdr_train.monitoring.measures import Look, Watch, compared, pooled_pixels
 from dmdr_train.monitoring.step_costs import StepCosts
-from dmdr_train.planning.at_start import plan_lines
+from dmdr_train.planning.at_start import automatic_checkpointing, plan_lines
+from dmdr_train.planning.checkpointing import with_checkpointing
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
@@ -58,6 +59,7 @@ def run(settings: Recipe, callbacks: Sequence[Tracker] = ()) -> None:
     """
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     with processes(device, settings.run.timeout):
+        settings = with_automatic(settings, device)
         peers = Peers()
         # Signals before the rest: a launcher sends them as soon as a process is lost, before the others have named it.
         with Signals() as signals, peers.expected():
@@ -79,6 +81,7 @@ def dry_run(settings: Recipe) -> dict[str, float]:
     device = choose_device(settings.run, settings.optim.precision, settings.optim.eight_bit)
     logs: dict[str, float] = {}
     with processes(device, settings.run.timeout), Peers().expected():
+        settings = with_automatic(settings, device)
         trainer = build(settings, device)
         trainer.rollouts.sizes = [max(trainer.rollouts.sizes, key=lambda size: size.height * size.width)]
         agreed(lambda: say(str(space(settings, trainer))))
@@ -300,6 +303,19 @@ def say_cuts(settings: Recipe, trainer: Trainer) -> None:
     if isinstance(prompts, TextPrompts | StreamedPrompts):
         for line in recipe_cuts(settings, trainer.family, prompts.texts):
             say(line)
+
+
+def with_automatic(settings: Recipe, device: torch.device) -> Recipe:
+    """The recipe with what is chosen on this device, the same on all processes; it is what the run's folder keeps."""
+    if settings.memory.gradient_checkpointing != "auto":
+        return settings
+
+    def decide() -> list[str]:
+        parts, line = automatic_checkpointing(settings, device, dist.get_world_size())
+        say(line)
+        return parts
+
+    return with_checkpointing(settings, agreed(decide))
 
 
 def say_plan(settings: Recipe, device: torch.device) -> None:

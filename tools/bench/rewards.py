@@ -1,7 +1,7 @@
 """Measure the speed of the ViT-H rewards, as ratios within one run.
 
-    python tools/bench_rewards.py FOLDER                                # makes random weights in FOLDER first, 8 GB
-    python tools/bench_rewards.py FOLDER --official OFFICIAL/bin/python   # also compare with the package hpsv2
+    python tools/bench rewards FOLDER                                # makes random weights in FOLDER first, 8 GB
+    python tools/bench rewards FOLDER --official OFFICIAL/bin/python   # also compare with the package hpsv2
 
 tools/parity_rewards.py describes the environment OFFICIAL. With `--device cuda` everything runs on the GPU.
 `--model FILE.json` uses a small architecture instead (open_clip's configuration), to try this program.
