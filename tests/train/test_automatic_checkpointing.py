@@ -35,7 +35,13 @@ def automatic(make_recipe: RecipeMaker, toy_costs: Costs, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("memory", "parts"),
-    [(100, []), (70, ["network"]), (40, ["network", "vae", "rewards"]), (10, ["network", "vae", "rewards"])],
+    [
+        (110, []),
+        (100, ["network"]),
+        (75, ["network"]),
+        (40, ["network", "vae", "rewards"]),
+        (10, ["network", "vae", "rewards"]),
+    ],
 )
 def test_automatic_checkpointing_is_the_least_that_fits(
     memory: int, parts: list[str], automatic: Recipe, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,9 @@ from dmdr_train.recipe.schema import Recipe
 CHOICES: tuple[list[str], ...] = ([], ["network"], ["network", "vae", "rewards"])
 """What is repeated in backward passes, the least first."""
 
+SHARE = 0.9
+"""The share of the usable memory that a choice may need by the plan, which is wrong by up to a tenth."""
+
 
 def with_checkpointing(settings: Recipe, parts: list[str]) -> Recipe:
     """The recipe with these parts checkpointed, as far as its family has them."""
@@ -19,7 +22,7 @@ def with_checkpointing(settings: Recipe, parts: list[str]) -> Recipe:
 
 
 def fitted(settings: Recipe, world: int, capacity: int) -> tuple[Recipe, Costs]:
-    """A recipe with what `auto` becomes, and its costs: the least that fits into `capacity` bytes of each GPU.
+    """A recipe with what `auto` becomes, and its costs: the least that fits into `SHARE` of `capacity` bytes of a GPU.
 
     If nothing fits, it is the most. A recipe that names the parts stays as it is.
 
@@ -31,6 +34,6 @@ def fitted(settings: Recipe, world: int, capacity: int) -> tuple[Recipe, Costs]:
     for parts in CHOICES:
         chosen = with_checkpointing(settings, parts)
         costs = costs_of(chosen)
-        if memory(chosen, costs, world).total <= capacity:
+        if memory(chosen, costs, world).total <= SHARE * capacity:
             break
     return chosen, costs
