@@ -70,9 +70,10 @@ class Outcome:
 
     @property
     def remarks(self) -> list[str]:
-        """The lines of stderr without progress bars."""
+        """The lines of stderr without progress bars, and without what torchao causes torch and diffusers to say."""
+        others = r"\[\d\d:\d\d[<,]|torch/utils/_pytree\.py|`torchao`"
         lines = re.split(r"[\r\n]+", self.stderr)
-        return [line for line in map(str.strip, lines) if line and not re.search(r"\[\d\d:\d\d[<,]", line)]
+        return [line for line in map(str.strip, lines) if line and not re.search(others, line)]
 
     @property
     def errors(self) -> list[str]:

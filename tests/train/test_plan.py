@@ -24,7 +24,7 @@ from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
 from dmdr_train.planning.memory import memory, sent_bytes
 from dmdr_train.planning.meta_models import depth_of, models_of
-from dmdr_train.planning.meta_rewards import RewardCost, weight_bytes
+from dmdr_train.planning.meta_rewards import RewardCost, reward_cost, weight_bytes
 from dmdr_train.planning.plan import USABLE, make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.planning.straggling import extra_predictions, slowest
@@ -354,13 +354,14 @@ def test_sd35_large_needs_what_its_recipe_and_an_h200_say(
     monkeypatch.setattr("dmdr_train.planning.costs.encoder_flops", lambda *_: 0)
     name = "sd35-large-cold-start"
     settings = load_recipe(name)
-    costs = counts(settings)
     written = json.loads(PLANNED.read_text(encoding="utf-8"))[name]
     plan = make_plan(settings, find_gpu(written["gpu"]), written["gpus"])
     assert plan.memory.total / 2**30 == pytest.approx(written["gib"], rel=0.02)
     assert [stage.seconds for stage in plan.stages] == pytest.approx(written["seconds"], rel=0.02)
     assert plan.hours == pytest.approx(written["hours"], rel=0.05)
-    alone = load_recipe(name, ["optim.batch_size=1", "optim.accumulation=1", "optim.eight_bit=false"])
+    checkpointed = "memory.gradient_checkpointing=[network, vae]"
+    alone = load_recipe(name, ["optim.batch_size=1", "optim.accumulation=1", "optim.eight_bit=false", checkpointed])
+    costs = counts(alone)
     found = memory(alone, costs, world=1)
     assert (found.total - found.parts["text encoders"]) / 2**30 == pytest.approx(20.2, rel=0.1)
     assert costs.roles["teacher"].parameters / 1e6 == pytest.approx(8057, rel=0.001)
@@ -388,3 +389,15 @@ def test_a_recipe_says_what_is_planned(name: str) -> None:
 def test_sit_xl_needs_what_an_h200_says() -> None:
     settings = load_recipe("sit-xl-2-cold-start", ["optim.batch_size=64"])
     assert memory(settings, costs_of(settings), world=1).total / 2**30 == pytest.approx(31.5, rel=0.1)
+
+
+def test_short_texts_of_the_built_in_problem() -> None:
+    """Its encoders read 12 tokens of a text, and its reward 16, where the published models read 77."""
+    settings = load_recipe("demo-t2i")
+    with models_of(settings) as models:
+        texts = models.condition(3)["encoder_hidden_states"]
+    assert texts.shape[:2] == (3, 12 + 12)
+    refl = settings.objectives[1]
+    found = reward_cost("objectives.1.reward", refl.reward, False)
+    assert found is not None
+    assert found.text > 0

@@ -41,12 +41,14 @@ class Models:
         networks: generator, and teacher and fake score, in the precision of the training.
         vae: the decoder, or None.
         encoders: the text encoders, each with the length of its sequence; none if embeddings are cached.
+        clip_length: tokens of a text for CLIP.
     """
 
     family: Any
     networks: Networks
     vae: nn.Module | None
     encoders: list[tuple[nn.Module, int]]
+    clip_length: int = CLIP_LENGTH
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -66,12 +68,12 @@ class Models:
         if "joint_attention_dim" in config:  # SD3
             width, pooled = config["joint_attention_dim"], config["pooled_projection_dim"]
             return {
-                "encoder_hidden_states": empty(batch, CLIP_LENGTH + family.max_tokens, width),
+                "encoder_hidden_states": empty(batch, self.clip_length + family.max_tokens, width),
                 "pooled_projections": empty(batch, pooled),
             }
         times = 6 * config["addition_time_embed_dim"]
         return {
-            "encoder_hidden_states": empty(batch, CLIP_LENGTH, config["cross_attention_dim"]),
+            "encoder_hidden_states": empty(batch, self.clip_length, config["cross_attention_dim"]),
             "text_embeds": empty(batch, config["projection_class_embeddings_input_dim"] - times),
             "time_ids": torch.empty(batch, 6, dtype=torch.long, device=META),
         }
@@ -138,7 +140,7 @@ def build(settings: Recipe, folder: Path, depth: int | None = None) -> Models:
         networks = make_networks(planned, family, META)
     for each in networks:
         nn.Module.to(each, META, DTYPES[settings.optim.precision])
-    return Models(family, networks, decoder, [])
+    return Models(family, networks, decoder, [], clip_length(settings.model.path))
 
 
 def without_files(settings: Recipe, path: str, vae: str | None) -> Recipe:
@@ -159,6 +161,12 @@ def without_files(settings: Recipe, path: str, vae: str | None) -> Recipe:
     )
 
 
+def clip_length(path: str) -> int:
+    """How many tokens of a text CLIP reads in the model's folder, or the published models' 77."""
+    place = Path(path) / "text_encoder" / "config.json"
+    return int(read_json(place).get("max_position_embeddings", CLIP_LENGTH)) if place.is_file() else CLIP_LENGTH
+
+
 def text_encoders(settings: Recipe, family: Any) -> list[tuple[nn.Module, int]]:
     """The text encoders of a recipe without cached embeddings, each with the length of its sequence."""
     import transformers
@@ -177,7 +185,9 @@ def text_encoders(settings: Recipe, family: Any) -> list[tuple[nn.Module, int]]:
         with META, default_dtype(family.dtype):
             encoder = kind(kind.config_class(**{k: v for k, v in config.items() if k != "_class_name"}))
         t5 = classes[0].startswith("T5")
-        found.append((encoder.requires_grad_(False).eval(), family.max_tokens if t5 else CLIP_LENGTH))
+        found.append(
+            (encoder.requires_grad_(False).eval(), family.max_tokens if t5 else clip_length(settings.model.path))
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from dmdr_train.recipe.schema import Reward
 
 META = torch.device("meta")
 CLIPS = {"dfn-clip": "ViT-H-14", "hpsv2.1": "ViT-H-14", "pickscore": "ViT-H-14", "clip": "ViT-L-14"}
-SIDE, CONTEXT = 224, 77
+SIDE = 224
 NOTHING = Cost(0)
 
 
@@ -84,7 +84,7 @@ def clip(reward: Reward, dtype: torch.dtype, checkpointing: bool) -> RewardCost:
     side = side[0] if isinstance(side, tuple) else side
 
     def text() -> Tensor:
-        return model.encode_text(torch.empty(1, CONTEXT, dtype=torch.long))
+        return model.encode_text(torch.empty(1, model.context_length, dtype=torch.long))
 
     return counted(model, dtype, model.encode_image, None if reward.name == "aesthetic" else text, side)
 

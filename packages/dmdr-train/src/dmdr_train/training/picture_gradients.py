@@ -40,7 +40,7 @@ class PictureGradients:
         if not pictures.requires_grad:  # those of a target
             return pictures
         self.decoded, self.pictures = pictures, pictures.detach().requires_grad_()
-        return self.pictures
+        return self.pictures.view_as(self.pictures)  # torch's counter of operations cannot follow a module's leaf input
 
     def term(self, name: str, weight: float, loss: Tensor, x0: Tensor) -> Term:
         """Take the gradients of a loss, and free its graph.
