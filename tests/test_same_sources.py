@@ -26,9 +26,3 @@ def test_files_are_written_whole_in_the_same_way(name: str) -> None:
 def test_text_files_are_read_in_the_same_way(name: str) -> None:
     found = [functions(PACKAGES / f"{path}/base/text_files.py")[name] for path in (MODELS, REWARDS)]
     assert found[0] == found[1]
-
-
-@pytest.mark.parametrize("name", ["csv_rows", "unique"])
-def test_tables_are_read_in_the_same_way(name: str) -> None:
-    train = functions(PACKAGES / "dmdr-train/src/dmdr_train/data/prompt_rows.py")
-    assert functions(PACKAGES / f"{REWARDS}/base/csv_files.py")[name] == train[name]
