@@ -26,8 +26,12 @@ gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the folders whose files take long; short files at the end let both workers end together."""
-    items.sort(key=lambda item: item.path.parent.name not in ("end_to_end", "tools", "train"))
+    """Begin with the folders whose files take long; short files at the end let both workers end together.
+
+    The first file of all forks the workers of a DataLoader: after other tests, the process may be too large to fork.
+    """
+    long = ("end_to_end", "tools", "train")
+    items.sort(key=lambda item: (item.path.name != "test_score_command.py", item.path.parent.name not in long))
 
 
 def pytest_collection_finish() -> None:
