@@ -1,50 +1,30 @@
 """Make random weights on the device, so that a full-size model needs neither files nor the CPU's memory."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import diffusers
 import torch
+from dmdr_train.planning.meta_models import built_from_configs, default_dtype
 from torch import Tensor, nn
 
 
-@contextmanager
-def random_weights(device: torch.device) -> Iterator[None]:
+def random_weights(device: torch.device) -> AbstractContextManager[None]:
     """Make diffusers' `from_pretrained` read only configs, and build the model on `device` with random weights.
 
     dmdr loads all networks and VAEs of diffusion models with this method. Reading safetensors and moving a network from
     the CPU to the device are therefore not tested.
     """
-
-    def from_pretrained(
-        kind: Any,
-        path: str,
-        subfolder: str | None = None,
-        torch_dtype: torch.dtype = torch.float32,
-        output_loading_info: bool = False,
-        **_: Any,
-    ) -> Any:
-        config = kind.load_config(path, subfolder=subfolder)
-        model = made(lambda: kind.from_config(config), torch_dtype, device)
-        return (model, {}) if output_loading_info else model
-
-    with mock.patch.object(diffusers.ModelMixin, "from_pretrained", classmethod(from_pretrained)):
-        yield
+    return built_from_configs(partial(made, device=device))
 
 
 def made(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Build a module on `device` in `dtype` and fill all its matrices with random numbers, so that none is zero."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            module = make()
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device(device), default_dtype(dtype):
+        module = make()
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:

@@ -21,6 +21,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from dmdr_core import checks
+from dmdr_core.devices import on_device
 from dmdr_core.grid import Grid
 from dmdr_core.process import Process
 from dmdr_core.randomness import Generators, randn
@@ -83,7 +84,7 @@ def rollout(
     visited = list(islice(visit(predict, process, grid, noise, mode, generator), steps))
     x_t, t = visited[-1]
     x0 = process.to_x0(x_t, predict(x_t, t), t)
-    return Rollout(tuple(state for state, _ in visited), grid.times[:steps].to(noise.device, non_blocking=True), x0)
+    return Rollout(tuple(state for state, _ in visited), on_device(grid.times[:steps], noise.device), x0)
 
 
 def visit(
@@ -121,7 +122,7 @@ def visit(
         raise ValueError(
             f"grid ends at {times[-1].item():g} and process at t_end = {process.t_end:g}: give both the same end"
         )
-    return _walk(predict, process, times.to(noise.device, non_blocking=True), noise, MODES[mode], generator)
+    return _walk(predict, process, on_device(times, noise.device), noise, MODES[mode], generator)
 
 
 def _walk(

@@ -56,6 +56,7 @@ class NetworkStudents:
         device: str = "cpu",
         dtype: str = "float32",
     ) -> str:
+        """See `dmdr_models.families.protocols.Students.usage`."""
         layout, options = self.family.layout, flags(device, dtype)
         if layout.takes == "labels":
             return f"    dmdr-generate --family {layout.name} --model {folder} --classes 0,1{options} -o pictures.png\n"

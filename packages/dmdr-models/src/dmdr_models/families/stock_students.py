@@ -64,6 +64,7 @@ class StockStudents(NetworkStudents):
         device: str = "cpu",
         dtype: str = "float32",
     ) -> str:
+        """See `dmdr_models.families.protocols.Students.usage`."""
         option, own = "--adapter" if lora else "--weights", flags(device, dtype)
         model = self.family.path
         return f"""    dmdr-generate --model {model} {option} {folder} "a photo of a fox in the snow"{own} -o fox.png

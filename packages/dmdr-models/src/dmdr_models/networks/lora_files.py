@@ -106,7 +106,7 @@ def read_lora(path: str | Path, layout: Layout, pipeline: Any = None, config: Ma
 def _kohyas(
     files: AdapterFiles, raw: Mapping[str, Tensor], reads: Any, config: Mapping[str, Any]
 ) -> tuple[dict[str, Change], set[str]]:
-    """The changes in a file of kohya's layout through the family's own reader, and the tensors that it used."""
+    """Read a file in kohya's layout with the family's own reader: the changes, and the names of tensors used."""
     try:
         found = reads(raw, config)
     except ValueError as error:
@@ -122,7 +122,7 @@ def _kohyas(
 def _pefts(
     files: AdapterFiles, raw: Mapping[str, Tensor], part: str, pipeline: Any, config: Mapping[str, Any]
 ) -> tuple[dict[str, Change], set[str]]:
-    """The changes in a file of PEFT's layout, or of one that diffusers converts, and the tensors that were used."""
+    """Read a file in PEFT's layout, or in one that diffusers converts: the changes, and the names of tensors used."""
     if files.config is not None:
         state, settings = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in raw.items()}, files.config
     elif pipeline is None:

@@ -5,7 +5,7 @@ Configs come from the folder at `model.path` if it is there, otherwise from `mod
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +102,7 @@ def models_of(settings: Recipe, depth: int | None = None, network_alone: bool = 
     Raises:
         UserError: the model is neither here nor well known, or the recipe does not go with it.
     """
-    with tempfile.TemporaryDirectory() as folder, meta_weights():
+    with tempfile.TemporaryDirectory() as folder, built_from_configs(on_meta):
         models = build(settings, Path(folder), depth)
         yield (
             replace(models, vae=None, encoders=[])
@@ -238,9 +238,20 @@ def unknown(path: str) -> str:
     return f"no folder {path!r} here, and its sizes are not known; give a folder with config.json, or one of {names}"
 
 
+def on_meta(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """Build a module on the meta device."""
+    with META, default_dtype(dtype):
+        module = make()
+    return nn.Module.to(module, dtype)
+
+
 @contextmanager
-def meta_weights() -> Iterator[None]:
-    """Make diffusers' `from_pretrained` read configs alone, and build the model on the meta device."""
+def built_from_configs(build: Callable[[Callable[[], nn.Module], torch.dtype], nn.Module]) -> Iterator[None]:
+    """Make diffusers' `from_pretrained` read configs alone.
+
+    Args:
+        build: is called with a function that makes the model, and with the dtype of its weights; returns the model.
+    """
 
     def from_pretrained(
         kind: Any,
@@ -250,9 +261,8 @@ def meta_weights() -> Iterator[None]:
         output_loading_info: bool = False,
         **_: Any,
     ) -> Any:
-        with META, default_dtype(torch_dtype):
-            model = kind.from_config(kind.load_config(path, subfolder=subfolder))
-        model = nn.Module.to(model, torch_dtype)
+        config = kind.load_config(path, subfolder=subfolder)
+        model = build(lambda: kind.from_config(config), torch_dtype)
         return (model, {}) if output_loading_info else model
 
     with mock.patch.object(diffusers.ModelMixin, "from_pretrained", classmethod(from_pretrained)):

@@ -145,6 +145,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def resolve_paths(node: Any, folder: Path) -> Any:
+    """The recipe `node` with the paths of inputs that exist in `folder` but not here, made absolute."""
     if isinstance(node, list):
         return [resolve_paths(item, folder) for item in node]
     if not isinstance(node, dict):

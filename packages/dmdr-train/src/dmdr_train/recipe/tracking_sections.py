@@ -46,7 +46,10 @@ class Evaluation(Section):
     rewards: Annotated[
         Annotated[bool, Tag("true_or_false")] | Annotated[list[Reward], Tag("list_of_rewards")],
         Discriminator(lambda value: "list_of_rewards" if isinstance(value, list) else "true_or_false"),
-    ] = Field(default=False, description="also the mean of each of these rewards; true: of those that are trained on")
+    ] = Field(
+        default=False,
+        description="rewards whose mean scores are shown, too; true takes the rewards that objectives train on",
+    )
     seed: Natural = 2000
 
     @field_validator("prompt_files", mode="before")
