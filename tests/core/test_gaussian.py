@@ -12,6 +12,7 @@ from dmdr_core import (
     StepGrid,
     UniformRenoise,
     VariancePreserving,
+    decoupled_gradient,
     denoising_loss,
     dmd_loss,
     rollout,
@@ -20,6 +21,7 @@ from dmdr_core import (
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.2, 0.5], [0.5, 0.6]], dtype=torch.float64)
 EYE = torch.eye(2, dtype=torch.float64)
+UNCONDITIONAL, GUIDANCE = torch.tensor([-0.5, 0.3], dtype=torch.float64), 1.75
 FLOW = FlowMatching()
 VP = VariancePreserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0))
 
@@ -121,6 +123,35 @@ def test_a_linear_reward_tilts_the_mean_and_keeps_the_covariance(tau):
     torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=1e-6)
     if tau < 0.1:
         torch.testing.assert_close(mean, MEAN + beta * COVARIANCE @ c, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("matching", "augmentation"), [(0.6, 0.6), (0.7, 0.3)])
+def test_decoupled_matching_ends_where_the_closed_form_says(matching, augmentation):
+    """The teacher is N(c, S) for the prompt and N(u, S) without one, and the fake score is exact.
+
+    Posterior means of equal covariance differ by t² C_t⁻¹ times the difference of the means, C_t = (1-t)² S + t² I.
+    The direction is zero for every sample at covariance S and mean c + (w - 1) (b/a)² C_a C_b⁻¹ (c - u), with a the
+    time of matching and b that of augmentation; a = b gives the mean of a guided teacher. Elsewhere it leads there.
+    """
+
+    def direction(mean):
+        def at(time, *means):
+            t = torch.full((len(x0),), time, dtype=torch.float64)
+            x_t = FLOW.add_noise(x0, torch.randn(x0.shape, generator=seeded(1), dtype=x0.dtype), t)
+            return [posterior_mean(FLOW, each, COVARIANCE, x_t, t) for each in means]
+
+        return decoupled_gradient(*at(matching, mean, MEAN), *at(augmentation, MEAN, UNCONDITIONAL), GUIDANCE)
+
+    def spread(t):
+        return (1 - t) ** 2 * COVARIANCE + t**2 * EYE
+
+    x0 = torch.randn(50, 2, generator=seeded(), dtype=torch.float64)
+    ratio = (augmentation / matching) ** 2 * spread(matching) @ torch.linalg.inv(spread(augmentation))
+    end = MEAN + (GUIDANCE - 1) * ratio @ (MEAN - UNCONDITIONAL)
+    torch.testing.assert_close(direction(end), torch.zeros(50, 2, dtype=torch.float64), rtol=0, atol=1e-12)
+    step = torch.tensor([0.3, -0.1], dtype=torch.float64)
+    away = matching**2 * torch.linalg.solve(spread(matching), step)
+    torch.testing.assert_close(direction(end + step), away.expand(50, 2))
 
 
 def test_the_denoising_loss_is_least_at_the_posterior_mean():

@@ -27,6 +27,10 @@ SIGNATURES = {
     "randn": "(shape, generator=None, *, device=None, dtype=torch.float32)",
     "dmd_gradient": "(x0, x0_real, x0_fake, eps=1e-08)",
     "dmd_loss": "(x0, x0_real, x0_fake, eps=1e-08, weight=None)",
+    "decoupled_gradient": "(x0_fake, x0_cond, ca_cond, ca_uncond, scale, matching_norm=1.0, ca_norm=1.0, "
+    "matching_weight=1.0, ca_weight=1.0, eps=1e-08)",
+    "mean_distance": "(x0, x0_real)",
+    "surrogate_loss": "(x0, direction)",
     "denoising_loss": "(prediction, target, weight=None)",
     "hinge": "(reward, margin=0.7)",
     "relative_reward": "(positive, negative, k=0.1)",

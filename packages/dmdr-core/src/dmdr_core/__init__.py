@@ -10,7 +10,14 @@ The method: "Distribution Matching Distillation Meets Reinforcement Learning" (D
 from dmdr_core.annealing import cosine_anneal
 from dmdr_core.grid import Grid, StepGrid, TimestepGrid
 from dmdr_core.guidance import guided
-from dmdr_core.losses import denoising_loss, dmd_gradient, dmd_loss
+from dmdr_core.losses import (
+    decoupled_gradient,
+    denoising_loss,
+    dmd_gradient,
+    dmd_loss,
+    mean_distance,
+    surrogate_loss,
+)
 from dmdr_core.process import FlowMatching, Process, VariancePreserving
 from dmdr_core.randomness import Generators, randn
 from dmdr_core.renoise import BetaRenoise, UniformRenoise
@@ -34,15 +41,18 @@ __all__ = [
     "VariancePreserving",
     "authors_states",
     "cosine_anneal",
+    "decoupled_gradient",
     "denoising_loss",
     "dmd_gradient",
     "dmd_loss",
     "group_advantage",
     "guided",
     "hinge",
+    "mean_distance",
     "randn",
     "relative_reward",
     "rollout",
+    "surrogate_loss",
     "visit",
     "visited_states",
 ]

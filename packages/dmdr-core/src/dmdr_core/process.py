@@ -57,6 +57,9 @@ class Process(Protocol):
     def time_at(self, fraction: Tensor) -> Tensor:
         """Return the time at a fraction of the way from clean (0) to noise (1)."""
 
+    def time_below(self, t: Tensor, fraction: Tensor) -> Tensor:
+        """Return a time strictly cleaner than ``t``, at a fraction of the way from clean to ``t``."""
+
 
 @dataclass(frozen=True)
 class FlowMatching:
@@ -108,6 +111,26 @@ class FlowMatching:
             ValueError: an entry is outside [0, 1] or NaN.
         """
         return _fraction(fraction)
+
+    def time_below(self, t: Tensor, fraction: Tensor) -> Tensor:
+        """Return ``fraction · t``, a time strictly less than ``t``.
+
+        Args:
+            t: times, ``[B]``, positive; on an accelerator that is not checked.
+            fraction: ``[B]`` in [0, 1].
+
+        Returns:
+            ``[B]`` in float32 or better, in [0, t).
+
+        Raises:
+            TypeError: an argument is not a floating-point tensor.
+            ValueError: an entry of ``fraction`` is outside [0, 1] or NaN, or one of ``t`` is not in (0, 1].
+        """
+        checks.floating("t", t)
+        checks.between("t", t, torch.finfo(t.dtype).tiny, 1.0)
+        share = _fraction(fraction).to(working_dtype(t, fraction))
+        t = t.to(share.dtype)
+        return torch.minimum(share * t, torch.nextafter(t, torch.zeros_like(t)))
 
     def _move(self, x_t: Tensor, velocity: Tensor, t: Time, t_next: Time) -> Tensor:
         checks.samples(x_t=x_t, prediction=velocity)
@@ -196,6 +219,24 @@ class VariancePreserving:
         """
         last = len(self.alphas_cumprod) - 1
         return (_fraction(fraction) * (last + 1)).long().clamp(max=last)
+
+    def time_below(self, t: Tensor, fraction: Tensor) -> Tensor:
+        """Return the timestep ``min(floor(fraction · t), t - 1)``: a uniform fraction is uniform on 0, …, t - 1.
+
+        Args:
+            t: timesteps, ``[B]``, integers of at least 1; on an accelerator that is not checked.
+            fraction: ``[B]`` in [0, 1].
+
+        Returns:
+            ``[B]`` int64, less than ``t``.
+
+        Raises:
+            TypeError: ``fraction`` is not a floating-point tensor, or ``t`` holds no integers.
+            ValueError: an entry of ``fraction`` is outside [0, 1] or NaN, or one of ``t`` is less than 1 or too large.
+        """
+        time = self._time("t", t, t).flatten()
+        checks.between("t", t, 1, len(self.alphas_cumprod) - 1)
+        return torch.minimum((_fraction(fraction).double() * time).long(), time - 1)
 
     def _coefficients(self, name: str, t: Time, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod.to(x.device)[self._time(name, t, x)]

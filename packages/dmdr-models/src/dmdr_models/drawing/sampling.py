@@ -21,10 +21,17 @@ def guided_prediction(
     """
     if scale == 1.0:
         return family.predict(network, x_t, t, condition, **named)
+    return guided(*both_predictions(family, network, x_t, t, condition, **named), scale)
+
+
+def both_predictions(
+    family: Family, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any
+) -> tuple[Tensor, Tensor]:
+    """The predictions for a condition and without one, from one call of the network."""
     null = family.null_condition(len(x_t))
     both = {name: torch.cat([value, null[name]]) for name, value in condition.items()}
     cond, uncond = family.predict(network, torch.cat([x_t, x_t]), torch.cat([t, t]), both, **named).chunk(2)
-    return guided(cond, uncond, scale)
+    return cond, uncond
 
 
 @torch.no_grad()

@@ -58,7 +58,8 @@ def moments(settings: Recipe, costs: Costs, batch: int) -> dict[str, int]:
     if matching:
         found["backward pass of the fake score"] = costs.fake_score.peak
         guided = settings.guidance.cfg != 1.0 or settings.guidance.cfg_jitter > 0
-        found["guidance of the teacher"] = held + (1 + guided) * costs.teacher.peak_forward
+        asked = [section.teacher_predictions(guided) for section in settings.needing("fake_score").values()]
+        found["guidance of the teacher"] = held + min(max(asked), 2) * costs.teacher.peak_forward  # in one call
     images = [reward.image for reward in costs.rewards.values()]
     if images or costs.decoder.forward:
         kept = max((image.held for image in images), default=0)

@@ -171,6 +171,16 @@ class ObjectiveSection(Section):
         """The side in pixels that the pictures of pairs must have for the objective to compare them."""
         return 1
 
+    def teacher_predictions(self, guided: bool) -> int:
+        """Predictions of the teacher for a sample, of an objective that matches distributions.
+
+        Those with and without the prompt count as two.
+
+        Args:
+            guided: the teacher has classifier-free guidance (`guidance.cfg`).
+        """
+        return 2 if guided else 1
+
     def check(self, recipe: Any, key: str) -> None:
         """Check the section against the rest of the recipe.
 

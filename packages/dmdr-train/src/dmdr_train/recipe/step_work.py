@@ -10,7 +10,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
         By role: `generator`, `fake_score` and `teacher` without gradient, `generator trained` and `fake_score trained`
         with a backward pass. The teacher's predictions with and without the prompt count as two.
     """
-    rollout, guidance, matching = recipe.rollout, recipe.guidance, len(recipe.needing("fake_score"))
+    rollout, guidance, matching = recipe.rollout, recipe.guidance, recipe.needing("fake_score")
     ratio = guidance.ratio if matching else 0
     last, authors = rollout.steps - 1, rollout.states == "authors"
     walk = last / 2 if walks_at_random(recipe) else last  # up to the state that is trained at
@@ -21,9 +21,9 @@ def predictions(recipe: Sections) -> dict[str, float]:
     return {
         "generator": generator,
         "generator trained": 1,
-        "fake_score": matching,
+        "fake_score": len(matching),
         "fake_score trained": ratio,
-        "teacher": matching * (2 if guided else 1),
+        "teacher": sum(section.teacher_predictions(guided) for section in matching.values()),
     }
 
 

@@ -6,17 +6,19 @@ the teacher. In the dynamic phase of early training the teacher leans toward the
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, denoising_loss, randn
-from dmdr_models.drawing.sampling import guided_prediction
+from dmdr_models.drawing.sampling import both_predictions, guided_prediction
 from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.recipe import schema
 from dmdr_train.training.sample import Sample
+
+Sampler: TypeAlias = BetaRenoise | UniformRenoise
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,28 @@ class Guide:
 
     # -- predictions
 
-    def renoise(self, sample: Sample) -> Renoised:
+    def renoise(self, sample: Sample, times: Sampler | None = None) -> Renoised:
         """The sample's x0 with fresh noise at a renoise time τ drawn per sample.
 
         Every call for one sample gives the same, so that all predictions of a step can be taken at one point.
+
+        Args:
+            times: the distribution of τ; by default the recipe's.
         """
-        x0, draws, process = sample.x0.detach(), sample.draws, self.family.process
-        tau = self.renoise_times.sample(len(x0), self.age(sample.step), draws.each("renoise_time"), device=x0.device)
-        noise = randn(x0.shape, draws.each("renoise_noise"), device=x0.device)
-        t = process.time_at(tau)
-        return Renoised(process.add_noise(x0, noise, t), t, noise)
+        drawn = (times or self.renoise_times).sample(
+            len(sample.x0), self.age(sample.step), sample.draws.each("renoise_time"), device=sample.x0.device
+        )
+        return self.add_noise(sample, self.family.process.time_at(drawn), "renoise_noise")
+
+    def add_noise(self, sample: Sample, t: Tensor, purpose: str) -> Renoised:
+        """The sample's x0 with fresh noise at given times `[B]`.
+
+        Args:
+            purpose: names the noise; the same purpose always gives the same noise.
+        """
+        x0 = sample.x0.detach()
+        noise = randn(x0.shape, sample.draws.each(purpose), device=x0.device)
+        return Renoised(self.family.process.add_noise(x0, noise, t), t, noise)
 
     @torch.no_grad()
     def fake(self, sample: Sample, at: Renoised) -> Tensor:
@@ -82,6 +96,13 @@ class Guide:
         """The teacher's x0 without a prompt."""
         null = self.family.null_condition(len(at.x_t))
         return self._x0(at, self._predict(at, null, self.teacher_scale(sample.step)))
+
+    @torch.no_grad()
+    def with_and_without_prompt(self, sample: Sample, at: Renoised) -> tuple[Tensor, Tensor]:
+        """The teacher's x0 for the sample's prompts, and without a prompt, from one call for both."""
+        strength = self.teacher_scale(sample.step)
+        cond, uncond = both_predictions(self.family, self.engine, at.x_t, at.t, sample.condition, lora_scale=strength)
+        return self._x0(at, cond), self._x0(at, uncond)
 
     @torch.no_grad()
     def real(self, sample: Sample, at: Renoised, cfg: float | None = None) -> Tensor:
@@ -139,7 +160,7 @@ class Guide:
         return self.family.process.to_x0(at.x_t, prediction, at.t)
 
 
-def renoise_sampler(guidance: schema.Guidance) -> BetaRenoise | UniformRenoise:
+def renoise_sampler(guidance: schema.Guidance) -> Sampler:
     """The distribution of renoise times, for all objectives and for the fake score alike (DynaRS)."""
     dynamics = guidance.dynamics
     if dynamics is None or dynamics.renoise is None:
