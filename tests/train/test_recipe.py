@@ -330,7 +330,7 @@ def test_inputs_are_looked_up_from_here_and_then_from_the_recipe(
     [
         ("dmeo", "--config: no recipe 'dmeo'; did you mean demo?"),
         ("sit-xl-2-cold", "did you mean sit-xl-2-cold-start?"),
-        ("nowhere/else.yaml", "give a file, or one of demo, demo-sdxl, demo-t2i, sd3-medium-cold-start, "),
+        ("nowhere/else.yaml", "give a file, or one of demo, demo-aligned, "),
     ],
 )
 def test_an_unknown_recipe(config: str, said: str) -> None:
