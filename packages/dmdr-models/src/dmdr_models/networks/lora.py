@@ -100,6 +100,19 @@ class LoRANetwork(nn.Module):
     def config(self) -> Any:
         return self.base.config
 
+    @property
+    def factors(self) -> dict[str, tuple[str, str]]:
+        """The names of A and B among this module's parameters, by the names of the layers that they adapt."""
+        return {
+            at: (f"network.{at}.lora_A.{self.name}.weight", f"network.{at}.lora_B.{self.name}.weight")
+            for at in self._layers
+        }
+
+    def frozen_weight(self, layer: str) -> nn.Parameter:
+        """The weights under the adapter of a layer."""
+        weight: Any = self._layers[layer].get_base_layer().weight
+        return weight
+
     def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's weights by the names that PEFT saves them under, such as `blocks.0.to_q.lora_A.weight`."""
         return {at.replace(f".{self.name}.", "."): p.detach() for at, p in self._adapter_parameters().items()}

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dmdr_train.distributed.deepspeed_internals import full_shape, full_size, master_parts
+from dmdr_train.distributed.deepspeed_internals import full_shape, full_size, is_split, master_parts, overwrite
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Share:
     def take(self, whole: Tensor) -> None:
         """Overwrite the part with that of a whole tensor."""
         self.values.copy_(self._part_of(whole.flatten()))
+
+    def replace(self, whole: Tensor) -> None:
+        """Overwrite the part of a master weight with that of a whole tensor, and so the network's own copy."""
+        self.take(whole)
+        overwrite(self.parameter, self.values if is_split(self.parameter) else whole)
 
     def _part_of(self, flat: Tensor) -> Tensor:
         return flat[self.start : self.start + self.values.numel()]

@@ -36,6 +36,7 @@ def check(recipe: Sections) -> None:
     check_groups(recipe)
     check_reuse(recipe)
     check_backbone(recipe)
+    check_alignment(recipe)
     check_quantize(recipe)
     check_start(recipe)
     check_precision(recipe)
@@ -150,6 +151,21 @@ def check_backbone(recipe: Sections) -> None:
         raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
     if recipe.model.generator is not None:
         raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+
+def check_alignment(recipe: Sections) -> None:
+    """Check that the fake score can move toward the generator: both are changes of the same weights."""
+    if recipe.guidance.alignment is None:
+        return
+    if not recipe.matching:
+        raise ValueError(
+            "guidance.alignment: has no effect without an objective of kind distribution_matching; leave it out"
+        )
+    if recipe.model.generator is not None and recipe.model.generator_lora is not None:
+        raise ValueError(
+            "guidance.alignment: does not go with a model.generator_lora on a model.generator of its own, since the "
+            "fake score is on the teacher; use null"
+        )
 
 
 def check_precision(recipe: Sections) -> None:

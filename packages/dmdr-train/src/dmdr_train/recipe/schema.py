@@ -10,6 +10,7 @@ from dmdr_train.recipe.checks import check
 from dmdr_train.recipe.derived import Sections
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import (
+    Alignment,
     Data,
     Dynamics,
     Guidance,
@@ -28,9 +29,9 @@ from dmdr_train.recipe.sections import (
 from dmdr_train.recipe.tracking_sections import DRAWN, EVALUATED, Evaluation, Samples, Tracking, Watch
 
 __all__ = [
-    "DEFAULT_RULES", "DRAWN", "EVALUATED", "AnyRule", "Data", "Dynamics", "Evaluation", "Guidance", "Limit", "Lora",
-    "Memory", "Model", "ObjectiveSection", "Optim", "Optimizer", "Recipe", "Renoise", "Reward", "RewardHacking",
-    "RewardSection", "Rollout", "Run", "Samples", "Section", "Tracking", "Watch",
+    "DEFAULT_RULES", "DRAWN", "EVALUATED", "Alignment", "AnyRule", "Data", "Dynamics", "Evaluation", "Guidance",
+    "Limit", "Lora", "Memory", "Model", "ObjectiveSection", "Optim", "Optimizer", "Recipe", "Renoise", "Reward",
+    "RewardHacking", "RewardSection", "Rollout", "Run", "Samples", "Section", "Tracking", "Watch",
 ]  # fmt: skip
 
 

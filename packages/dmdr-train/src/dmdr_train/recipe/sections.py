@@ -243,6 +243,12 @@ class Dynamics(Section):
     )
 
 
+class Alignment(Section):
+    """After an update of the generator, the fake score moves toward it: φ ← decay · φ + (1 − decay) · θ."""
+
+    decay: Fraction = Field(default=0.98, description="the share of the fake score that stays")
+
+
 class Guidance(Section):
     """Teacher and fake score."""
 
@@ -257,6 +263,10 @@ class Guidance(Section):
     )
     dynamics: Dynamics | None = Field(
         default=None, description="null: the bare teacher and uniform renoising from the start"
+    )
+    alignment: Alignment | None = Field(
+        default=None,
+        description="after each update of the generator; null: the fake score learns from samples alone",
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.recipe import schema
+from dmdr_train.training.alignment import align
 from dmdr_train.training.sample import Sample
 
 Sampler: TypeAlias = BetaRenoise | UniformRenoise
@@ -131,6 +132,12 @@ class Guide:
         self.engine.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss poisons the update
         self.engine.step()
         return loss.detach()
+
+    def after_update(self, generator: Any, step: int) -> None:
+        """Follow the generator's update of a step, where the recipe has an alignment and distributions are matched."""
+        alignment = self.settings.alignment
+        if alignment is not None and self.age(step) >= 0:
+            align(self.engine, generator, alignment.decay, self.settings.fake_scale)
 
     # -- what changes from step to step
 

@@ -78,6 +78,14 @@ class Objective(ABC):
         into the generator.
         """
 
+    def after_update(self, generator: Any, step: int) -> None:  # noqa: B027
+        """Called on all processes after each of the generator's updates in which the objective takes part.
+
+        Args:
+            generator: engine (or module) of the generator.
+            step: the training step of the update.
+        """
+
     def score(self, pictures: "Tensor", prompts: "Sequence[Any]", draws: "Draws") -> "Tensor":
         """The scores `[B]` of pictures `[B, 3, H, W]` in [0, 1], which early warning follows: here the reward's own."""
         return self.reward.score(pictures, prompts)

@@ -136,6 +136,8 @@ class Trainer:
             self.generator.step()
             squares = {name: gradient.square().sum() for name, gradient in gradients.items()}
             seen.append(Seen(sample.prompts, values, squares))
+        for follower in (self.guide, *self.at_work()):
+            follower.after_update(self.generator, self.step)
         return seen
 
     def generator_loss(self, sample: Sample) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
