@@ -17,7 +17,7 @@ class Calls:
         predictions: of the networks by role, as `dmdr_train.recipe.step_work.predictions` counts them.
         decodings: forward passes of the decoder with gradient.
         decoding_backwards: backward passes through it: one, or with automatic weights one of each objective.
-        target_decodings: forward passes of the decoder without gradient.
+        target_decodings: forward passes of the decoder without gradient: of targets, and of final pictures.
         encodings: forward passes of the text encoders.
     """
 
@@ -64,14 +64,19 @@ def calls(settings: Recipe, stage: Stage) -> Calls:
         predictions=asked,
         decodings=int(decoded),
         decoding_backwards=len(pictures) if apart else int(decoded),
-        target_decodings=sum(is_lpips(o) for o in pictures),
+        target_decodings=sum(is_lpips(o) for o in pictures) + any(map(finishes, stage.objectives)),
         encodings=1 + (round(asked["fake_score trained"]) if settings.rollout.reuse == "none" else 0),
     )
 
 
 def uses_pictures(section: Any) -> bool:
-    """Whether an objective looks at decoded pictures."""
-    return "reward" in needs(section) or is_lpips(section)
+    """Whether an objective looks at decoded pictures, with gradient."""
+    return ("reward" in needs(section) and not finishes(section)) or is_lpips(section)
+
+
+def finishes(section: Any) -> bool:
+    """Whether an objective looks at the pictures at the ends of rollouts, without gradient."""
+    return "final_pictures" in needs(section)
 
 
 def is_lpips(section: Any) -> bool:

@@ -15,7 +15,8 @@ def extra_predictions(recipe: Sections, world: int) -> float:
         return 0.0
     optim, rollout = recipe.optim, recipe.rollout
     own = optim.batch_size // world
-    updates = 1 + (recipe.guidance.ratio if rollout.reuse == "none" and recipe.needing("fake_score") else 0)
+    own_update = not recipe.needing("final_pictures")  # rollouts that are finished are equally long
+    updates = own_update + (recipe.guidance.ratio if rollout.reuse == "none" and recipe.needing("fake_score") else 0)
     return updates * (slowest(rollout.positions, rollout.steps, own, world) - own * (rollout.steps - 1) / 2)
 
 
