@@ -11,11 +11,13 @@ from dmdr_rewards import RewardInfo
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.data.prompt_order import ClassLabels
+from dmdr_train.objectives.dpo import DPO, DPOSection
 from dmdr_train.objectives.group_rewards import GroupRewardSection
 from dmdr_train.objectives.grpo import GRPO
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import parse_recipe
 from dmdr_train.recipe.step_work import predictions
+from dmdr_train.training.guide import Guide
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
 from torch import Tensor
@@ -173,6 +175,57 @@ def test_the_reward_reads_its_template(make_sample: Callable[..., Sample]) -> No
     assert read == ["Realistic photo a cat"] * 16
 
 
+# -- DPO
+
+
+@pytest.mark.parametrize(("mode", "eta", "steps"), [("sde", None, None), ("cps", 0.6, 2)])
+def test_dpo_by_hand(
+    make_sample: Callable[..., Sample],
+    toy_family: Any,
+    toy_guidance: Any,
+    mode: str,
+    eta: float | None,
+    steps: int | None,
+) -> None:
+    """−mean log σ(β (d_best − d_worst)); d is half the difference of the squared distances from both means, by std²."""
+    made = make_sample(mode=mode, eta=eta)
+    given = [0.3, 0.9, 0.1, 0.5, *[1.0] * 4, 0.2, 0.2, 0.7, 0.2, *[0.0, 1.0, 2.0, -3.0]]
+    settings = DPOSection(kind="dpo", reward=REWARD, beta=5.0, steps=steps)
+    loss, values = DPO(settings, "dpo", Steps(given))(made, Guide(schema.Guidance(), toy_family, toy_guidance))
+    share = torch.tensor((1.0 if eta is None else eta) * torch.pi / 2)
+    x0 = made.x0.detach().requires_grad_()
+    with torch.no_grad():
+        teacher = made.x_t - made.t.reshape(-1, 1, 1, 1) * toy_guidance(
+            made.x_t, made.t, torch.tensor(made.prompts), lora_scale=0.0
+        )
+    d = []
+    for i, position in enumerate(made.positions):
+        t, s, distance = made.t[i], made.t_next[i], []
+        for clean in (x0[i], teacher[i]):
+            mean = (1 - s) * clean + s * share.cos() * (made.x_t[i] - (1 - t) * clean) / t
+            distance.append(((made.next_state[i] - mean) ** 2).mean() / (s * share.sin()) ** 2)
+        d.append((distance[1] - distance[0]) / 2 if position < (steps or 3) else 0 * x0[i].sum())
+    pairs = [(1, 2), None, (10, 8), (14, 15)]
+    losses = [-torch.log(torch.sigmoid(5 * (d[pair[0]] - d[pair[1]]))) for pair in pairs if pair]
+    expected = torch.stack(losses).sum() / 4
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    (by_hand,) = torch.autograd.grad(expected, x0)
+    torch.testing.assert_close(slope(loss, made), by_hand, rtol=1e-3, atol=1e-6)
+    assert by_hand.flatten(1).any(dim=1).sum() > 1
+    assert float(values["equal_pairs/dpo"]) == 0.25
+
+
+def test_the_reference_is_the_teacher_without_a_lora_in_the_dynamic_phase_too(
+    make_sample: Callable[..., Sample], toy_family: Any, toy_guidance: Any
+) -> None:
+    made, dynamics = make_sample(), schema.Dynamics(steps=10, teacher_scale=0.75)
+    guide = Guide(schema.Guidance(dynamics=dynamics), toy_family, toy_guidance)
+    a, b, c, d = toy_guidance.base.tolist()
+    t, label = made.t.reshape(-1, 1, 1, 1), torch.tensor(made.prompts).reshape(-1, 1, 1, 1) + 1
+    expected = made.x_t - t * (a * made.x_t + b * torch.sin(3 * made.x_t) + c * t + d * label)
+    torch.testing.assert_close(guide.reference(made), expected)
+
+
 # -- recipes
 
 
@@ -221,6 +274,8 @@ def test_finished_rollouts_are_counted(
     plain = parse_recipe(make_recipe_dict(rollout={"steps": 4}, optim__zero_stage=zero_stage))
     assert predictions(policy)["generator"] == predictions(plain)["generator"] + extra
     assert predictions(policy)["generator trained"] == 1
+    pairs = parse_recipe(recipe_of(make_recipe_dict, objective={"kind": "dpo"}, optim__zero_stage=zero_stage))
+    assert predictions(pairs) == predictions(policy) | {"teacher": predictions(policy)["teacher"] + 1}
 
 
 def test_a_finished_rollout_asks_for_every_step_once(

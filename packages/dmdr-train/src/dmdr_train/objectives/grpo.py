@@ -38,7 +38,7 @@ class GRPO(GroupRewards):
         poison = 1 + 0 * rewards.sum()
         advantage = group_advantage(rewards.nan_to_num(0.0, 0.0, 0.0).flatten(), rewards.shape[1])
         trained = self.trained(sample)
-        mean, std = sample.next_distribution
+        mean, std = sample.next_distribution(sample.x0)
         std = torch.where(trained.reshape(std.shape), std, 1.0)  # the last step has no density
         log_density = gaussian_log_density(sample.next_state, mean, std)
         loss = policy_loss(log_density, log_density.detach(), trained * advantage, CLIP).mean() * poison

@@ -25,7 +25,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
         "generator trained": 1,
         "fake_score": matching,
         "fake_score trained": ratio,
-        "teacher": matching * (2 if guided else 1),
+        "teacher": matching * (2 if guided else 1) + len(recipe.needing("reference")),
     }
 
 

@@ -35,6 +35,7 @@ NEEDS = {
     "pairs": "samples start from `data.pairs`, and have a target",
     "groups": "samples come in groups of `rollout.group_size` with the same prompt",
     "final_pictures": "`sample.final_pictures`, for which every rollout goes on to its end",
+    "reference": "the teacher predicts at the samples' own states, by `guide.reference`",
     "final_sample": "samples are trained at the last step of the rollout, so that x0 is the final sample",
 }
 """What an objective can need, and what the trainer and the checks do for it."""

@@ -179,10 +179,9 @@ class Rollouts:
             made.positions.tolist(), self.grid.num_steps, self._spread, self._finish,
         )  # fmt: skip
 
-    def _spread(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def _spread(self, sample: Sample, x0: Tensor) -> tuple[Tensor, Tensor]:
         """The distribution of the next states; see `Sample.next_distribution`."""
-        process, eta = self.family.process, self.settings.fresh_noise
-        return gaussian_step(process, sample.x_t, sample.x0, sample.t, sample.t_next, eta)
+        return gaussian_step(self.family.process, sample.x_t, x0, sample.t, sample.t_next, self.settings.fresh_noise)
 
     @torch.no_grad()
     def _finish(self, sample: Sample) -> Tensor:

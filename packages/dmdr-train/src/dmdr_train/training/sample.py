@@ -31,7 +31,7 @@ class Sample:
         advance: makes the next states of a sample.
         positions: the step of the rollout that each sample is trained at, from 0.
         num_steps: of the rollout.
-        spread: makes the distributions of the next states of a sample.
+        spread: makes the distributions of the next states around an x0 of a sample.
         finish: takes the next states of a sample to the ends of their rollouts.
     """
 
@@ -49,7 +49,7 @@ class Sample:
     target: "Tensor | None" = None
     positions: "Sequence[int]" = ()
     num_steps: int = 1
-    spread: "Callable[[Sample], tuple[Tensor, Tensor]] | None" = None
+    spread: "Callable[[Sample, Tensor], tuple[Tensor, Tensor]] | None" = None
     finish: "Callable[[Sample], Tensor] | None" = None
 
     @cached_property
@@ -77,15 +77,14 @@ class Sample:
         """
         return self.advance(self)
 
-    @property  # not cached: a graph serves one backward pass
-    def next_distribution(self) -> "tuple[Tensor, Tensor]":
-        """Mean `[B, C, H, W]` and standard deviation `[B, 1, 1, 1]` of `next_state` as functions of x0, with gradient.
+    def next_distribution(self, x0: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Mean `[B, C, H, W]` and standard deviation `[B, 1, 1, 1]` of the next states after a prediction x0 at `x_t`.
 
-        Only in a rollout that draws noise. At the last step the standard deviation is that of the process's end, and
-        may be 0.
+        `next_state` was drawn from the distribution of the sample's own x0. Gradients flow through x0. Only for a
+        rollout that draws noise; at the last step the standard deviation is that of the process's end, and may be 0.
         """
         assert self.spread is not None
-        return self.spread(self)
+        return self.spread(self, x0)
 
     @cached_property
     def final_pictures(self) -> "Tensor":
