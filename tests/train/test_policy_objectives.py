@@ -11,13 +11,16 @@ from dmdr_rewards import RewardInfo
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.data.prompt_order import ClassLabels
+from dmdr_train.objectives.direct_align import DirectAlign, DirectAlignSection
 from dmdr_train.objectives.dpo import DPO, DPOSection
 from dmdr_train.objectives.group_rewards import GroupRewardSection
 from dmdr_train.objectives.grpo import GRPO
+from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import parse_recipe
 from dmdr_train.recipe.step_work import predictions
 from dmdr_train.training.guide import Guide
+from dmdr_train.training.picture_gradients import PictureGradients
 from dmdr_train.training.rollouts import Rollouts
 from dmdr_train.training.sample import Sample
 from torch import Tensor
@@ -226,6 +229,89 @@ def test_the_reference_is_the_teacher_without_a_lora_in_the_dynamic_phase_too(
     torch.testing.assert_close(guide.reference(made), expected)
 
 
+# -- SRPO in its full form
+
+
+class Words:
+    """A reward that likes bright pictures the more, the longer the text is."""
+
+    def __init__(self) -> None:
+        self.info = RewardInfo("toy", "", (-9.0, 9.0), "", "", "text", True, None, "")
+        self.read: list[str] = []
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.read += prompts
+        return images.flatten(1).square().mean(dim=1) * torch.tensor([float(len(text)) for text in prompts]) / 10
+
+
+def aligned(**settings: Any) -> tuple[DirectAlign, Words]:
+    section = DirectAlignSection(kind="direct_align", reward=REWARD, positive=["Fine"], negative=["Oil"], **settings)
+    return DirectAlign(section, "direct_align", reward := Words()), reward
+
+
+def texts_of(made: Sample) -> Sample:
+    return replace(made, prompts=["a cat"] * 16)
+
+
+def test_direct_align_by_hand(make_sample: Callable[..., Sample], toy_family: Any) -> None:
+    """Per sample −λ w / B · ∂r(text, y ± share (x0 − y)) / ∂x0; the reward is a square mean here."""
+    made = make_sample(mode="ode")
+    objective, reward = aligned(k=0.5, share=0.4, discount=0.2)
+    loss, values = objective(texts_of(made), NO_GUIDE)
+    back = [torch.rand((), generator=g).item() < 0.5 for g in DRAWS.each("branch")]
+    assert reward.read == ["Oil. a cat" if inverted else "Fine. a cat" for inverted in back]
+    expected = torch.zeros_like(made.x0)
+    for i, inverted in enumerate(back):
+        sign, length, w = (-1, len("Oil. a cat"), 1.0) if inverted else (1, len("Fine. a cat"), 1.5)
+        discount = 1 - 0.8 * made.positions[i] / 3
+        y, x0 = made.final_x0[i], made.x0[i].detach().requires_grad_()
+        picture = torch.sigmoid(y + sign * 0.4 * (x0 - y))
+        (expected[i],) = torch.autograd.grad(-discount * w / 16 * picture.square().mean() * length / 10, x0)
+    torch.testing.assert_close(slope(loss, made), expected, rtol=1e-4, atol=1e-7)
+    assert not made.final_x0.requires_grad
+    assert 0 < sum(back) < 16
+    assert values["k/direct_align"] == 0.5
+
+
+def test_the_inversion_branch_penalises(make_sample: Callable[..., Sample]) -> None:
+    """A brighter x0 lowers the loss in the denoising branch and raises it in the other."""
+    made = make_sample(mode="ode")
+    loss, _ = aligned(share=0.4)[0](texts_of(made), NO_GUIDE)
+    for found, g in zip(slope(loss, made), DRAWS.each("branch"), strict=True):
+        inverted = torch.rand((), generator=g).item() < 0.5
+        assert bool((found > 0).all()) == inverted
+        assert bool((found < 0).all()) != inverted
+
+
+def test_a_recovered_picture_is_the_final_one_where_the_prediction_is(make_sample: Callable[..., Sample]) -> None:
+    """At the last step x0 is the end of the rollout: all branches see its picture."""
+    made = make_sample(mode="ode", decode=lambda sample: seen.append(sample.x0.detach()) or sample.x0.sigmoid())
+    seen: list[Tensor] = []
+    aligned()[0](texts_of(made), NO_GUIDE)
+    last = [i for i, position in enumerate(made.positions) if position == 3]
+    assert last
+    torch.testing.assert_close(seen[0][last], made.x0.detach()[last])
+
+
+def test_k_changes_on_a_line(make_sample: Callable[..., Sample]) -> None:
+    objective, _ = aligned(k=0.1, k_end=0.5, k_steps=4, start=10)
+    assert [objective.k(step) for step in (10, 12, 14, 20)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
+
+
+def test_its_pictures_do_not_disturb_those_that_objectives_share(make_sample: Callable[..., Sample]) -> None:
+    made = texts_of(make_sample(mode="ode"))
+    decoder = PictureGradients(made.decode)
+    at = replace(made, x0=made.x0.detach().requires_grad_(), decode=decoder)
+    shared = at.pictures
+    loss, _ = aligned()[0](at, NO_GUIDE)
+    term = decoder.term("direct_align", 1.0, loss, at.x0)
+    assert decoder.decoded is not None
+    assert decoder.pictures is not None
+    assert torch.equal(decoder.pictures, shared)
+    assert term.at_pictures is None
+    assert term.at_x0 is not None
+
+
 # -- recipes
 
 
@@ -264,6 +350,30 @@ def test_what_cannot_be_trained_is_refused(
 def test_one_step_draws_no_partly_fresh_noise(make_recipe_dict: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"^rollout.mode: cps has no effect with one step; use sde, or 2 or more"):
         parse_recipe(make_recipe_dict(rollout={"mode": "cps"}))
+
+
+@pytest.mark.parametrize("given", [{"k_end": 0.5}, {"k_steps": 5}])
+def test_half_a_schedule_of_k_is_refused(
+    make_recipe_dict: Callable[..., dict[str, Any]], given: dict[str, Any]
+) -> None:
+    policy = {"kind": "direct_align", "reward": {"name": "clip", "checkpoint": "there"}, **given}
+    with pytest.raises(UserError, match=rf"^objectives.1.{next(iter(given))}: k changes from k to k_end over k_steps"):
+        parse_recipe(make_recipe_dict(objectives=[{"kind": "distribution_matching"}, policy]))
+
+
+def test_what_each_objective_decodes(make_recipe_dict: Callable[..., dict[str, Any]]) -> None:
+    """Decodings with gradient, backward passes through the decoder, and decodings without gradient."""
+    reward = {"reward": {"name": "clip", "checkpoint": "there"}}
+    kinds = {name: {"kind": name, **reward} for name in ("refl", "grpo", "direct_align")}
+    expected = {("refl",): (1, 1, 0), ("grpo",): (0, 0, 1), ("refl", "grpo"): (1, 1, 1), ("direct_align",): (1, 1, 0),
+                ("refl", "direct_align"): (2, 2, 0)}  # fmt: skip
+    for names, numbers in expected.items():
+        rollout = {"steps": 4, "group_size": 2 if "grpo" in names else 1}
+        objectives = [{"kind": "distribution_matching"}, *(kinds[name] for name in names)]
+        recipe = parse_recipe(make_recipe_dict(objectives=objectives, rollout=rollout))
+        (stage,) = stages(recipe)
+        made = calls(recipe, stage)
+        assert (made.decodings, made.decoding_backwards, made.target_decodings) == numbers, names
 
 
 @pytest.mark.parametrize(("zero_stage", "extra"), [(2, 1.5), (3, 3)])

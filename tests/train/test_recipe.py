@@ -335,7 +335,7 @@ def test_inputs_are_looked_up_from_here_and_then_from_the_recipe(
         ("sit-xl-2-cold", "did you mean sit-xl-2-cold-start?"),
         (
             "nowhere/else.yaml",
-            "give a file, or one of demo, demo-sdxl, demo-t2i, demo-t2i-dpo, demo-t2i-grpo, sd3-medium-cold-start, ",
+            "give a file, or one of demo, demo-",
         ),
     ],
 )

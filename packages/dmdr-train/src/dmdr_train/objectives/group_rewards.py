@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from dmdr_train.objectives.guarded_scores import asked
-from dmdr_train.recipe.sections import ObjectiveSection, Reward, check_template
+from dmdr_train.recipe.sections import ObjectiveSection, Reward, check_ratio, check_template
 from dmdr_train.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class GroupRewardSection(ObjectiveSection):
     def check(self, recipe: Any, key: str) -> None:
         """Only steps that draw noise have a density, and only states of the rollout lead to its end."""
         rollout = recipe.rollout
-        if self.ratio is not None and self.weight != "auto":
-            raise ValueError(f"{key}.ratio: {self.ratio} has no effect beside a given weight; set weight: auto")
+        check_ratio(self, key)
         if rollout.steps == 1:
             raise ValueError(
                 f"rollout.steps: 1 draws no noise between steps, and {self.kind} trains the density of these; "

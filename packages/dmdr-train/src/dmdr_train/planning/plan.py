@@ -9,7 +9,7 @@ from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
-from dmdr_train.planning.schedule import Stage, calls, finishes, in_stage, stages
+from dmdr_train.planning.schedule import Stage, calls, in_stage, scores_ends, stages
 from dmdr_train.planning.straggling import extra_predictions
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
@@ -150,7 +150,7 @@ def reward_flops(settings: Recipe, costs: Costs, place: int) -> int:
         return 0
     found = costs.rewards[place]
     texts = 2 if "reward_of_texts" in needs(settings.objectives[place]) else 1  # SRPO compares two
-    image = found.image.forward if finishes(settings.objectives[place]) else found.image.both
+    image = found.image.forward if scores_ends(settings.objectives[place]) else found.image.both
     return image + texts * found.text
 
 

@@ -205,8 +205,13 @@ class RewardSection(ObjectiveSection):
     margin: float = 0.7
 
     def check(self, recipe: Any, key: str) -> None:
-        if self.ratio is not None and self.weight != "auto":
-            raise ValueError(f"{key}.ratio: {self.ratio} has no effect beside a given weight; set weight: auto")
+        check_ratio(self, key)
+
+
+def check_ratio(section: Any, key: str) -> None:
+    """Check that the `ratio` of a section has an effect. Raises ValueError if it has none."""
+    if section.ratio is not None and section.weight != "auto":
+        raise ValueError(f"{key}.ratio: {section.ratio} has no effect beside a given weight; set weight: auto")
 
 
 def check_template(template: str, *fields: str) -> str:

@@ -17,7 +17,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
     own = walk + authors  # the authors renoise a prediction
     new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
     generator = {"none": own + ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
-    if recipe.needing("final_pictures"):  # from the next state to the end; in step, all that follow the first
+    if finishes(recipe):  # from the next state to the end; in step, all that follow the first
         generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
     return {
@@ -27,6 +27,11 @@ def predictions(recipe: Sections) -> dict[str, float]:
         "fake_score trained": ratio,
         "teacher": matching * (2 if guided else 1) + len(recipe.needing("reference")),
     }
+
+
+def finishes(recipe: Sections) -> bool:
+    """Whether every rollout goes on from the next state to its end."""
+    return bool(recipe.needing("final_pictures") or recipe.needing("final_x0"))
 
 
 def walks_at_random(recipe: Sections) -> bool:

@@ -87,14 +87,18 @@ class Sample:
         return self.spread(self, x0)
 
     @cached_property
-    def final_pictures(self) -> "Tensor":
-        """The pictures at the ends of the rollouts that go on from `next_state`, without gradient.
+    def final_x0(self) -> "Tensor":
+        """The ends of the rollouts that go on from `next_state`, `[B, C, H, W]` without gradient.
 
-        They have the crop and the resolution of `pictures`. They are decoded once for all objectives. An objective that
-        uses them has the need `final_pictures`.
+        An objective that uses them has the need `final_x0`, or `final_pictures` if it uses these.
         """
+        assert self.finish is not None
+        return self.finish(self)
+
+    @cached_property
+    def final_pictures(self) -> "Tensor":
+        """The pictures of `final_x0`, without gradient; decoded as `pictures` are, once for all objectives."""
         import torch
 
-        assert self.finish is not None
         with torch.no_grad():
-            return self.decode(replace(self, x0=self.finish(self)))
+            return self.decode(replace(self, x0=self.final_x0))
