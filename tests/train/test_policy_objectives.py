@@ -15,6 +15,7 @@ from dmdr_train.objectives.direct_align import DirectAlign, DirectAlignSection
 from dmdr_train.objectives.dpo import DPO, DPOSection
 from dmdr_train.objectives.group_rewards import GroupRewardSection
 from dmdr_train.objectives.grpo import GRPO
+from dmdr_train.objectives.refl import FinalReFL, FinalReFLSection, ReFL, ReFLSection
 from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import parse_recipe
@@ -176,6 +177,22 @@ def test_the_reward_reads_its_template(make_sample: Callable[..., Sample]) -> No
     score, reward.score = reward.score, lambda images, prompts: read.extend(prompts) or score(images, prompts)  # type: ignore
     grpo(reward, template="Realistic photo {prompt}")(replace(make_sample(), prompts=["a cat"] * 16), NO_GUIDE)
     assert read == ["Realistic photo a cat"] * 16
+
+
+# -- ReFL through the last step
+
+
+def test_only_the_last_step_follows_the_rewards_gradient(make_sample: Callable[..., Sample]) -> None:
+    made, reward = texts_of(make_sample()), Words()
+    settings: dict[str, Any] = {"reward": REWARD, "margin": 9.0}
+    loss, _ = FinalReFL(FinalReFLSection(kind="final_refl", **settings), "final_refl", reward)(made, NO_GUIDE)
+    whole, _ = ReFL(ReFLSection(kind="refl", **settings), "refl", reward)(replace(made), NO_GUIDE)
+    found, everywhere = slope(loss, made), slope(whole, made)
+    last = torch.tensor([position == 3 for position in made.positions])
+    assert 0 < int(last.sum()) < 16
+    torch.testing.assert_close(found[last], everywhere[last])
+    assert not found[~last].any()
+    assert everywhere[~last].any()
 
 
 # -- DPO
@@ -350,6 +367,12 @@ def test_what_cannot_be_trained_is_refused(
 def test_one_step_draws_no_partly_fresh_noise(make_recipe_dict: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"^rollout.mode: cps has no effect with one step; use sde, or 2 or more"):
         parse_recipe(make_recipe_dict(rollout={"mode": "cps"}))
+
+
+def test_final_refl_needs_several_steps(make_recipe_dict: Callable[..., dict[str, Any]]) -> None:
+    final = {"kind": "final_refl", "reward": {"name": "clip", "checkpoint": "there"}}
+    with pytest.raises(UserError, match=r"^objectives.1.kind: final_refl is refl where a rollout has one step; use"):
+        parse_recipe(make_recipe_dict(objectives=[{"kind": "distribution_matching"}, final]))
 
 
 @pytest.mark.parametrize("given", [{"k_end": 0.5}, {"k_steps": 5}])
