@@ -11,6 +11,7 @@ from dmdr_rewards import RewardInfo
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.data.prompt_order import ClassLabels
+from dmdr_train.evaluation.seeded_sampling import student_plan
 from dmdr_train.objectives.direct_align import DirectAlign, DirectAlignSection
 from dmdr_train.objectives.dpo import DPO, DPOSection
 from dmdr_train.objectives.group_rewards import GroupRewardSection
@@ -113,6 +114,16 @@ def test_states_of_partly_fresh_noise_are_visited(
     for i, position in enumerate(made.positions):
         torch.testing.assert_close(made.x_t[i], whole.states[position][i], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(made.final_pictures, torch.sigmoid(whole.x0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reuse", ["sample", "states"])
+def test_samples_that_are_reused_have_the_same_ends(make_sample: Callable[..., Sample], reuse: str) -> None:
+    torch.testing.assert_close(make_sample(reuse=reuse).final_x0, make_sample().final_x0)
+
+
+def test_students_of_partly_fresh_noise_are_sampled_without_it(make_recipe: Callable[..., Any]) -> None:
+    methods = {mode: student_plan(make_recipe(rollout={"steps": 2, "mode": mode})).method for mode in ("sde", "cps")}
+    assert methods == {"sde": "sde", "cps": "euler"}
 
 
 # -- GRPO
