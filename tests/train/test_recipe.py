@@ -63,7 +63,10 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ),
         ("objectives.0.wait=1", "objectives.0.wait: unknown key; did you mean objectives.0.weight?"),
         ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
-        ("rollout.zzzzz=1", "rollout.zzzzz: unknown key; valid are group_size, mode, positions, reuse, shift, states"),
+        (
+            "rollout.zzzzz=1",
+            "rollout.zzzzz: unknown key; valid are eta, group_size, mode, positions, reuse, shift, states",
+        ),
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),
@@ -98,10 +101,10 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
         ("model.family=sd2", "model.family: unknown model family 'sd2'; did you mean sd3?"),
         # combinations
-        ("objectives.1.kind=grpo", "objectives.1.kind: unknown kind of objective 'grpo'; did you mean srpo?"),
+        ("objectives.1.kind=srop", "objectives.1.kind: unknown kind of objective 'srop'; did you mean srpo?"),
         (
             "objectives.1.kind=zzz",
-            "objectives.1.kind: unknown kind of objective 'zzz'; valid are distribution_matching,",
+            "objectives.1.kind: unknown kind of objective 'zzz'; valid are ",
         ),
         ("objectives.1=3", "objectives.1: should be a valid dictionary"),
         ("objectives.1={weight: 1}", "objectives.1.kind: is required; add it to the recipe or give key=value"),

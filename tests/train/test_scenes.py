@@ -276,3 +276,14 @@ def test_the_classifier_has_features() -> None:
     features = ImageClassifier.from_folder(HOME / "classifier").features(drawn([PLAIN, PLAIN]))
     assert features.shape == (2, 64)
     assert torch.isfinite(features).all()
+
+
+def test_the_check_is_a_reward_without_a_gradient() -> None:
+    """1 for pictures of their captions, and 0 for those of a caption with another colour."""
+    from dmdr_train.problems.scenes_check import ScenesCheck
+
+    captions = [PLAIN, "a bright green cross left of a white circle"]
+    pictures = drawn(captions)
+    assert ScenesCheck().score(pictures, captions).tolist() == [1.0, 1.0]
+    assert ScenesCheck().score(pictures, [PLAIN, "a green cross left of a blue circle"]).tolist() == [1.0, 0.0]
+    assert not ScenesCheck.info.differentiable

@@ -18,16 +18,18 @@ from dmdr_core.losses import (
     mean_distance,
     surrogate_loss,
 )
+from dmdr_core.policy import gaussian_log_density, gaussian_step, policy_loss
 from dmdr_core.process import FlowMatching, Process, VariancePreserving
 from dmdr_core.randomness import Generators, randn
 from dmdr_core.renoise import BetaRenoise, UniformRenoise
 from dmdr_core.rewards import group_advantage, hinge, relative_reward
-from dmdr_core.rollouts import Predict, Rollout, rollout, visit
-from dmdr_core.training_states import PredictRows, authors_states, visited_states
+from dmdr_core.rollouts import CoefficientsPreserving, Predict, Rollout, rollout, visit
+from dmdr_core.training_states import PredictRows, authors_states, final_samples, visited_states
 
 __version__ = "0.1.0"
 __all__ = [
     "BetaRenoise",
+    "CoefficientsPreserving",
     "FlowMatching",
     "Generators",
     "Grid",
@@ -45,10 +47,14 @@ __all__ = [
     "denoising_loss",
     "dmd_gradient",
     "dmd_loss",
+    "final_samples",
+    "gaussian_log_density",
+    "gaussian_step",
     "group_advantage",
     "guided",
     "hinge",
     "mean_distance",
+    "policy_loss",
     "randn",
     "relative_reward",
     "rollout",

@@ -5,7 +5,8 @@ shape ``[B]``. The mode says how the simulation moves from one grid time to the 
 
 - ``"sde"``: predict x0, renoise it to the next grid time with fresh noise (DMD2's backward simulation,
   arXiv 2405.14867);
-- ``"ode"``: the process's deterministic step.
+- ``"ode"``: the process's deterministic step;
+- ``CoefficientsPreserving(eta)``: a part of the predicted noise is kept, and the rest replaced by fresh noise.
 
 Gradients flow through the whole simulation if they are enabled; wrap the call in ``torch.no_grad()`` if you need none.
 """
@@ -23,11 +24,13 @@ from torch import Tensor
 from dmdr_core import checks
 from dmdr_core.devices import on_device
 from dmdr_core.grid import Grid
+from dmdr_core.policy import gaussian_step
 from dmdr_core.process import Process
 from dmdr_core.randomness import Generators, randn
 
 Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Advance: TypeAlias = Callable[[Process, Tensor, Tensor, Tensor, Tensor, Generators], Tensor]
+Mode: TypeAlias = str | Advance
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def rollout(
     process: Process,
     grid: Grid,
     noise: Tensor,
-    mode: str = "sde",
+    mode: Mode = "sde",
     generator: Generators = None,
     num_steps: int | None = None,
 ) -> Rollout:
@@ -65,8 +68,8 @@ def rollout(
         process: its noise process.
         grid: its grid; it must end at ``process.t_end``.
         noise: ``[B, ...]``, the state at the first grid time.
-        mode: ``"sde"`` or ``"ode"``.
-        generator: of the fresh noise in ``"sde"``, see :mod:`dmdr_core.randomness`; unused in ``"ode"``.
+        mode: ``"sde"``, ``"ode"`` or a :class:`CoefficientsPreserving`.
+        generator: of the fresh noise, see :mod:`dmdr_core.randomness`; unused in ``"ode"``.
         num_steps: stop after this many steps; default: all of the grid's.
 
     Returns:
@@ -92,7 +95,7 @@ def visit(
     process: Process,
     grid: Grid,
     noise: Tensor,
-    mode: str = "sde",
+    mode: Mode = "sde",
     generator: Generators = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk through the states of a :func:`rollout`, one at a time.
@@ -105,7 +108,7 @@ def visit(
         process: noise process.
         grid: grid.
         noise: ``[B, ...]``.
-        mode: ``"sde"`` or ``"ode"``.
+        mode: ``"sde"``, ``"ode"`` or a :class:`CoefficientsPreserving`.
         generator: of the fresh noise.
 
     Returns:
@@ -115,14 +118,14 @@ def visit(
         TypeError: as in :func:`rollout`.
         ValueError: as in :func:`rollout`.
     """
-    checks.one_of("mode", mode, MODES)
+    advance = step_of(mode)
     checks.samples(noise=noise)
     times = grid.times
     if not math.isclose(times[-1].item(), process.t_end, rel_tol=1e-6):
         raise ValueError(
             f"grid ends at {times[-1].item():g} and process at t_end = {process.t_end:g}: give both the same end"
         )
-    return _walk(predict, process, on_device(times, noise.device), noise, MODES[mode], generator)
+    return _walk(predict, process, on_device(times, noise.device), noise, advance, generator)
 
 
 def _walk(
@@ -150,3 +153,39 @@ def _follow(
 
 
 MODES: Mapping[str, Advance] = {"sde": _renoise, "ode": _follow}
+
+
+@dataclass(frozen=True)
+class CoefficientsPreserving:
+    """A step in which a part of the predicted noise is replaced by fresh noise (coefficients-preserving sampling).
+
+    The next state has the amounts of x0 and of noise that the process has at that time, whatever η is; see
+    :func:`~dmdr_core.gaussian_step` (arXiv 2509.05952). η = 1 is ``"sde"``.
+
+    Args:
+        eta: η in (0, 1].
+
+    Raises:
+        TypeError: ``eta`` is not a number.
+        ValueError: ``eta`` is out of range.
+    """
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        checks.number("eta", self.eta, 0.0, 1 + 1e-9, open_low=True)
+
+    def __call__(
+        self, process: Process, x_t: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor, generator: Generators
+    ) -> Tensor:
+        x0 = process.to_x0(x_t, prediction, t)
+        mean, std = gaussian_step(process, x_t, x0, t, t_next, self.eta)
+        return (mean + std * randn(x0.shape, generator, device=x0.device, dtype=x0.dtype)).to(x_t.dtype)
+
+
+def step_of(mode: Mode) -> Advance:
+    """Return the step that a mode stands for. Raises ValueError for an unknown name."""
+    if not isinstance(mode, str):
+        return mode
+    checks.one_of("mode", mode, MODES)
+    return MODES[mode]

@@ -22,7 +22,7 @@ from dmdr_core.devices import on_device
 from dmdr_core.grid import Grid
 from dmdr_core.process import Process
 from dmdr_core.randomness import Generators, randn
-from dmdr_core.rollouts import MODES
+from dmdr_core.rollouts import Mode, step_of
 
 PredictRows: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -33,7 +33,7 @@ def visited_states(
     grid: Grid,
     noise: Tensor,
     chosen: Tensor,
-    mode: str = "sde",
+    mode: Mode = "sde",
     generator: Generators = None,
     in_step: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,8 @@ def visited_states(
         noise: ``[B, ...]``, the states at the first grid time.
         chosen: ``[B]`` int64, the position of each sample's grid time, in [0, N). On the CPU, nothing is read back from
             a device.
-        mode: ``"sde"`` or ``"ode"``, see :mod:`dmdr_core.rollouts`.
-        generator: of the fresh noise in ``"sde"``.
+        mode: ``"sde"``, ``"ode"`` or a ``CoefficientsPreserving``, see :mod:`dmdr_core.rollouts`.
+        generator: of the fresh noise.
         in_step: predict all samples at all N - 1 times, needed or not. ZeRO-3 spreads the weights over processes, and
             all processes must call the network equally often.
 
@@ -57,7 +57,7 @@ def visited_states(
     Raises:
         ValueError: an unknown mode, or a position that the grid does not have.
     """
-    chosen = _checked(grid, noise, chosen, mode)
+    advance, chosen = step_of(mode), _checked(grid, noise, chosen)
     times = _moved(grid.times, noise)
     everyone, states = torch.arange(len(noise)), noise.clone()
     for step in range(grid.num_steps - 1):
@@ -72,7 +72,7 @@ def visited_states(
                 rows = _moved(going, noise)
                 prediction = prediction[rows]
             t, t_next = times[step].expand(len(going)), times[step + 1].expand(len(going))
-            states[rows] = MODES[mode](process, states[rows], prediction, t, t_next, _pick(generator, going))
+            states[rows] = advance(process, states[rows], prediction, t, t_next, _pick(generator, going))
     return states, _moved(grid.times[chosen], noise)
 
 
@@ -82,7 +82,7 @@ def authors_states(
     grid: Grid,
     noise: Tensor,
     chosen: Tensor,
-    mode: str = "sde",
+    mode: Mode = "sde",
     generator: Generators = None,
     in_step: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def authors_states(
         grid: grid.
         noise: ``[B, ...]``.
         chosen: ``[B]``.
-        mode: ``"sde"`` or ``"ode"``.
+        mode: as in :func:`visited_states`.
         generator: of all fresh noise.
         in_step: predict all samples at all times.
 
@@ -107,7 +107,7 @@ def authors_states(
     Raises:
         ValueError: as in :func:`visited_states`.
     """
-    chosen = _checked(grid, noise, chosen, mode)
+    chosen = _checked(grid, noise, chosen)
     last = torch.full_like(chosen, grid.num_steps - 1)
     stops = last if mode == "ode" else chosen
     x_t, t = visited_states(predict, process, grid, noise, stops, mode, generator, in_step)
@@ -118,13 +118,60 @@ def authors_states(
     return process.add_noise(x0, fresh, times).to(noise.dtype), times
 
 
-def _checked(grid: Grid, noise: Tensor, chosen: Tensor, mode: str) -> Tensor:
-    checks.one_of("mode", mode, MODES)
+def final_samples(
+    predict: PredictRows,
+    process: Process,
+    grid: Grid,
+    states: Tensor,
+    positions: Tensor,
+    mode: Mode = "sde",
+    generator: Generators = None,
+    in_step: bool = False,
+) -> Tensor:
+    """Simulate each sample from a state of its rollout to the end; these are the final samples of such a rollout.
+
+    Args:
+        predict: the model, see the head of this module.
+        process: its noise process.
+        grid: its grid, of N steps.
+        states: ``[B, ...]``, the states at ``positions``.
+        positions: ``[B]`` int64 in [1, N], on the CPU; a sample at N is finished.
+        mode: as in :func:`visited_states`.
+        generator: of the fresh noise.
+        in_step: predict all samples at all times but the first, needed or not; see :func:`visited_states`.
+
+    Returns:
+        The final samples x0, ``[B, ...]`` in the dtype of the states.
+
+    Raises:
+        ValueError: an unknown mode, or a position that the grid does not have.
+    """
+    advance, positions = step_of(mode), _checked(grid, states, positions, first=1)
+    times, states, everyone = _moved(grid.times, states), states.clone(), torch.arange(len(states))
+    for step in range(1 if in_step else int(positions.min()), grid.num_steps):
+        going = everyone[positions <= step]
+        asked = everyone if in_step else going
+        rows = _moved(asked, states)
+        prediction = predict(states[rows], times[step].expand(len(asked)), rows)
+        if len(going) == 0:
+            continue
+        if in_step:
+            rows = _moved(going, states)
+            prediction = prediction[rows]
+        t, t_next = times[step].expand(len(going)), times[step + 1].expand(len(going))
+        if step == grid.num_steps - 1:
+            states[rows] = process.to_x0(states[rows], prediction, t).to(states.dtype)
+        else:
+            states[rows] = advance(process, states[rows], prediction, t, t_next, _pick(generator, going))
+    return states
+
+
+def _checked(grid: Grid, noise: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
     checks.samples(noise=noise)
-    chosen = chosen.cpu()
-    if chosen.shape != noise.shape[:1] or not bool(((chosen >= 0) & (chosen < grid.num_steps)).all()):
+    chosen, end = chosen.cpu(), grid.num_steps + first
+    if chosen.shape != noise.shape[:1] or not bool(((chosen >= first) & (chosen < end)).all()):
         raise ValueError(
-            f"chosen = {chosen.tolist()}: give one position in [0, {grid.num_steps}) for each of {len(noise)} samples"
+            f"chosen = {chosen.tolist()}: give one position in [{first}, {end}) for each of {len(noise)} samples"
         )
     return chosen
 

@@ -5,6 +5,7 @@ Rewards need `dmdr_rewards` alone, and model families `dmdr_models` alone.
 
 from typing import TYPE_CHECKING, Any
 
+from dmdr_train.objectives.group_rewards import GroupRewards, GroupRewardSection
 from dmdr_train.objectives.reward_objective import RewardObjective
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import ObjectiveSection, Reward, RewardSection
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from dmdr_train.training.guide import Guide
 
 __all__ = [
-    "NEEDS", "Guide", "Objective", "ObjectiveSection", "Reward", "RewardObjective", "RewardSection", "Sample",
-    "Section", "Tracker",
+    "NEEDS", "GroupRewardSection", "GroupRewards", "Guide", "Objective", "ObjectiveSection", "Reward",
+    "RewardObjective", "RewardSection", "Sample", "Section", "Tracker",
 ]  # fmt: skip
 
 

@@ -32,8 +32,11 @@ class SamplingPlan:
 
 
 def student_plan(settings: Recipe) -> SamplingPlan:
-    """The student is sampled as it is trained, without guidance."""
-    method = {"sde": "sde", "ode": "euler"}[settings.rollout.mode]
+    """The student is sampled as it is trained, without guidance; with `cps`, by the deterministic step.
+
+    The states of `cps` have the amounts of signal and noise of the deterministic rollout's.
+    """
+    method = {"sde": "sde", "ode": "euler", "cps": "euler"}[settings.rollout.mode]
     return SamplingPlan(settings.rollout.steps, method, shift=settings.rollout.shift)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of, mean_cost
 from dmdr_train.planning.meta_models import Models, depth_of, empty, models_of
 from dmdr_train.planning.meta_rewards import RewardCost, lpips_cost, reward_cost
-from dmdr_train.planning.schedule import is_lpips, uses_pictures
+from dmdr_train.planning.schedule import decodes, is_lpips
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.picture_sizes import PictureSize, Size
 from dmdr_train.recipe.schema import Recipe
@@ -140,7 +140,7 @@ def extended(few: Costs, twice: Costs, times: float) -> Costs:
 
 def decoder_cost(settings: Recipe, models: Models) -> Cost:
     """The cost of decoding the part of a latent that rewards see."""
-    if models.vae is None or not any(map(uses_pictures, settings.objectives)):
+    if models.vae is None or not any(map(decodes, settings.objectives)):
         return Cost(0)
     channels, height, width = view(settings, models)
     latent = empty(1, channels, height, width).requires_grad_(True)

@@ -9,7 +9,7 @@ from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
-from dmdr_train.planning.schedule import Stage, calls, in_stage, stages
+from dmdr_train.planning.schedule import Stage, calls, in_stage, scores_ends, stages
 from dmdr_train.planning.straggling import extra_predictions
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
@@ -145,12 +145,13 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
 
 
 def reward_flops(settings: Recipe, costs: Costs, place: int) -> int:
-    """Operations of the reward of an objective for one sample, with the gradient at the picture."""
+    """Operations of the reward of an objective for one sample, with the gradient at the picture where it is used."""
     if place not in costs.rewards:
         return 0
     found = costs.rewards[place]
     texts = 2 if "reward_of_texts" in needs(settings.objectives[place]) else 1  # SRPO compares two
-    return found.image.both + texts * found.text
+    image = found.image.forward if scores_ends(settings.objectives[place]) else found.image.both
+    return image + texts * found.text
 
 
 def first_switch(settings: Recipe, costs: Costs, world: int, capacity: int) -> str:

@@ -17,7 +17,7 @@ class Calls:
         predictions: of the networks by role, as `dmdr_train.recipe.step_work.predictions` counts them.
         decodings: forward passes of the decoder with gradient.
         decoding_backwards: backward passes through it: one, or with automatic weights one of each objective.
-        target_decodings: forward passes of the decoder without gradient.
+        target_decodings: forward passes of the decoder without gradient: of targets, and of final pictures.
         encodings: forward passes of the text encoders.
     """
 
@@ -60,18 +60,30 @@ def calls(settings: Recipe, stage: Stage) -> Calls:
     asked = predictions(in_stage(settings, stage))
     pictures = [o for o in stage.objectives if uses_pictures(o)]
     decoded, apart = bool(pictures), any(o.weight == "auto" for o in stage.objectives)
+    alone = sum("final_x0" in needs(o) for o in stage.objectives)  # objectives that decode what they recover
     return Calls(
         predictions=asked,
-        decodings=int(decoded),
-        decoding_backwards=len(pictures) if apart else int(decoded),
-        target_decodings=sum(is_lpips(o) for o in pictures),
+        decodings=int(decoded) + alone,
+        decoding_backwards=(len(pictures) if apart else int(decoded)) + alone,
+        target_decodings=sum(is_lpips(o) for o in pictures) + any(map(scores_ends, stage.objectives)),
         encodings=1 + (round(asked["fake_score trained"]) if settings.rollout.reuse == "none" else 0),
     )
 
 
 def uses_pictures(section: Any) -> bool:
-    """Whether an objective looks at decoded pictures."""
+    """Whether an objective looks at the pictures of x0, with gradient."""
+    elsewhere = {"final_pictures", "final_x0"} & needs(section)
+    return ("reward" in needs(section) and not elsewhere) or is_lpips(section)
+
+
+def decodes(section: Any) -> bool:
+    """Whether an objective decodes anything."""
     return "reward" in needs(section) or is_lpips(section)
+
+
+def scores_ends(section: Any) -> bool:
+    """Whether an objective looks at the pictures at the ends of rollouts, without gradient."""
+    return "final_pictures" in needs(section)
 
 
 def is_lpips(section: Any) -> bool:

@@ -5,7 +5,7 @@ from itertools import accumulate
 import torch
 
 from dmdr_train.recipe.derived import Sections
-from dmdr_train.recipe.step_work import walks_at_random
+from dmdr_train.recipe.step_work import finishes, walks_at_random
 from dmdr_train.training.rollouts import stratified_position
 
 
@@ -15,7 +15,8 @@ def extra_predictions(recipe: Sections, world: int) -> float:
         return 0.0
     optim, rollout = recipe.optim, recipe.rollout
     own = optim.batch_size // world
-    updates = 1 + (recipe.guidance.ratio if rollout.reuse == "none" and recipe.needing("fake_score") else 0)
+    own_update = not finishes(recipe)  # rollouts that are finished are equally long
+    updates = own_update + (recipe.guidance.ratio if rollout.reuse == "none" and recipe.needing("fake_score") else 0)
     return updates * (slowest(rollout.positions, rollout.steps, own, world) - own * (rollout.steps - 1) / 2)
 
 

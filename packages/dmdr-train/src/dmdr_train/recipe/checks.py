@@ -34,6 +34,7 @@ def check(recipe: Sections) -> None:
         objective.check(recipe, f"objectives.{i}")
     check_data(recipe)
     check_groups(recipe)
+    check_mode(recipe)
     check_reuse(recipe)
     check_backbone(recipe)
     check_alignment(recipe)
@@ -118,6 +119,15 @@ def check_groups(recipe: Sections) -> None:
         raise ValueError(f"rollout.group_size: {size} has no effect, since no objective compares samples; use 1")
     if grouped and recipe.data.pairs is not None:
         raise ValueError("data.pairs: do not come in groups; leave one of the objectives out")
+
+
+def check_mode(recipe: Sections) -> None:
+    """Check that the share of fresh noise, and noise between steps, have an effect."""
+    rollout = recipe.rollout
+    if rollout.eta is not None and rollout.mode != "cps":
+        raise ValueError(f"rollout.eta: {rollout.eta} has no effect with rollout.mode {rollout.mode}; use mode cps")
+    if rollout.mode == "cps" and rollout.steps == 1:
+        raise ValueError("rollout.mode: cps has no effect with one step; use sde, or 2 or more in rollout.steps")
 
 
 def check_reuse(recipe: Sections) -> None:

@@ -106,7 +106,13 @@ class Rollout(Section):
     """The generator's own few-step simulation."""
 
     steps: Positive = 1
-    mode: Literal["sde", "ode"] = "sde"
+    mode: Literal["sde", "ode", "cps"] = Field(
+        default="sde",
+        description="the next state: x0 with fresh noise; by the deterministic step; or with partly fresh noise",
+    )
+    eta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="for mode cps: the fresh share of the noise is sin(eta · π/2); null: 0.7"
+    )
     shift: Annotated[float, Field(gt=0)] = 1.0
     states: Literal["visited", "authors"] = Field(
         default="visited",
@@ -125,6 +131,11 @@ class Rollout(Section):
     group_size: Positive = Field(
         default=1, description="samples of each prompt, for an objective that compares the samples of a prompt"
     )
+
+    @property
+    def fresh_noise(self) -> float:
+        """η of the steps that draw noise; see `dmdr_core.gaussian_step`."""
+        return (self.eta or 0.7) if self.mode == "cps" else 1.0
 
 
 class Reward(Section):
@@ -204,8 +215,13 @@ class RewardSection(ObjectiveSection):
     margin: float = 0.7
 
     def check(self, recipe: Any, key: str) -> None:
-        if self.ratio is not None and self.weight != "auto":
-            raise ValueError(f"{key}.ratio: {self.ratio} has no effect beside a given weight; set weight: auto")
+        check_ratio(self, key)
+
+
+def check_ratio(section: Any, key: str) -> None:
+    """Check that the `ratio` of a section has an effect. Raises ValueError if it has none."""
+    if section.ratio is not None and section.weight != "auto":
+        raise ValueError(f"{key}.ratio: {section.ratio} has no effect beside a given weight; set weight: auto")
 
 
 def check_template(template: str, *fields: str) -> str:

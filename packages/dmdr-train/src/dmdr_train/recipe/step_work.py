@@ -17,14 +17,22 @@ def predictions(recipe: Sections) -> dict[str, float]:
     own = walk + authors  # the authors renoise a prediction
     new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
     generator = {"none": own + ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
+    if finishes(recipe):  # from the next state to the end; in step, all that follow the first
+        generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
     return {
         "generator": generator,
         "generator trained": 1,
         "fake_score": len(matching),
         "fake_score trained": ratio,
-        "teacher": sum(section.teacher_predictions(guided) for section in matching.values()),
+        "teacher": sum(section.teacher_predictions(guided) for section in matching.values())
+        + len(recipe.needing("reference")),
     }
+
+
+def finishes(recipe: Sections) -> bool:
+    """Whether every rollout goes on from the next state to its end."""
+    return bool(recipe.needing("final_pictures") or recipe.needing("final_x0"))
 
 
 def walks_at_random(recipe: Sections) -> bool:

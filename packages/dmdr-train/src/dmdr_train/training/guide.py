@@ -119,6 +119,12 @@ class Guide:
         )
         return self._x0(at, prediction)
 
+    @torch.no_grad()
+    def reference(self, sample: Sample) -> Tensor:
+        """The x0 of the bare teacher at the states that the sample was predicted at."""
+        prediction = self.family.predict(self.engine, sample.x_t, sample.t, sample.condition, lora_scale=0.0)
+        return self.family.process.to_x0(sample.x_t, prediction, sample.t)
+
     # -- training of the fake score
 
     def loss(self, sample: Sample) -> Tensor:

@@ -34,6 +34,9 @@ NEEDS = {
     "reward_of_texts": "the reward must read texts",
     "pairs": "samples start from `data.pairs`, and have a target",
     "groups": "samples come in groups of `rollout.group_size` with the same prompt",
+    "final_x0": "every rollout goes on to its end, for `sample.final_x0`",
+    "final_pictures": "the same, for `sample.final_pictures`",
+    "reference": "the teacher predicts at the samples' own states, by `guide.reference`",
     "final_sample": "samples are trained at the last step of the rollout, so that x0 is the final sample",
 }
 """What an objective can need, and what the trainer and the checks do for it."""

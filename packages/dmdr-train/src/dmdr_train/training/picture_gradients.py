@@ -27,7 +27,8 @@ class Term(NamedTuple):
 class PictureGradients:
     """A decoder whose pictures begin a graph of their own.
 
-    The gradients of several losses at the pictures can be summed before they are taken through the decoder.
+    The gradients of several losses at the pictures can be summed before they are taken through the decoder. Pictures of
+    a latent that an objective made of x0 stay in its graph.
     """
 
     def __init__(self, decode: Callable[[Sample], Tensor]):
@@ -37,7 +38,7 @@ class PictureGradients:
 
     def __call__(self, sample: Sample) -> Tensor:
         pictures = self.decode(sample)
-        if not pictures.requires_grad:  # those of a target
+        if not pictures.requires_grad or not sample.x0.is_leaf:  # of a target; or of what an objective made of x0
             return pictures
         self.decoded, self.pictures = pictures, pictures.detach().requires_grad_()
         return self.pictures.view_as(self.pictures)  # torch's counter of operations cannot follow a module's leaf input

@@ -5,9 +5,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from dmdr_core import authors_states, randn, rollout, visited_states
+from dmdr_core import (
+    CoefficientsPreserving,
+    authors_states,
+    final_samples,
+    gaussian_step,
+    randn,
+    rollout,
+    visited_states,
+)
 from dmdr_core.devices import on_device
-from dmdr_core.rollouts import MODES
+from dmdr_core.rollouts import Mode, step_of
 from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor
 
@@ -62,6 +70,9 @@ class Rollouts:
         pairs: Pairs | None = None,
     ):
         self.settings = settings.rollout
+        self.mode: Mode = (
+            self.settings.mode if self.settings.mode != "cps" else CoefficientsPreserving(self.settings.fresh_noise)
+        )
         self.in_step = settings.optim.zero_stage == 3
         self.family = family
         self.sizes = settings.model.sizes or [Size(*family.size)]
@@ -112,7 +123,7 @@ class Rollouts:
             else:
                 x_t, t = states(
                     self._predict_rows(condition), self.family.process, self.grid, start.noise,
-                    positions, self.settings.mode, draws.each("rollout"), self.in_step,
+                    positions, self.mode, draws.each("rollout"), self.in_step,
                 )  # fmt: skip
         made = Made(start, condition, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
         if self.settings.reuse != "none":
@@ -136,7 +147,7 @@ class Rollouts:
             predictions.append(self.family.predict(self.generator, x, time, condition))
             return predictions[-1]
 
-        rollout(predict, self.family.process, self.grid, start.noise, self.settings.mode, draws.each("rollout"))
+        rollout(predict, self.family.process, self.grid, start.noise, self.mode, draws.each("rollout"))
         return torch.stack(states), torch.stack(predictions)
 
     def _reused(self, draws: Draws, step: int) -> Made:
@@ -165,6 +176,19 @@ class Rollouts:
         return Sample(
             x0, start.prompts, made.condition, draws, step, made.x_t, t, self._times(made.positions + 1), group,
             self.decode, advance, start.target,
+            made.positions.tolist(), self.grid.num_steps, self._spread, self._finish,
+        )  # fmt: skip
+
+    def _spread(self, sample: Sample, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution of the next states; see `Sample.next_distribution`."""
+        return gaussian_step(self.family.process, sample.x_t, x0, sample.t, sample.t_next, self.settings.fresh_noise)
+
+    @torch.no_grad()
+    def _finish(self, sample: Sample) -> Tensor:
+        """The final samples of the rollouts that go on from the next states of a sample."""
+        return final_samples(
+            self._predict_rows(sample.condition), self.family.process, self.grid, sample.next_state,
+            torch.tensor(sample.positions) + 1, self.mode, sample.draws.each("finish"), self.in_step,
         )  # fmt: skip
 
     def _times(self, positions: Tensor) -> Tensor:
@@ -198,7 +222,7 @@ class Rollouts:
     @torch.no_grad()
     def next_state(self, sample: Sample, prediction: Tensor, chosen: Tensor) -> Tensor:
         """The states that the rollout goes to from a sample; see `Sample.next_state`."""
-        step, process = MODES[self.settings.mode], self.family.process
+        step, process = step_of(self.mode), self.family.process
         fresh = sample.draws.each("next_state")
         moved = step(process, sample.x_t, prediction, sample.t, sample.t_next, fresh)
         last = (chosen == self.grid.num_steps - 1).reshape(-1, *[1] * (moved.ndim - 1))

@@ -1,6 +1,6 @@
 """What the generator made, and how: all that an objective is given of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,10 @@ class Sample:
         target: `[B, C, H, W]`, the teacher's x0 of the same noise, where the sample started from a pair.
         decode: makes the pictures of a sample.
         advance: makes the next states of a sample.
+        positions: the step of the rollout that each sample is trained at, from 0.
+        num_steps: of the rollout.
+        spread: makes the distributions of the next states around an x0 of a sample.
+        finish: takes the next states of a sample to the ends of their rollouts.
     """
 
     x0: "Tensor"
@@ -43,6 +47,10 @@ class Sample:
     decode: "Callable[[Sample], Tensor]"
     advance: "Callable[[Sample], Tensor]"
     target: "Tensor | None" = None
+    positions: "Sequence[int]" = ()
+    num_steps: int = 1
+    spread: "Callable[[Sample, Tensor], tuple[Tensor, Tensor]] | None" = None
+    finish: "Callable[[Sample], Tensor] | None" = None
 
     @cached_property
     def pictures(self) -> "Tensor":
@@ -68,3 +76,29 @@ class Sample:
         In a stochastic rollout their noise comes from the sample's own draws, under the purpose "next_state".
         """
         return self.advance(self)
+
+    def next_distribution(self, x0: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Mean `[B, C, H, W]` and standard deviation `[B, 1, 1, 1]` of the next states after a prediction x0 at `x_t`.
+
+        `next_state` was drawn from the distribution of the sample's own x0. Gradients flow through x0. Only for a
+        rollout that draws noise; at the last step the standard deviation is that of the process's end, and may be 0.
+        """
+        assert self.spread is not None
+        return self.spread(self, x0)
+
+    @cached_property
+    def final_x0(self) -> "Tensor":
+        """The ends of the rollouts that go on from `next_state`, `[B, C, H, W]` without gradient.
+
+        An objective that uses them has the need `final_x0`, or `final_pictures` if it uses these.
+        """
+        assert self.finish is not None
+        return self.finish(self)
+
+    @cached_property
+    def final_pictures(self) -> "Tensor":
+        """The pictures of `final_x0`, without gradient; decoded as `pictures` are, once for all objectives."""
+        import torch
+
+        with torch.no_grad():
+            return self.decode(replace(self, x0=self.final_x0))

@@ -1,0 +1,47 @@
+"""GRPO: the density of the rollout's noisy steps follows a reward, which needs no gradient."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dmdr_train.objectives.group_rewards import GroupRewards
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dmdr_train.training.guide import Guide
+    from dmdr_train.training.sample import Sample
+
+CLIP = 0.2
+
+
+class GRPO(GroupRewards):
+    """−mean min(ρ A, clamp(ρ, 1 ± 0.2) A), with ρ the ratio of the densities of the next state, now and when drawn.
+
+    A = (r − mean) / std within a group, with r the reward of the picture at the rollout's end. A sample counts 0 at the
+    last step, which draws no noise, and past the first `steps`. Positions are uniform, so the mean over samples is the
+    policy gradient of all these steps together, up to a factor.
+
+    Every rollout serves one update. Then ρ is 1 and is not clipped, and its gradient is that of the log-density, of one
+    dimension on average (`dmdr_core.gaussian_log_density`). Groups lie within a micro-batch, so A needs no other
+    process.
+
+    There is no KL term: distribution matching, another objective of the recipe, keeps the generator near the teacher.
+    Sources: GRPO, arXiv 2402.03300; for flow models Flow-GRPO, arXiv 2505.05470; for few-step students together with
+    distribution matching RTDMD, arXiv 2605.26108.
+    """
+
+    def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
+        import torch
+        from dmdr_core import gaussian_log_density, group_advantage, policy_loss
+
+        rewards, values = self.rewards(sample)
+        poison = 1 + 0 * rewards.sum()
+        advantage = group_advantage(rewards.nan_to_num(0.0, 0.0, 0.0).flatten(), rewards.shape[1])
+        trained = self.trained(sample)
+        mean, std = sample.next_distribution(sample.x0)
+        std = torch.where(trained.reshape(std.shape), std, 1.0)  # the last step has no density
+        log_density = gaussian_log_density(sample.next_state, mean, std)
+        loss = policy_loss(log_density, log_density.detach(), trained * advantage, CLIP).mean() * poison
+        values[f"constant_groups/{self.name}"] = (rewards == rewards[:, :1]).all(dim=1).float().mean()
+        values[f"reward_std/{self.name}"] = rewards.std(dim=1, correction=0).mean()
+        return loss, values
