@@ -17,14 +17,14 @@ class Calls:
         predictions: of the networks by role, as `dmdr_train.recipe.step_work.predictions` counts them.
         decodings: forward passes of the decoder with gradient.
         decoding_backwards: backward passes through it: one, or with automatic weights one of each objective.
-        target_decodings: forward passes of the decoder without gradient.
+        other_decodings: forward passes of the decoder without gradient: of targets, and for rewards without gradient.
         encodings: forward passes of the text encoders.
     """
 
     predictions: dict[str, float]
     decodings: int
     decoding_backwards: int
-    target_decodings: int
+    other_decodings: int
     encodings: int
 
 
@@ -59,12 +59,13 @@ def calls(settings: Recipe, stage: Stage) -> Calls:
     """The calls of a step in a stage; see `dmdr_train.training.trainer`."""
     asked = predictions(in_stage(settings, stage))
     pictures = [o for o in stage.objectives if uses_pictures(o)]
-    decoded, apart = bool(pictures), any(o.weight == "auto" for o in stage.objectives)
+    followed = [o for o in pictures if takes_gradient(o)]
+    decoded, apart = bool(followed), any(o.weight == "auto" for o in stage.objectives)
     return Calls(
         predictions=asked,
         decodings=int(decoded),
-        decoding_backwards=len(pictures) if apart else int(decoded),
-        target_decodings=sum(is_lpips(o) for o in pictures),
+        decoding_backwards=len(followed) if apart else int(decoded),
+        other_decodings=sum(is_lpips(o) or not takes_gradient(o) for o in pictures),
         encodings=1 + (round(asked["fake_score trained"]) if settings.rollout.reuse == "none" else 0),
     )
 
@@ -72,6 +73,11 @@ def calls(settings: Recipe, stage: Stage) -> Calls:
 def uses_pictures(section: Any) -> bool:
     """Whether an objective looks at decoded pictures."""
     return "reward" in needs(section) or is_lpips(section)
+
+
+def takes_gradient(section: Any) -> bool:
+    """Whether an objective takes gradients at decoded pictures."""
+    return "reward_gradient" in needs(section) or is_lpips(section)
 
 
 def is_lpips(section: Any) -> bool:

@@ -124,7 +124,7 @@ class Sections(Section):
             "drift/std",
             "fake_score_ratio",
             *(f"grad_norm/{name}" for name in ("generator", "fake_score", *self.names)),
-            *(f"past_margin/{name}" for name in trained),
+            *(f"past_margin/{name}" for name, o in self.needing("reward").items() if hasattr(o, "margin")),
         ]
 
     @property
