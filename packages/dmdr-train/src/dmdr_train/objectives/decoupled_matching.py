@@ -12,7 +12,8 @@ from dmdr_train.training.objective import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dmdr_train.training.guide import Guide, Renoised
+    from dmdr_train.training.guide import Guide
+    from dmdr_train.training.renoising import Renoised
     from dmdr_train.training.sample import Sample
 
 
