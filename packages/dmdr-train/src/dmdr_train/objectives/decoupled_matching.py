@@ -1,7 +1,7 @@
 """Decoupled distribution matching: the teacher's guidance is a term of its own, with renoise times of its own."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -59,7 +59,7 @@ class DecoupledMatching(Objective):
     Source: Decoupled DMD, arXiv 2511.22677.
     """
 
-    Section = DecoupledMatchingSection
+    Section: ClassVar[type[ObjectiveSection]] = DecoupledMatchingSection
     needs = frozenset({"fake_score"})
 
     def __init__(self, settings: DecoupledMatchingSection, name: str, reward: Any = None):
