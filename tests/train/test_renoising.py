@@ -10,6 +10,7 @@ from dmdr_core import FlowMatching, VariancePreserving, randn, sub_interval_loss
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.objectives.distribution_matching import DistributionMatching, DistributionMatchingSection
+from dmdr_train.planning.memory import moments
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import parse_recipe
 from dmdr_train.recipe.step_work import predictions
@@ -124,6 +125,19 @@ def test_predictions_are_counted_as_they_are_made(
     asked = predictions(recipe)
     assert (rows[True] / 4, rows[False] / 4) == (asked["fake_score trained"], asked["fake_score"] - 1)
     assert rows[False] / 4 == extra
+
+
+def test_the_plan_knows_the_second_prediction(make_recipe: Callable[..., schema.Recipe], toy_costs: Any) -> None:
+    from dataclasses import replace
+
+    fake_score, teacher = replace(toy_costs.fake_score, held=3), replace(toy_costs.teacher, peak_forward=4)
+    costs = replace(toy_costs, fake_score=fake_score, teacher=teacher)
+    name = "self-consistency of the fake score"
+    found = [
+        moments(make_recipe(rollout=FOUR, guidance=guidance), costs, 5).get(name)
+        for guidance in ({"renoise_from": "next_state"}, {"renoise_from": "next_state", "consistency": 0}, {})
+    ]
+    assert found == [5 * (3 + 4), None, None]
 
 
 @pytest.mark.parametrize(
