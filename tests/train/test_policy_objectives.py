@@ -407,7 +407,7 @@ def test_what_each_objective_decodes(make_recipe_dict: Callable[..., dict[str, A
         recipe = parse_recipe(make_recipe_dict(objectives=objectives, rollout=rollout))
         (stage,) = stages(recipe)
         made = calls(recipe, stage)
-        assert (made.decodings, made.decoding_backwards, made.target_decodings) == numbers, names
+        assert (made.decodings, made.decoding_backwards, made.other_decodings) == numbers, names
 
 
 @pytest.mark.parametrize(("zero_stage", "extra"), [(2, 1.5), (3, 3)])

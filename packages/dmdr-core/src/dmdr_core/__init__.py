@@ -24,6 +24,7 @@ from dmdr_core.randomness import Generators, randn
 from dmdr_core.renoise import BetaRenoise, UniformRenoise
 from dmdr_core.rewards import group_advantage, hinge, relative_reward
 from dmdr_core.rollouts import CoefficientsPreserving, Predict, Rollout, rollout, visit
+from dmdr_core.sub_interval import ancestral_step, renoise_state, sub_interval_loss, sub_interval_target
 from dmdr_core.training_states import PredictRows, authors_states, final_samples, visited_states
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "TimestepGrid",
     "UniformRenoise",
     "VariancePreserving",
+    "ancestral_step",
     "authors_states",
     "cosine_anneal",
     "decoupled_gradient",
@@ -57,7 +59,10 @@ __all__ = [
     "policy_loss",
     "randn",
     "relative_reward",
+    "renoise_state",
     "rollout",
+    "sub_interval_loss",
+    "sub_interval_target",
     "surrogate_loss",
     "visit",
     "visited_states",

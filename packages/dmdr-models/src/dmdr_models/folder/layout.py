@@ -29,6 +29,8 @@ class Layout:
             folder and with the options that the caller gives: `dtype`, and if it takes them `vae`, `resolution` and
             `max_tokens`.
         takes: what a picture is drawn of, class labels or texts.
+        predicts: what the network predicts: the velocity of flow matching, or the noise of a variance-preserving
+            process. The checks of a recipe read it.
         max_tokens: length of the longest sequence of a text unless a recipe says otherwise; None where the family
             leaves no choice.
         checks: "module:function" by part, for what the family demands of the part's config beyond its class. It is
@@ -46,6 +48,7 @@ class Layout:
     parts: Mapping[str, tuple[str, ...]]
     opens: str
     takes: Literal["labels", "texts"] = "labels"
+    predicts: Literal["velocity", "noise"] = "velocity"
     max_tokens: int | None = None
     optional: tuple[str, ...] = ()
     reads_kohya: str | None = None

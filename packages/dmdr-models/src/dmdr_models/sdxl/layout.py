@@ -13,6 +13,7 @@ LAYOUT = Layout(
     },
     opens="dmdr_models.sdxl.family:SDXL",
     takes="texts",
+    predicts="noise",
     checks={"scheduler": "dmdr_models.sdxl.accepted:check_scheduler", "vae": "dmdr_models.sdxl.accepted:check_vae"},
     draws="dmdr_models.sdxl.drawing:SDXLDrawing",
 )

@@ -1,7 +1,7 @@
 """Decoupled distribution matching: the teacher's guidance is a term of its own, with renoise times of its own."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,8 @@ from dmdr_train.training.objective import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dmdr_train.training.guide import Guide, Renoised
+    from dmdr_train.training.guide import Guide
+    from dmdr_train.training.renoising import Renoised
     from dmdr_train.training.sample import Sample
 
 
@@ -58,7 +59,7 @@ class DecoupledMatching(Objective):
     Source: Decoupled DMD, arXiv 2511.22677.
     """
 
-    Section = DecoupledMatchingSection
+    Section: ClassVar[type[ObjectiveSection]] = DecoupledMatchingSection
     needs = frozenset({"fake_score"})
 
     def __init__(self, settings: DecoupledMatchingSection, name: str, reward: Any = None):
@@ -69,9 +70,15 @@ class DecoupledMatching(Objective):
         self.augmentation_times = sampler(settings.augmentation.renoise) or UniformRenoise()
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
+        return self.matched(sample, guide, 1.0)
+
+    def matched(
+        self, sample: "Sample", guide: "Guide", strength: "Tensor | float"
+    ) -> "tuple[Tensor, Mapping[str, Tensor | float]]":
+        """The loss and the values to log, with the augmentation multiplied by `strength`, a number or `[B]`."""
+        import torch
         from dmdr_core import decoupled_gradient, surrogate_loss
 
-        strength, values = self.strength(sample)
         at, below = guide.renoise(sample, self.matching_times), self.renoise_below(sample, guide)
         fake, cond = guide.fake(sample, at), guide.conditional(sample, at)
         ca_cond, ca_uncond = guide.with_and_without_prompt(sample, below)
@@ -87,18 +94,12 @@ class DecoupledMatching(Objective):
             matching.weight,
             augmentation.weight * strength,
         )
-        missing = [each.isnan().flatten(1).any(dim=1) for each in (fake, cond, ca_cond, ca_uncond)]
-        silenced = missing[0].logical_or(missing[1]).logical_or(missing[2]).logical_or(missing[3])
-        values = {
+        missing = torch.stack((fake, cond, ca_cond, ca_uncond)).isnan().flatten(2).any(dim=2).any(dim=0)
+        values: dict[str, Tensor | float] = {
             "teacher_scale": guide.teacher_scale(sample.step),
-            f"silenced/{self.name}": silenced.float().mean(),
-            **values,
+            f"silenced/{self.name}": missing.float().mean(),
         }
         return surrogate_loss(sample.x0, direction), values
-
-    def strength(self, sample: "Sample") -> "tuple[Tensor | float, Mapping[str, Tensor | float]]":
-        """What multiplies the augmentation, a number or `[B]`, and values to log."""
-        return 1.0, {}
 
     def renoise_below(self, sample: "Sample", guide: "Guide") -> "Renoised":
         """The sample's x0 with fresh noise at a time τ_CA < t drawn per sample."""

@@ -1,7 +1,7 @@
 """Rewards are asked for scores: what they fail with is kept, since one process alone must not leave the others."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,3 +22,30 @@ def asked(score: "Callable[[], Tensor]", pictures: "Tensor") -> "tuple[Tensor, s
         except UNSCORED as error:
             failure = str(error) or type(error).__name__
     return pictures.flatten(1).sum(dim=1) * float("nan"), failure
+
+
+class Scored(NamedTuple):
+    """What a reward says of pictures.
+
+    Attributes:
+        score: `[B]`; NaN where there is none.
+        kept: `[B]`, false where the reward has left a picture without a score, which is no failure.
+        failure: why there are no scores at all; empty if there are.
+    """
+
+    score: "Tensor"
+    kept: "Tensor"
+    failure: str
+
+
+def scored(reward: Any, score: "Callable[[], Tensor]", pictures: "Tensor") -> Scored:
+    """The scores of pictures `[B, …]`, as `asked` returns them, and which of them the reward has left out.
+
+    A reward may leave pictures without a score; it counts them in its attribute `skipped`.
+    """
+    import torch
+
+    before = getattr(reward, "skipped", 0)
+    found, failure = asked(score, pictures)
+    left_out = getattr(reward, "skipped", 0) > before
+    return Scored(found, ~found.isnan() if left_out else torch.ones_like(found, dtype=torch.bool), failure)

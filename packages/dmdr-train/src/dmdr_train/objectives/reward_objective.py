@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dmdr_train.objectives.guarded_scores import asked
+from dmdr_train.objectives.guarded_scores import scored
 from dmdr_train.recipe.sections import RewardSection
 from dmdr_train.training.objective import Objective
 
@@ -35,19 +35,16 @@ class RewardObjective(Objective):
         self.scored: str = reward.info.name
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
-        import torch
-
-        before, pictures = getattr(self.reward, "skipped", None), sample.pictures.view_as(sample.pictures)
-        score, failure = asked(lambda: self.score(pictures, sample.prompts, sample.draws), pictures)
+        pictures = sample.pictures.view_as(sample.pictures)
+        score, kept, failure = scored(self.reward, lambda: self.score(pictures, sample.prompts, sample.draws), pictures)
         if failure:
             self.failure = f"{self.reward.info.name} of the objective {self.name}: {failure}"
         values: dict[str, Tensor | float] = {}
-        if before is not None:
-            scored = ~score.isnan() if self.reward.skipped > before else torch.ones_like(score, dtype=torch.bool)
+        if hasattr(self.reward, "skipped"):
             if pictures.requires_grad:  # a picture without a score sends no gradient back
-                pictures.register_hook(lambda slope: slope.masked_fill(~scored.reshape(-1, 1, 1, 1), 0.0))
-            values[f"unscored/{self.name}"] = 1 - scored.float().mean()
-            score = score[scored]
+                pictures.register_hook(lambda slope: slope.masked_fill(~kept.reshape(-1, 1, 1, 1), 0.0))
+            values[f"unscored/{self.name}"] = 1 - kept.float().mean()
+            score = score[kept]
         values[f"reward/{self.scored}"] = score.detach().mean()
         values[f"past_margin/{self.name}"] = (score > self.settings.margin).float().mean()
         return self.loss(score), values

@@ -57,6 +57,8 @@ def moments(settings: Recipe, costs: Costs, batch: int) -> dict[str, int]:
     matching = bool(settings.matching)
     if matching:
         found["backward pass of the fake score"] = costs.fake_score.peak
+        if settings.guidance.self_consistency:
+            found["self-consistency of the fake score"] = costs.fake_score.held + costs.teacher.peak_forward
         guided = settings.guidance.cfg != 1.0 or settings.guidance.cfg_jitter > 0
         asked = [section.teacher_predictions(guided) for section in settings.needing("fake_score").values()]
         found["guidance of the teacher"] = held + min(max(asked), 2) * costs.teacher.peak_forward  # in one call

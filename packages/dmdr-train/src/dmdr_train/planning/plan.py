@@ -9,7 +9,7 @@ from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
-from dmdr_train.planning.schedule import Stage, calls, in_stage, scores_ends, stages
+from dmdr_train.planning.schedule import Stage, calls, in_stage, stages, takes_gradient
 from dmdr_train.planning.straggling import extra_predictions
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
@@ -135,7 +135,7 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
         "generator": asked["generator trained"] * costs.generator.both,
         "fake score": asked["fake_score trained"] * fake_score.both + asked["fake_score"] * fake_score.forward,
         "teacher": asked["teacher"] * costs.teacher.forward,
-        "decoder": (made.decodings + made.target_decodings) * decoder.forward
+        "decoder": (made.decodings + made.other_decodings) * decoder.forward
         + made.decoding_backwards * decoder.backward,
         "rewards": sum(reward_flops(settings, costs, i) for i in range(len(settings.objectives))
                        if settings.objectives[i] in stage.objectives),
@@ -145,12 +145,12 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
 
 
 def reward_flops(settings: Recipe, costs: Costs, place: int) -> int:
-    """Operations of the reward of an objective for one sample, with the gradient at the picture where it is used."""
+    """Operations of the reward of an objective for one sample, with the gradient at the picture if it is taken."""
     if place not in costs.rewards:
         return 0
-    found = costs.rewards[place]
-    texts = 2 if "reward_of_texts" in needs(settings.objectives[place]) else 1  # SRPO compares two
-    image = found.image.forward if scores_ends(settings.objectives[place]) else found.image.both
+    found, section = costs.rewards[place], settings.objectives[place]
+    texts = 2 if "reward_of_texts" in needs(section) else 1  # SRPO compares two
+    image = found.image.both if takes_gradient(section) else found.image.forward
     return image + texts * found.text
 
 

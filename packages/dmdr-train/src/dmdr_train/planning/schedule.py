@@ -17,14 +17,15 @@ class Calls:
         predictions: of the networks by role, as `dmdr_train.recipe.step_work.predictions` counts them.
         decodings: forward passes of the decoder with gradient.
         decoding_backwards: backward passes through it: one, or with automatic weights one of each objective.
-        target_decodings: forward passes of the decoder without gradient: of targets, and of final pictures.
+        other_decodings: forward passes of the decoder without gradient: of targets, of final pictures, and for rewards
+            without gradient.
         encodings: forward passes of the text encoders.
     """
 
     predictions: dict[str, float]
     decodings: int
     decoding_backwards: int
-    target_decodings: int
+    other_decodings: int
     encodings: int
 
 
@@ -59,19 +60,21 @@ def calls(settings: Recipe, stage: Stage) -> Calls:
     """The calls of a step in a stage; see `dmdr_train.training.trainer`."""
     asked = predictions(in_stage(settings, stage))
     pictures = [o for o in stage.objectives if uses_pictures(o)]
-    decoded, apart = bool(pictures), any(o.weight == "auto" for o in stage.objectives)
+    followed = [o for o in pictures if takes_gradient(o)]
+    decoded, apart = bool(followed), any(o.weight == "auto" for o in stage.objectives)
     alone = sum("final_x0" in needs(o) for o in stage.objectives)  # objectives that decode what they recover
+    ends = any("final_pictures" in needs(o) for o in stage.objectives)  # decoded once for all
     return Calls(
         predictions=asked,
         decodings=int(decoded) + alone,
-        decoding_backwards=(len(pictures) if apart else int(decoded)) + alone,
-        target_decodings=sum(is_lpips(o) for o in pictures) + any(map(scores_ends, stage.objectives)),
+        decoding_backwards=(len(followed) if apart else int(decoded)) + alone,
+        other_decodings=sum(is_lpips(o) or not takes_gradient(o) for o in pictures) + ends,
         encodings=1 + (round(asked["fake_score trained"]) if settings.rollout.reuse == "none" else 0),
     )
 
 
 def uses_pictures(section: Any) -> bool:
-    """Whether an objective looks at the pictures of x0, with gradient."""
+    """Whether an objective looks at the pictures of x0."""
     elsewhere = {"final_pictures", "final_x0"} & needs(section)
     return ("reward" in needs(section) and not elsewhere) or is_lpips(section)
 
@@ -81,9 +84,9 @@ def decodes(section: Any) -> bool:
     return "reward" in needs(section) or is_lpips(section)
 
 
-def scores_ends(section: Any) -> bool:
-    """Whether an objective looks at the pictures at the ends of rollouts, without gradient."""
-    return "final_pictures" in needs(section)
+def takes_gradient(section: Any) -> bool:
+    """Whether an objective takes gradients at decoded pictures."""
+    return "reward_gradient" in needs(section) or is_lpips(section)
 
 
 def is_lpips(section: Any) -> bool:

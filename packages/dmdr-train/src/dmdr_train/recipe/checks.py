@@ -36,6 +36,7 @@ def check(recipe: Sections) -> None:
     check_groups(recipe)
     check_mode(recipe)
     check_reuse(recipe)
+    check_renoising(recipe)
     check_backbone(recipe)
     check_alignment(recipe)
     check_quantize(recipe)
@@ -150,6 +151,26 @@ def check_reuse(recipe: Sections) -> None:
     if rollout.reuse == "states" and final:
         kind = next(iter(final.values())).kind
         raise ValueError(f"rollout.reuse: states does not go with {kind}, which needs the final sample; use sample")
+
+
+def check_renoising(recipe: Sections) -> None:
+    """Check that there are next states to renoise, which training and the fake score share."""
+    guidance, rollout, key = recipe.guidance, recipe.rollout, "guidance.renoise_from"
+    if guidance.renoise_from == "x0":
+        if guidance.consistency is not None:
+            raise ValueError(
+                f"guidance.consistency: {guidance.consistency} has no effect with renoise_from x0; "
+                f"set {key}: next_state, or leave it out"
+            )
+        return
+    if not recipe.matching:
+        raise ValueError(f"{key}: next_state has no effect without an objective that matches distributions; use x0")
+    if registry.find(recipe.model.family).predicts != "velocity":
+        raise ValueError(f"{key}: next_state needs flow matching, which family {recipe.model.family} is not; use x0")
+    if rollout.steps == 1:
+        raise ValueError(f"{key}: next_state has no effect with rollout.steps 1, which goes to x0; use x0")
+    if rollout.states == "authors":
+        raise ValueError(f"{key}: next_state does not go with rollout.states authors; use visited, or x0")
 
 
 def check_backbone(recipe: Sections) -> None:

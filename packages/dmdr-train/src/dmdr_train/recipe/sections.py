@@ -277,6 +277,15 @@ class Guidance(Section):
     unconditional: Literal["model", "empty_text"] = Field(
         default="model", description="the prediction without a prompt: as the model says, or of the empty text"
     )
+    renoise_from: Literal["x0", "next_state"] = Field(
+        default="x0",
+        description="where noise is added for the two scores: to the sample's x0, or to the state that its rollout "
+        "goes to next (sub-interval matching)",
+    )
+    consistency: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="weight of the fake score's self-consistency, for renoise_from: next_state; null: 0.01 there",
+    )
     dynamics: Dynamics | None = Field(
         default=None, description="null: the bare teacher and uniform renoising from the start"
     )
@@ -284,6 +293,13 @@ class Guidance(Section):
         default=None,
         description="after each update of the generator; null: the fake score learns from samples alone",
     )
+
+    @property
+    def self_consistency(self) -> float:
+        """The weight of the self-consistency in force."""
+        if self.renoise_from == "x0":
+            return 0.0
+        return 0.01 if self.consistency is None else self.consistency
 
 
 class Optimizer(Section):

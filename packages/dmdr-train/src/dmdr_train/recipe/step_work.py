@@ -23,7 +23,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
     return {
         "generator": generator,
         "generator trained": 1,
-        "fake_score": len(matching),
+        "fake_score": len(matching) + (ratio if guidance.self_consistency else 0),
         "fake_score trained": ratio,
         "teacher": sum(section.teacher_predictions(guided) for section in matching.values())
         + len(recipe.needing("reference")),

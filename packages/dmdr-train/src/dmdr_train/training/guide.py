@@ -5,11 +5,11 @@ the teacher. In the dynamic phase of early training the teacher leans toward the
 (DynaDG), and renoise times are drawn from a Beta distribution (DynaRS). Source: DMDR, arXiv 2511.13649.
 """
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal, denoising_loss, randn
+from dmdr_core import BetaRenoise, UniformRenoise, cosine_anneal
 from dmdr_models.drawing.sampling import both_predictions, guided_prediction
 from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor
@@ -17,18 +17,10 @@ from torch import Tensor
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.recipe import schema
 from dmdr_train.training.alignment import align
+from dmdr_train.training.renoising import Renoised, add_noise, make_renoising
 from dmdr_train.training.sample import Sample
 
 Sampler: TypeAlias = BetaRenoise | UniformRenoise
-
-
-@dataclass(frozen=True)
-class Renoised:
-    """A sample with fresh noise: the states `[B, C, H, W]`, their times `[B]`, and the noise."""
-
-    x_t: Tensor
-    t: Tensor
-    noise: Tensor
 
 
 class Teacher:
@@ -56,11 +48,12 @@ class Guide:
         self.engine = engine
         self.start = start
         self.renoise_times = renoise_sampler(settings)
+        self.renoising = make_renoising(settings, family.process)
 
     # -- predictions
 
     def renoise(self, sample: Sample, times: Sampler | None = None) -> Renoised:
-        """The sample's x0 with fresh noise at a renoise time τ drawn per sample.
+        """The sample with fresh noise at a renoise time τ drawn per sample; see `dmdr_train.training.renoising`.
 
         Every call for one sample gives the same, so that all predictions of a step can be taken at one point.
 
@@ -70,17 +63,11 @@ class Guide:
         drawn = (times or self.renoise_times).sample(
             len(sample.x0), self.age(sample.step), sample.draws.each("renoise_time"), device=sample.x0.device
         )
-        return self.add_noise(sample, self.family.process.time_at(drawn), "renoise_noise")
+        return self.renoising.point(sample, drawn)
 
     def add_noise(self, sample: Sample, t: Tensor, purpose: str) -> Renoised:
-        """The sample's x0 with fresh noise at given times `[B]`.
-
-        Args:
-            purpose: names the noise; the same purpose always gives the same noise.
-        """
-        x0 = sample.x0.detach()
-        noise = randn(x0.shape, sample.draws.each(purpose), device=x0.device)
-        return Renoised(self.family.process.add_noise(x0, noise, t), t, noise)
+        """The sample's x0 with fresh noise at given times `[B]`; the same purpose always gives the same noise."""
+        return add_noise(self.family.process, sample, t, purpose)
 
     @torch.no_grad()
     def fake(self, sample: Sample, at: Renoised) -> Tensor:
@@ -128,9 +115,8 @@ class Guide:
     # -- training of the fake score
 
     def loss(self, sample: Sample) -> Tensor:
-        """What the fake score learns from: denoising of the generator's own samples, mean (F(x_τ) − target)²."""
-        at = self.renoise(sample)
-        return denoising_loss(self._fake_prediction(sample, at), self.family.process.target(sample.x0, at.noise, at.t))
+        """What the fake score learns from: denoising of the generator's own samples."""
+        return self.renoising.loss(sample, self.renoise(sample), partial(self._fake_prediction, sample))
 
     def learn(self, sample: Sample) -> Tensor:
         """Train the fake score on a micro-batch of samples without gradient; returns the loss, without graph."""
