@@ -101,7 +101,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives.1.kind=grpo", "objectives.1.kind: unknown kind of objective 'grpo'; did you mean srpo?"),
         (
             "objectives.1.kind=zzz",
-            "objectives.1.kind: unknown kind of objective 'zzz'; valid are distribution_matching,",
+            "objectives.1.kind: unknown kind of objective 'zzz'; valid are adversarial, ",
         ),
         ("objectives.1=3", "objectives.1: should be a valid dictionary"),
         ("objectives.1={weight: 1}", "objectives.1.kind: is required; add it to the recipe or give key=value"),
@@ -330,7 +330,7 @@ def test_inputs_are_looked_up_from_here_and_then_from_the_recipe(
     [
         ("dmeo", "--config: no recipe 'dmeo'; did you mean demo?"),
         ("sit-xl-2-cold", "did you mean sit-xl-2-cold-start?"),
-        ("nowhere/else.yaml", "give a file, or one of demo, demo-aligned, "),
+        ("nowhere/else.yaml", "give a file, or one of demo, demo-adversarial, "),
     ],
 )
 def test_an_unknown_recipe(config: str, said: str) -> None:

@@ -1,6 +1,7 @@
 """How often a step asks each network, as a function of the recipe."""
 
 from dmdr_train.recipe.derived import Sections
+from dmdr_train.recipe.objective_kinds import needs
 
 
 def predictions(recipe: Sections) -> dict[str, float]:
@@ -18,13 +19,31 @@ def predictions(recipe: Sections) -> dict[str, float]:
     new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
     generator = {"none": own + ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
-    return {
+    asked = {
         "generator": generator,
         "generator trained": 1,
         "fake_score": matching,
         "fake_score trained": ratio,
         "teacher": matching * (2 if guided else 1),
     }
+    beside = discriminating(recipe)
+    return {role: count + beside.get(role, 0) for role, count in asked.items()}
+
+
+def discriminating(recipe: Sections) -> dict[str, float]:
+    """Predictions for the discriminator, whose head costs nothing beside them.
+
+    It sees a real and a generated sample, and the generated one again for each objective that asks. The gradient that
+    an adversarial term takes through the frozen network costs as much as one more prediction.
+    """
+    found, asked = recipe.guidance.discriminator, recipe.needing("discriminator")
+    if found is None or not asked:
+        return {}
+    weighted = sum("fake_score" in needs(o) for o in asked.values())
+    drawn = (found.teacher_steps or 0) * (2 if recipe.guidance.cfg > 1 else 1)
+    work = {"teacher": float(drawn), "fake_score": 0.0}
+    work[found.features] += 2 + weighted + 2 * (len(asked) - weighted)
+    return work
 
 
 def walks_at_random(recipe: Sections) -> bool:
