@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from dmdr_core import discriminator_loss
+from dmdr_core import discriminator_loss, randn
+from dmdr_models.drawing.sampling import sample
 from dmdr_models.networks.features import MiddleFeatures
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
+from dmdr_train.data.prompt_order import Start
 from dmdr_train.distributed import collectives
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.objectives.adversarial import Adversarial, AdversarialSection
@@ -138,6 +140,31 @@ def test_a_split_batch_gives_the_same_head(make_trainer: Callable[..., Trainer])
         heads.append(trainer.guide.state_dict())
     for name, value in heads[0].items():
         torch.testing.assert_close(heads[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_real_samples_are_the_teachers_own(make_trainer: Callable[..., Trainer]) -> None:
+    """Of the generator's prompts, whatever the fake score has learned; drawn as `dmdr_models.drawing` draws them."""
+    trainer = make_trainer(guidance={"ratio": 1, "cfg": 2.0, "discriminator": HEAD}, rollout={"shift": 2.0})
+    trainer.train_step()
+    drawn = sample_of(trainer)
+    found, condition = trainer.guide.discriminator.real(drawn)
+    noise = randn(drawn.x0.shape, drawn.draws.each("teacher"))
+    teacher = trainer.family.load_network()
+    expected = sample(trainer.family, teacher, drawn.condition, noise, 2, "euler", 2.0, 2.0)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert condition is drawn.condition
+
+
+def test_real_samples_may_be_pairs(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    drawn, discriminator = sample_of(trainer), trainer.guide.discriminator
+    target = torch.randn(drawn.x0.shape)
+    pairs: Any = SimpleNamespace(draw=lambda draws: Start([1, 2, 3, 0], target, target))
+    discriminator.settings = discriminator.settings.model_copy(update={"teacher_steps": None})
+    discriminator.pairs = pairs
+    found, condition = discriminator.real(drawn)
+    assert found is target
+    assert condition["class_labels"].tolist() == [1, 2, 3, 0]
 
 
 def test_a_gradient_that_is_not_finite_is_no_step(make_trainer: Callable[..., Trainer]) -> None:

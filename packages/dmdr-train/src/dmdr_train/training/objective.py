@@ -59,7 +59,7 @@ class Objective(ABC):
     """
 
     Section: ClassVar[type[ObjectiveSection]] = ObjectiveSection
-    needs: ClassVar[frozenset[str] | set[str]] = frozenset()
+    needs: frozenset[str] | set[str] = frozenset()
     failure = ""
 
     def __init__(self, settings: Any, name: str, reward: Any = None):
