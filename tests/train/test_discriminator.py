@@ -142,6 +142,31 @@ def test_a_split_batch_gives_the_same_head(make_trainer: Callable[..., Trainer])
         torch.testing.assert_close(heads[1][name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_it_tells_real_from_generated_after_some_updates(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    drawn, discriminator = sample_of(trainer), trainer.guide.discriminator
+    seen = []
+    for _ in range(12):
+        seen.append(trainer.guide.learn_beside(replace(drawn, x0=drawn.x0 + 5), {"discriminator"}))
+        discriminator.update()
+    assert seen[-1]["loss/discriminator"] < seen[0]["loss/discriminator"] - 0.1
+    assert seen[-1]["discriminator/real"] > seen[-1]["discriminator/fake"] + 0.1
+
+
+def test_the_penalty_has_its_weight(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    opinionated(trainer)
+    drawn, discriminator, found = sample_of(trainer), trainer.guide.discriminator, []
+    for weight in (0.0, 1.0, 3.0):
+        discriminator.settings = discriminator.settings.model_copy(update={"r1": weight})
+        trainer.guide.learn_beside(drawn, {"discriminator"})
+        found.append(discriminator.gradients)
+        discriminator.gradients, discriminator.batches = [], 0
+    for none, one, three in zip(*found, strict=True):
+        torch.testing.assert_close(three - none, 3 * (one - none), rtol=1e-3, atol=1e-5)
+    assert any((one - none).abs().max() > 1e-3 for none, one, _ in zip(*found, strict=True))
+
+
 def test_real_samples_are_the_teachers_own(make_trainer: Callable[..., Trainer]) -> None:
     """Of the generator's prompts, whatever the fake score has learned; drawn as `dmdr_models.drawing` draws them."""
     trainer = make_trainer(guidance={"ratio": 1, "cfg": 2.0, "discriminator": HEAD}, rollout={"shift": 2.0})
