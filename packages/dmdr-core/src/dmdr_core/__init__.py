@@ -7,7 +7,9 @@ prediction mean (:mod:`dmdr_core.process`); randomness comes from the generators
 The method: "Distribution Matching Distillation Meets Reinforcement Learning" (DMDR), arXiv 2511.13649.
 """
 
+from dmdr_core.adversarial import discriminator_loss, generator_loss, gradient_penalty
 from dmdr_core.annealing import cosine_anneal
+from dmdr_core.divergences import divergence_weight
 from dmdr_core.grid import Grid, StepGrid, TimestepGrid
 from dmdr_core.guidance import guided
 from dmdr_core.losses import (
@@ -47,11 +49,15 @@ __all__ = [
     "cosine_anneal",
     "decoupled_gradient",
     "denoising_loss",
+    "discriminator_loss",
+    "divergence_weight",
     "dmd_gradient",
     "dmd_loss",
     "final_samples",
     "gaussian_log_density",
     "gaussian_step",
+    "generator_loss",
+    "gradient_penalty",
     "group_advantage",
     "guided",
     "hinge",

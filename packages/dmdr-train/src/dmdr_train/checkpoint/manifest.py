@@ -6,6 +6,7 @@
         generator.safetensors     all trained weights of the generator
         student.safetensors       the same weights, averaged; export uses them
         fake_score.safetensors    the LoRA of the guidance network
+        discriminator.safetensors the discriminator and its optimizer; only if the recipe has one
         recipe.yaml
         metrics.jsonl             rows that could not be written to the run's own file; only if there are such rows
         manifest.json             step, world size, the norms behind automatic weights, versions of packages,
@@ -29,6 +30,7 @@ from dmdr_train.base.errors import UserError, naming
 
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
 ALWAYS = (RECIPE, GENERATOR, STUDENT, FAKE_SCORE)
 """Files that every checkpoint has, besides DeepSpeed's."""
 ENGINES = ("generator", "guidance")

@@ -17,7 +17,16 @@ from dmdr_train.base.atomic_files import settle, settle_names
 from dmdr_train.base.errors import DmdrTrainError
 from dmdr_train.base.versions import versions
 from dmdr_train.checkpoint.background_writes import Writes
-from dmdr_train.checkpoint.manifest import ENGINES, FAKE_SCORE, GENERATOR, MANIFEST, RECIPE, STUDENT, signed
+from dmdr_train.checkpoint.manifest import (
+    DISCRIMINATOR,
+    ENGINES,
+    FAKE_SCORE,
+    GENERATOR,
+    MANIFEST,
+    RECIPE,
+    STUDENT,
+    signed,
+)
 from dmdr_train.checkpoint.retention import remove
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import anywhere
@@ -112,6 +121,8 @@ class Saving:
         save_weights(self.partial / FAKE_SCORE, masters(trainer.guidance), self.writes)
         save_weights(self.partial / STUDENT, average.shares(), self.writes)
         if trainer.rank == 0:
+            if state := trainer.guide.state_dict():
+                self.writes(save_file, state, self.partial / DISCRIMINATOR)
             for name, text in self.texts.items():
                 self.writes(_save_text, text, self.partial / name)
 

@@ -22,6 +22,15 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
 
 
+def mean_tensor_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor over all processes; every process must pass the same shape."""
+    if dist.get_world_size() == 1:
+        return values
+    total = values.to(_communicating(), copy=True)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).to(values.device)
+
+
 def anywhere(flag: bool) -> bool:
     """Return whether `flag` is true on any process; every process must call this."""
     return mean_over_processes({"flag": float(flag)})["flag"] > 0

@@ -1,7 +1,7 @@
 """Distribution matching: the generator's samples move from the fake score's x0 toward the teacher's."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,19 +17,38 @@ if TYPE_CHECKING:
 
 class DistributionMatchingSection(ObjectiveSection):
     weight: Annotated[float, Field(gt=0)] = 1.0
+    divergence: Literal["reverse_kl", "softened_reverse_kl", "jensen_shannon", "jeffreys", "forward_kl"] = Field(
+        default="reverse_kl", description="all others weight each sample by its density ratio"
+    )
+
+    @property
+    def also_needs(self) -> frozenset[str]:
+        return frozenset() if self.divergence == "reverse_kl" else frozenset({"discriminator"})
+
+    def check(self, recipe: Any, key: str) -> None:
+        """A density ratio is what the discriminator's logistic loss estimates."""
+        found = recipe.guidance.discriminator
+        if self.also_needs and found is not None and found.loss != "logistic":
+            raise ValueError(
+                f"guidance.discriminator.loss: {found.loss} gives no density ratio, which {key}.divergence "
+                f"{self.divergence} needs; use logistic"
+            )
 
 
 class DistributionMatching(Objective):
     """½ · mean (x0 − sg(x0 − g))², with g the normalised difference of the fake score's and the teacher's x0.
 
     Both predict at the same renoised x_τ, without gradient. Source: DMD, arXiv 2311.18828; DMDR, arXiv 2511.13649.
+    This lowers the reverse KL divergence. For another f-divergence each sample has the weight h(r)/h(1), where r is
+    the density ratio p/q at x_τ of the teacher's samples and the generator's, as `guidance.discriminator` estimates it.
+    Source: f-distill, arXiv 2502.15681; `dmdr_core.divergences` has the table.
     """
 
     Section = DistributionMatchingSection
     needs = frozenset({"fake_score"})
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
-        from dmdr_core import dmd_loss
+        from dmdr_core import divergence_weight, dmd_loss
 
         at = guide.renoise(sample)
         fake, real = guide.fake(sample, at), guide.real(sample, at)
@@ -38,4 +57,8 @@ class DistributionMatching(Objective):
             "teacher_scale": guide.teacher_scale(sample.step),
             f"silenced/{self.name}": silenced,
         }
-        return dmd_loss(sample.x0, real, fake), values
+        weight = None
+        if self.settings.also_needs:
+            weight = divergence_weight(self.settings.divergence, guide.log_ratio(sample, at))
+            values[f"divergence_weight/{self.name}"] = weight.mean()
+        return dmd_loss(sample.x0, real, fake, weight=weight), values

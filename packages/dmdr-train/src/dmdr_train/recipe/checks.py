@@ -39,6 +39,7 @@ def check(recipe: Sections) -> None:
     check_renoising(recipe)
     check_backbone(recipe)
     check_alignment(recipe)
+    check_discriminator(recipe)
     check_quantize(recipe)
     check_start(recipe)
     check_precision(recipe)
@@ -100,7 +101,8 @@ def check_data(recipe: Sections) -> None:
         raise ValueError(
             f"model.resolution: has {len(recipe.model.sizes)} sizes and {kind} learns from pairs of one; give one size"
         )
-    if data.pairs is not None and not pairs:
+    discriminator = recipe.guidance.discriminator
+    if data.pairs is not None and not pairs and (discriminator is None or discriminator.teacher_steps is not None):
         raise ValueError("data.pairs: has no effect without an objective of kind regression; add one, or leave it out")
     if data.prompts is None:
         for key in ("name", "column", "streaming", "embeddings"):
@@ -118,7 +120,7 @@ def check_groups(recipe: Sections) -> None:
         raise ValueError(f"rollout.group_size: is 1 and {kind} compares the samples of a prompt; use 2 or more")
     if size > 1 and not grouped:
         raise ValueError(f"rollout.group_size: {size} has no effect, since no objective compares samples; use 1")
-    if grouped and recipe.data.pairs is not None:
+    if grouped and recipe.needing("pairs"):
         raise ValueError("data.pairs: do not come in groups; leave one of the objectives out")
 
 
@@ -196,6 +198,34 @@ def check_alignment(recipe: Sections) -> None:
         raise ValueError(
             "guidance.alignment: does not go with a model.generator_lora on a model.generator of its own, since the "
             "fake score is on the teacher; use null"
+        )
+
+
+def check_discriminator(recipe: Sections) -> None:
+    """Check that there is a discriminator exactly where an objective needs it, and that it has its real samples."""
+    found, asked = recipe.guidance.discriminator, recipe.needing("discriminator")
+    if asked and found is None:
+        kind = next(iter(asked.values())).kind
+        raise ValueError(f"guidance.discriminator: is null and {kind} needs it; give one, {{}} for all defaults")
+    if found is None:
+        return
+    if not asked:
+        raise ValueError("guidance.discriminator: has no effect without an objective such as adversarial; leave it out")
+    if found.teacher_steps is None and recipe.data.pairs is None:
+        raise ValueError(
+            "guidance.discriminator.teacher_steps: is null without data.pairs, the real samples; give one of them"
+        )
+    if found.teacher_steps is None and len(recipe.model.sizes) > 1:
+        raise ValueError(
+            "guidance.discriminator.teacher_steps: is null, and pairs have one of the several sizes of "
+            "model.resolution; give steps"
+        )
+    if recipe.optim.zero_stage == 3:
+        raise ValueError("guidance.discriminator: does not go with optim.zero_stage 3; use 2, or leave it out")
+    if recipe.memory.compile:
+        raise ValueError(
+            "memory.compile: true does not go with guidance.discriminator, which reads the features of a block; "
+            "use false"
         )
 
 

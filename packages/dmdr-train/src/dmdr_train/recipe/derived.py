@@ -62,11 +62,16 @@ class Sections(Section):
 
         The name tells which objectives join at the stage's start: regression, or cold start, which is distribution
         matching alone. Where all rewards join at one step, the stage from there on is the joint stage. Where they join
-        at several steps, each stage has the names of the rewards that joined.
+        at several steps, each stage has the names of the rewards that joined. An adversarial term makes no stage of its
+        own.
         """
         kinds: dict[int, list[str]] = {}
         rewards: dict[int, list[str]] = {}
+        accompanying = [o for o in self.objectives if needs(o) == {"discriminator"}]
+        alone = len(accompanying) == len(self.objectives)
         for objective in sorted(self.objectives, key=lambda o: o.start):
+            if objective in accompanying and not alone:
+                continue
             kinds.setdefault(objective.start, []).append(
                 "cold_start" if "fake_score" in needs(objective) else objective.kind
             )

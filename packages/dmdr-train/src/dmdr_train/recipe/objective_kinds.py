@@ -29,7 +29,7 @@ class _Kind(BaseModel):
 
 def needs(section: ObjectiveSection) -> frozenset[str]:
     """What an objective needs of the trainer; see `dmdr_train.training.objective.Objective`."""
-    return frozenset(OBJECTIVES.load(section.kind).needs)
+    return frozenset(OBJECTIVES.load(section.kind).needs) | section.also_needs
 
 
 def section_class(kind: str) -> type[ObjectiveSection]:

@@ -12,6 +12,7 @@ from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.sections import (
     Alignment,
     Data,
+    DiscriminatorHead,
     Dynamics,
     Guidance,
     Lora,
@@ -29,9 +30,9 @@ from dmdr_train.recipe.sections import (
 from dmdr_train.recipe.tracking_sections import DRAWN, EVALUATED, Evaluation, Samples, Tracking, Watch
 
 __all__ = [
-    "DEFAULT_RULES", "DRAWN", "EVALUATED", "Alignment", "AnyRule", "Data", "Dynamics", "Evaluation", "Guidance",
-    "Limit", "Lora", "Memory", "Model", "ObjectiveSection", "Optim", "Optimizer", "Recipe", "Renoise", "Reward",
-    "RewardHacking", "RewardSection", "Rollout", "Run", "Samples", "Section", "Tracking", "Watch",
+    "DEFAULT_RULES", "DRAWN", "EVALUATED", "Alignment", "AnyRule", "Data", "DiscriminatorHead", "Dynamics",
+    "Evaluation", "Guidance", "Limit", "Lora", "Memory", "Model", "ObjectiveSection", "Optim", "Optimizer", "Recipe",
+    "Renoise", "Reward", "RewardHacking", "RewardSection", "Rollout", "Run", "Samples", "Section", "Tracking", "Watch",
 ]  # fmt: skip
 
 

@@ -173,6 +173,11 @@ class ObjectiveSection(Section):
         return self.start <= step and (self.stop is None or step < self.stop)
 
     @property
+    def also_needs(self) -> frozenset[str]:
+        """What the objective needs with these settings, besides the `needs` of its class."""
+        return frozenset()
+
+    @property
     def files(self) -> dict[str, str]:
         """The files that the objective reads, except a reward's, by their keys in the section."""
         return {}
@@ -265,6 +270,21 @@ class Alignment(Section):
     decay: Fraction = Field(default=0.98, description="the share of the fake score that stays")
 
 
+class DiscriminatorHead(Section):
+    """A head on the guidance network's features, trained to tell real samples from the generator's."""
+
+    features: Literal["teacher", "fake_score"] = Field(
+        default="teacher", description="the role of the guidance network whose middle block the head sees"
+    )
+    teacher_steps: Positive | None = Field(
+        default=8, description="steps in which the teacher draws the real samples; null: they come from data.pairs"
+    )
+    loss: Literal["logistic", "hinge"] = "logistic"
+    r1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="weight of the gradient penalty; 0: none")
+    width: Positive = Field(default=64, description="of the head's layers")
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
 class Guidance(Section):
     """Teacher and fake score."""
 
@@ -292,6 +312,9 @@ class Guidance(Section):
     alignment: Alignment | None = Field(
         default=None,
         description="after each update of the generator; null: the fake score learns from samples alone",
+    )
+    discriminator: DiscriminatorHead | None = Field(
+        default=None, description="for adversarial objectives and density ratios; null: none"
     )
 
     @property

@@ -1,6 +1,7 @@
 """How often a step asks each network, as a function of the recipe."""
 
 from dmdr_train.recipe.derived import Sections
+from dmdr_train.recipe.objective_kinds import needs
 
 
 def predictions(recipe: Sections) -> dict[str, float]:
@@ -20,7 +21,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
     if finishes(recipe):  # from the next state to the end; in step, all that follow the first
         generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
-    return {
+    asked = {
         "generator": generator,
         "generator trained": 1,
         "fake_score": len(matching) + (ratio if guidance.self_consistency else 0),
@@ -28,6 +29,24 @@ def predictions(recipe: Sections) -> dict[str, float]:
         "teacher": sum(section.teacher_predictions(guided) for section in matching.values())
         + len(recipe.needing("reference")),
     }
+    beside = discriminating(recipe)
+    return {role: count + beside.get(role, 0) for role, count in asked.items()}
+
+
+def discriminating(recipe: Sections) -> dict[str, float]:
+    """Predictions for the discriminator, whose head costs nothing beside them.
+
+    It sees a real and a generated sample, and the generated one again for each objective that asks. The gradient that
+    an adversarial term takes through the frozen network costs as much as one more prediction.
+    """
+    found, asked = recipe.guidance.discriminator, recipe.needing("discriminator")
+    if found is None or not asked:
+        return {}
+    weighted = sum("fake_score" in needs(o) for o in asked.values())
+    drawn = (found.teacher_steps or 0) * (2 if recipe.guidance.cfg > 1 else 1)
+    work = {"teacher": float(drawn), "fake_score": 0.0}
+    work[found.features] += 2 + weighted + 2 * (len(asked) - weighted)
+    return work
 
 
 def finishes(recipe: Sections) -> bool:

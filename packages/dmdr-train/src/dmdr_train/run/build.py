@@ -18,6 +18,7 @@ from dmdr_train.distributed.deepspeed_engine import make_engine
 from dmdr_train.distributed.device import allow_tf32
 from dmdr_train.objectives.from_recipe import make_objectives
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.training.discriminator import Discriminator
 from dmdr_train.training.guide import Guide
 from dmdr_train.training.networks import Networks, load_family, make_networks, open_decoder
 from dmdr_train.training.reward_view import View
@@ -50,11 +51,18 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     guidance = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
     with naming("memory.reward_crop"):
         view = View(family, settings.memory, [size.shape for size in settings.model.sizes])
+    discriminator = None
+    if settings.guidance.discriminator is not None:
+        with naming("guidance.discriminator"):
+            discriminator = Discriminator(
+                settings.guidance, family, guidance, device, settings.run.seed, settings.rollout.shift, pairs
+            )
+    start = settings.matching[0].start if settings.matching else 0
     trainer = Trainer(
         settings,
         family,
         generator,
-        Guide(settings.guidance, family, guidance, settings.matching[0].start if settings.matching else 0),
+        Guide(settings.guidance, family, guidance, start, discriminator),
         objectives,
         Rollouts(settings, family, generator, make_prompts(settings, family), view, device, pairs),
         device,

@@ -5,6 +5,8 @@ the teacher. In the dynamic phase of early training the teacher leans toward the
 (DynaDG), and renoise times are drawn from a Beta distribution (DynaRS). Source: DMDR, arXiv 2511.13649.
 """
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.recipe import schema
 from dmdr_train.training.alignment import align
+from dmdr_train.training.discriminator import Discriminator
 from dmdr_train.training.renoising import Renoised, add_noise, make_renoising
 from dmdr_train.training.sample import Sample
 
@@ -40,13 +43,22 @@ class Guide:
         settings: the section `guidance` of a recipe.
         engine: engine (or module) of the guidance network, which is called with a `lora_scale`.
         start: the step at which the first objective begins to match distributions, where the dynamic phase begins.
+        discriminator: for objectives that need one.
     """
 
-    def __init__(self, settings: schema.Guidance, family: Family, engine: Any, start: int = 0):
+    def __init__(
+        self,
+        settings: schema.Guidance,
+        family: Family,
+        engine: Any,
+        start: int = 0,
+        discriminator: Discriminator | None = None,
+    ):
         self.settings = settings
         self.family = family
         self.engine = engine
         self.start = start
+        self._discriminator = discriminator
         self.renoise_times = renoise_sampler(settings)
         self.renoising = make_renoising(settings, family.process)
 
@@ -112,6 +124,33 @@ class Guide:
         prediction = self.family.predict(self.engine, sample.x_t, sample.t, sample.condition, lora_scale=0.0)
         return self.family.process.to_x0(sample.x_t, prediction, sample.t)
 
+    # -- the discriminator
+
+    @property
+    def discriminator(self) -> Discriminator:
+        """The discriminator; only for objectives that need one."""
+        assert self._discriminator is not None
+        return self._discriminator
+
+    def logit(self, sample: Sample) -> Tensor:
+        """The discriminator's logits `[B]` of the renoised sample; their gradients flow to the sample's x0."""
+        at = self.renoise(sample)
+        x_t = self.family.process.add_noise(sample.x0, at.noise, at.t)
+        return self.discriminator.logit(x_t, at.t, sample.condition)
+
+    @torch.no_grad()
+    def log_ratio(self, sample: Sample, at: Renoised) -> Tensor:
+        """log p(x_τ)/q(x_τ), `[B]`, of real samples and the generator's, as the discriminator estimates it."""
+        return self.discriminator.logit(at.x_t, at.t, sample.condition)
+
+    def learn_beside(self, sample: Sample, needs: Collection[str]) -> Mapping[str, Tensor]:
+        """What the guide learns from a micro-batch of the generator's own update; returns values to log."""
+        if "discriminator" not in needs:
+            return {}
+        detached = replace(sample, x0=sample.x0.detach())
+        at = self.renoise(detached)
+        return self.discriminator.learn(detached, at.x_t, at.t)
+
     # -- training of the fake score
 
     def loss(self, sample: Sample) -> Tensor:
@@ -126,10 +165,29 @@ class Guide:
         return loss.detach()
 
     def after_update(self, generator: Any, step: int) -> None:
-        """Follow the generator's update of a step, where the recipe has an alignment and distributions are matched."""
+        """Follow the generator's update of a step. All processes must call this together.
+
+        The fake score moves toward the generator if the recipe has an alignment and distributions are matched, and the
+        discriminator takes the step that it has learned.
+        """
+        if self._discriminator is not None:
+            self._discriminator.update()
         alignment = self.settings.alignment
         if alignment is not None and self.age(step) >= 0:
             align(self.engine, generator, alignment.decay, self.settings.fake_scale)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps besides the engine: the discriminator's state; empty without one."""
+        return {} if self._discriminator is None else self._discriminator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            KeyError, RuntimeError: it is that of another discriminator.
+        """
+        if self._discriminator is not None:
+            self._discriminator.load_state_dict(state)
 
     # -- what changes from step to step
 

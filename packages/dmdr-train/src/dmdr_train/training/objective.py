@@ -33,6 +33,7 @@ NEEDS = {
     "reward_gradient": "the reward must have a gradient",
     "reward_of_texts": "the reward must read texts",
     "pairs": "samples start from `data.pairs`, and have a target",
+    "discriminator": "the recipe has a `guidance.discriminator`, which is trained while the objective takes part",
     "groups": "samples come in groups of `rollout.group_size` with the same prompt",
     "final_x0": "every rollout goes on to its end, for `sample.final_x0`",
     "final_pictures": "the same, for `sample.final_pictures`",
@@ -52,7 +53,7 @@ class Objective(ABC):
 
     Attributes:
         Section: the class of the objective's recipe section.
-        needs: what the objective needs, some of `NEEDS`.
+        needs: what the objective needs, some of `NEEDS`; its section may add to them.
         weight: what the loss is multiplied by, at every step.
         failure: why the reward could not score the last sample; empty if it could.
 
@@ -61,7 +62,7 @@ class Objective(ABC):
     """
 
     Section: ClassVar[type[ObjectiveSection]] = ObjectiveSection
-    needs: ClassVar[frozenset[str] | set[str]] = frozenset()
+    needs: frozenset[str] | set[str] = frozenset()
     failure = ""
 
     def __init__(self, settings: Any, name: str, reward: Any = None):
@@ -69,6 +70,7 @@ class Objective(ABC):
         self.name = name
         self.reward = reward
         self.weight = Weight(settings)
+        self.needs = self.needs | getattr(settings, "also_needs", frozenset())
 
     @abstractmethod
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
@@ -79,14 +81,6 @@ class Objective(ABC):
         The trainer takes the loss's gradients at `sample.x0` and at `sample.pictures`, which begin a graph of their
         own. It takes those at the pictures through the decoder, and sends the weighted sum of all objectives' gradients
         into the generator.
-        """
-
-    def after_update(self, generator: Any, step: int) -> None:  # noqa: B027
-        """Called on all processes after each of the generator's updates in which the objective takes part.
-
-        Args:
-            generator: engine (or module) of the generator.
-            step: the training step of the update.
         """
 
     def score(self, pictures: "Tensor", prompts: "Sequence[Any]", draws: "Draws") -> "Tensor":

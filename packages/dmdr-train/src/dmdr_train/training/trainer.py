@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
 
 class Trainer:
-    """Takes the steps of a run. All its state is in the checkpoint: two engines, the objectives' weights, the step.
+    """Takes the steps of a run. Its state is in the checkpoint: two engines, discriminator, objectives' weights, step.
 
     Args:
         generator: engine (or module) of the generator.
@@ -134,10 +134,10 @@ class Trainer:
             loss, values, gradients = self.generator_loss(sample)
             self.generator.backward(loss)
             self.generator.step()
+            values |= self.guide.learn_beside(sample, self.needs())
             squares = {name: gradient.square().sum() for name, gradient in gradients.items()}
             seen.append(Seen(sample.prompts, values, squares))
-        for follower in (self.guide, *self.at_work()):
-            follower.after_update(self.generator, self.step)
+        self.guide.after_update(self.generator, self.step)
         return seen
 
     def generator_loss(self, sample: Sample) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
