@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from dmdr_train.recipe.fields import Section
-from dmdr_train.recipe.sections import ObjectiveSection, Renoise
+from dmdr_train.recipe.guidance_sections import Renoise
+from dmdr_train.recipe.sections import ObjectiveSection
 from dmdr_train.training.objective import Objective
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pydantic import Field
 from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.alarm_rules import DEFAULT_RULES, AnyRule, RewardHacking
 from dmdr_train.recipe.fields import Section
+from dmdr_train.recipe.guidance_sections import Guidance
 from dmdr_train.recipe.objective_kinds import AnyObjective, needs
 from dmdr_train.recipe.sections import (
     Data,
-    Guidance,
     Memory,
     Model,
     Optim,

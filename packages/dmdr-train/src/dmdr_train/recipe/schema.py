@@ -9,19 +9,15 @@ from dmdr_train.recipe.alarm_rules import DEFAULT_RULES, AnyRule, Limit, RewardH
 from dmdr_train.recipe.checks import check
 from dmdr_train.recipe.derived import Sections
 from dmdr_train.recipe.fields import Section
+from dmdr_train.recipe.guidance_sections import Alignment, DiscriminatorHead, Dynamics, Guidance, Renoise
 from dmdr_train.recipe.sections import (
-    Alignment,
     Data,
-    DiscriminatorHead,
-    Dynamics,
-    Guidance,
     Lora,
     Memory,
     Model,
     ObjectiveSection,
     Optim,
     Optimizer,
-    Renoise,
     Reward,
     RewardSection,
     Rollout,
