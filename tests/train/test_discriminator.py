@@ -322,8 +322,8 @@ def test_it_makes_no_stage_of_its_own(make_recipe: Callable[..., Recipe]) -> Non
             "guidance.discriminator: does not go with optim.zero_stage 3; use 2, or leave it out",
         ),
         (
-            {"guidance": {"discriminator": {}, "renoise_from": "next_state"}},
-            "guidance.discriminator: judges renoised x0, and does not go with guidance.renoise_from: next_state; use x0",
+            {"guidance": {"discriminator": {}, "renoise_from": "next_state"}, "rollout": {"steps": 2}},
+            "guidance.discriminator: judges renoised x0, and does not go with guidance.renoise_from: next_state",
         ),
         (
             {"guidance": {"discriminator": {}}, "memory": {"compile": True}},
