@@ -6,7 +6,7 @@ from typing import Any
 from dmdr_models.base.picture_size import size_text
 from torch import nn
 
-from dmdr_train import __version__
+from dmdr_train.base.versions import versions
 from dmdr_train.distributed.deepspeed_internals import full_size
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.trainer import Trainer
@@ -23,7 +23,7 @@ def header(settings: Recipe, trainer: Trainer, plan: Sequence[str]) -> str:
     lines += [("", f"{role}: {size}") for role, size in roles(settings, trainer).items()]
     lines += [("batch", batch(settings, trainer)), *labelled("stages", stages(settings))]
     lines += [("output", f"{run.output}" + (f", resumed at step {step}" if step else "")), *labelled("plan", plan)]
-    return "\n".join([f"dmdr {__version__}", *(f"  {name:<9}{text}" for name, text in lines)])
+    return "\n".join([f"dmdr-train {versions()['dmdr-train']}", *(f"  {name:<9}{text}" for name, text in lines)])
 
 
 def labelled(name: str, lines: Iterable[str]) -> list[tuple[str, str]]:
