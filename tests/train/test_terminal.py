@@ -11,7 +11,7 @@ from dmdr_train.recipe.schema import Recipe
 from dmdr_train.tracking import progress as progress_module
 from dmdr_train.tracking.progress import WIDTH, Progress, Trend, duration, short_name, sparkline
 from dmdr_train.tracking.run_tracker import open_tracker
-from dmdr_train.tracking.terminal import LiveView
+from dmdr_train.tracking.terminal import LiveView, open_view
 from rich.console import Console
 
 JOINT = [
@@ -110,6 +110,42 @@ def test_the_view_of_a_terminal(make_recipe: Callable[..., Recipe], clock: Clock
     assert "held out clip  0.3 (teacher 0.5)" in shown
     assert "! warning: the disk is full" in shown
     assert "lr" not in shown
+
+
+class Stream(io.StringIO):
+    """Stands in for stdout: a terminal or a file, with an encoding."""
+
+    encoding = "utf-8"
+    terminal = True
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "encoding", "kind", "live"),
+    [
+        (True, "utf-8", "xterm", True),
+        (False, "utf-8", "xterm", False),
+        (True, "ascii", "xterm", False),
+        (True, "utf-8", "dumb", False),
+    ],
+)
+def test_only_a_terminal_gets_the_live_view(
+    make_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    encoding: str,
+    kind: str,
+    live: bool,
+) -> None:
+    stream = Stream()
+    stream.terminal, stream.encoding = terminal, encoding  # type: ignore[misc]
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("TERM", kind)
+    view = open_view(Progress(make_recipe(), 0))
+    view.close()
+    assert isinstance(view, LiveView) == live
 
 
 def test_warnings_are_remembered_and_other_lines_are_not(

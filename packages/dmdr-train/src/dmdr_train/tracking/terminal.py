@@ -27,8 +27,9 @@ class View(Protocol):
 
 
 def open_view(progress: Progress) -> View:
-    """The live view where stdout is a terminal that can move its cursor, otherwise plain lines."""
-    live = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    """The live view where stdout is a terminal that moves its cursor and shows blocks, otherwise plain lines."""
+    blocks = (sys.stdout.encoding or "").lower().startswith("utf")
+    live = sys.stdout.isatty() and blocks and os.environ.get("TERM") not in ("dumb", "unknown")
     return LiveView(progress) if live else PlainLines(progress)
 
 
