@@ -48,6 +48,8 @@ def test_a_panel_has_the_teacher_and_the_limits(settings: Recipe) -> None:
     teacher = [(step, 0.8) for step in (2, 3, 4, 5)]
     assert lines["watch/diversity"] == [("teacher", teacher), ("limit", [(3, 0.4), (4, 0.4), (5, 0.4)])]
     assert lines["watch/saturation"] == [("limit", [(4, 0.8), (5, 0.8)])]
+    rows[1]["watch/saturation"] = rows[2]["watch/saturation"] = 0.0  # a share of 0 is no limit
+    assert {panel.name: panel.lines for panel in panels(rows, settings)}["watch/saturation"] == []
     assert lines["watch/drift/std"] == [("limit", [(step, 0.5) for step in (2, 3, 4, 5)])]
 
 

@@ -58,6 +58,13 @@ def test_pictures_are_read_back_from_their_sheet() -> None:
     assert Layout((*colours, "a fourth"), 32, 32).cells(sheet) == []
 
 
+def test_blocks_are_below_each_other() -> None:
+    """Thirty columns do not fit beside each other; all of them are read back."""
+    greys = [plain(f"#{i:02x}{i:02x}{i:02x}", (416, 416)) for i in range(30)]
+    cells = Layout(("a",) * 30, 416, 416).cells(draw_sheet({"": greys}, ["a"] * 30))
+    assert [cell.getpixel((5, 5)) for cell in cells] == [(i, i, i) for i in range(30)]
+
+
 def test_long_captions_are_wrapped_and_cut() -> None:
     lines = wrapped("a small café in Lyon, " * 9, 100, 4)
     assert len(lines) == 4
