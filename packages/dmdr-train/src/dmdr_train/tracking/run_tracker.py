@@ -87,7 +87,7 @@ class RunTracker:
         self._each(lambda tracker: tracker.log(step, values))
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Log a picture, such as a row of samples."""
+        """Log a picture, such as a sheet of samples."""
         self._each(lambda tracker: tracker.picture(step, name, image))
 
     def checkpoint(self, step: int, folder: Path) -> None:
