@@ -14,7 +14,7 @@ from dmdr_train.base.random_draws import Draws
 from dmdr_train.data.pairs import Pairs, check_pairs
 from dmdr_train.data.shard_folder import MANIFEST
 from dmdr_train.evaluation.check import check_evaluation
-from dmdr_train.evaluation.sample_sheets import draw_samples, sample_row
+from dmdr_train.evaluation.sample_sheets import draw_samples, pictures
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan
 from dmdr_train.recipe import schema
 from dmdr_train.recipe.load import apply_override, dump_recipe, from_yaml, parse_recipe
@@ -193,9 +193,9 @@ def test_a_sheet_has_the_first_size(make_recipe: Callable[..., Recipe], sd3: Pat
     model = {"family": "sd3", "path": str(sd3), "resolution": [LIST[1], LIST[0]], "max_tokens": 8}
     family = load_family(make_recipe(model=model))
     plan, samples = SamplingPlan(1, "euler"), schema.Samples(count=2, prompts=["a cat", "a dog"])
-    pictures = draw_samples(family, samples, CPU, 2, family.load_network(), plan)
-    assert pictures.shape == (2, 3, 16, 48)
-    assert sample_row(pictures).size == (2 + 2 * (2 * 48 + 2), 2 + 2 * 16 + 2)  # enlarged twice, with borders of two
+    images = draw_samples(family, samples, CPU, 2, family.load_network(), plan)
+    assert images.shape == (2, 3, 16, 48)
+    assert [picture.size for picture in pictures(images)] == [(48, 16)] * 2
     assert family.students.sampling["size"] == [16, 48]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,23 @@ def test_wandb_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         (choice,) = chosen(tracking)
         with pytest.raises(UserError, match=rf"^{key}: wandb is not installed; pip install dmdr-train\[wandb\]"):
             choice.check()
+
+
+def test_samples_are_a_series_in_tensorboard_and_wandb(tmp_path: Path) -> None:
+    from dmdr_train.tracking.tensorboard import TensorBoard
+    from dmdr_train.tracking.wandb import WandB
+
+    logged: list[Any] = []
+    board, wandb = TensorBoard.__new__(TensorBoard), WandB.__new__(WandB)
+    board.writer = SimpleNamespace(add_image=lambda name, pixels, step, **_: logged.append((name, pixels.shape, step)))
+    wandb.wandb = SimpleNamespace(Image=lambda image, caption: (image.size, caption))
+    wandb.run = SimpleNamespace(log=lambda values, step: logged.append((values, step)))
+    for tracker in (board, wandb):
+        tracker.picture(100, "student-00000100", Image.new("RGB", (2, 3)))
+    assert logged == [
+        ("samples/student", (3, 2, 3), 100),
+        ({"samples/student": ((2, 3), "student-00000100")}, 100),
+    ]
 
 
 def test_rows_are_not_touched_until_a_run_goes_on(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

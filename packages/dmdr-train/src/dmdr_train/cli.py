@@ -14,11 +14,13 @@ from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 from dmdr_train import __version__
 from dmdr_train.base.errors import user_errors
 from dmdr_train.base.exit_codes import EXIT_CODE
-from dmdr_train.commands import encode, evaluate, export, pairs, plan, report, run
+from dmdr_train.commands import encode, evaluate, export, init, pairs, plan, recipes, report, run
 from dmdr_train.distributed.slurm import join_step
 
 COMMANDS = {
     "run": run,
+    "init": init,
+    "recipes": recipes,
     "plan": plan,
     "encode": encode,
     "pairs": pairs,

@@ -1,12 +1,13 @@
-"""Sheets of samples: the pictures in a column start from the same noise, whichever network draws them."""
+"""Samples: the pictures in a column of a sheet start from the same noise, whichever network draws them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from dmdr_models.drawing.images import grid, save_png
 from dmdr_models.families.protocols import Family
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from dmdr_train.data.prompt_files import evaluation_prompts
@@ -45,27 +46,17 @@ def sample_prompts(num_classes: int | None, settings: schema.Samples) -> list[An
     return [i * stride % num_classes for i in range(settings.count)]
 
 
-def labelled_rows(rows: dict[str, Image.Image]) -> Image.Image:
-    """One picture of all rows below each other, with their names on the left."""
-    font = ImageFont.load_default(size=16)
-    margin = 12 + max(int(font.getlength(line)) for name in rows for line in name.split("\n"))
-    width = margin + max(row.width for row in rows.values())
-    page = Image.new("RGB", (width, sum(row.height for row in rows.values())), "white")
-    canvas = ImageDraw.Draw(page)
-    top = 0
-    for name, row in rows.items():
-        page.paste(row, (margin, top))
-        canvas.multiline_text((6, top + row.height // 2), name, fill="black", font=font, anchor="lm")
-        top += row.height
-    return page
+def captions(prompts: Sequence[Any]) -> tuple[str, ...]:
+    """What stands under the pictures: the prompts, or their classes."""
+    return tuple(prompt if isinstance(prompt, str) else f"class {prompt}" for prompt in prompts)
 
 
-def sample_row(images: Tensor) -> Image.Image:
-    """One picture of all `images`, `[N, 3, H, W]` in [0, 1], side by side. Small images are enlarged; NaN is black."""
-    return grid(images.nan_to_num(0.0), columns=len(images), scale=max(1, 96 // images.shape[-1]))
+def pictures(images: Tensor) -> list[Image.Image]:
+    """`[N, 3, H, W]` in [0, 1] as pictures; NaN is black."""
+    return [grid(image[None], columns=1, padding=0) for image in images.nan_to_num(0.0)]
 
 
-def save_row(row: Image.Image, folder: Path, name: str) -> None:
-    """Save a row of samples as folder/name.png."""
+def save_sheet(sheet: Image.Image, folder: Path, name: str) -> None:
+    """Save a sheet of samples as folder/name.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_png(row, folder / f"{name}.png")
+    save_png(sheet, folder / f"{name}.png")

@@ -20,8 +20,8 @@ def plan_lines(settings: Recipe, device: torch.device, world: int) -> list[str]:
         memory = torch.cuda.get_device_properties(device).total_memory / 1e9
         plan = make_plan(settings, gpu_called(torch.cuda.get_device_name(device)), world, gpu_memory=memory)
     except Exception as error:  # of a plug-in's family, which only its author knows
-        return [f"plan: none ({type(error).__name__}: {error})"]
-    return [f"plan: {line}" for line in short_lines(plan)]
+        return [f"none ({type(error).__name__}: {error})"]
+    return short_lines(plan)
 
 
 def automatic_checkpointing(settings: Recipe, device: torch.device, world: int) -> tuple[list[str], str]:

@@ -39,7 +39,15 @@ def load_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(resolve_paths(data, path.parent))
 
 
-def find_recipe(config: str) -> Path:
+def find_recipe(config: str, key: str = "--config") -> Path:
+    """The file of a recipe, or of a built-in recipe by its name.
+
+    Args:
+        key: the option that gives it, for errors.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
     path = Path(config)
     if os.path.isfile(path):
         return path
@@ -49,7 +57,7 @@ def find_recipe(config: str) -> Path:
         return BUILT_IN / f"{name}.yaml"
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file, or one of {', '.join(names)}"
-    raise UserError("--config", f"no recipe {config!r}; {hint}")
+    raise UserError(key, f"no recipe {config!r}; {hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

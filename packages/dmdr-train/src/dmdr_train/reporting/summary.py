@@ -27,9 +27,8 @@ def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Score
             "",
             how_measured(evaluation),
             "",
-            "![before and after](before_after.png)",
-            "",
         ]
+    lines += ["![before and after](before_after.png)", ""]
     lines += [*early_warning(folder, settings), "![curves](curves.png)", "", usage, ""]
     text = "\n".join(lines)
     write_whole(folder / "summary.md", lambda path: path.write_text(text, encoding="utf-8"))

@@ -18,9 +18,10 @@ from dmdr_train.checkpoint.find import run_of
 from dmdr_train.checkpoint.save import NotSavedError, save_student
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.collectives import agreed
+from dmdr_train.evaluation.captioned_sheets import Layout, draw_sheet
 from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.open_evaluator import open_evaluator
-from dmdr_train.evaluation.sample_sheets import draw_samples, labelled_rows, sample_row, save_row
+from dmdr_train.evaluation.sample_sheets import captions, draw_samples, pictures, sample_prompts, save_sheet
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, teacher_plan
 from dmdr_train.recipe.explain import is_number
@@ -146,13 +147,18 @@ class Results:
             self.sample(name, self.student())
 
     def sample(self, name: str, drawing: Drawing) -> None:
-        """Draw a row of samples and write it to samples/name.png."""
+        """Draw samples and write their sheet to samples/name.png."""
         trainer, samples = self.trainer, self.settings.tracking.samples
         images = draw_samples(trainer.family, samples, trainer.device, self.batch, *drawing)
         if self.tracker:
-            row = sample_row(images)
-            self.unhurried(f"samples/{name}.png", partial(save_row, row, self.folder / "samples", name))
-            self.tracker.picture(trainer.step, name, row)
+            sheet = draw_sheet({"": pictures(images)}, self.captions)
+            self.unhurried(f"samples/{name}.png", partial(save_sheet, sheet, self.folder / "samples", name))
+            self.tracker.picture(trainer.step, name, sheet)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What stands under the samples."""
+        return captions(sample_prompts(self.trainer.family.num_classes, self.settings.tracking.samples))
 
     def evaluate_student(self, key: str, name: str) -> None:
         """Score the averaged student, and write the scores under `key` of evaluation.json."""
@@ -234,10 +240,10 @@ class Results:
         agreed(write)
 
     def write_report(self, newest: Path) -> None:
-        """Write the rows of samples, the curves, the student and summary.md, and print the table and the usage."""
+        """Write the sheet of samples, the curves, the student and summary.md, and print the table and the usage."""
         order = ["real", *(k for k in self.scores if k.startswith("teacher")), *self.settings.stages]
         scores = {key: self.scores[key] for key in order if key in self.scores}
-        save_png(labelled_rows(self.rows()), self.folder / "before_after.png")
+        save_png(draw_sheet(self.rows(), self.captions), self.folder / "before_after.png")
         draw_curves(self.folder, self.settings)
         student = self.folder / "student"
         export_student(student, self.settings, newest, scores)
@@ -249,18 +255,19 @@ class Results:
         print(f"Wrote {self.folder}/: summary.md, before_after.png, curves.png, student/, checkpoints/")
         print(f"Generate from the student:\n\n{command}")
 
-    def rows(self) -> dict[str, Image.Image]:
-        """Read the rows of samples of the teacher and of each stage, by title, as far as they exist."""
+    def rows(self) -> dict[str, list[Image.Image]]:
+        """Read the samples of the teacher and of each stage, by title, as far as sheets of these prompts exist."""
         few = self.settings.rollout.steps
         titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self.teacher().plan.steps, few)}
         titles |= {f"student-{stage}": f"student\n{stage.replace('_', ' ')}" for stage in self.settings.stages}
+        layout = Layout(self.captions, *self.trainer.family.size)
         rows = {}
         for stem, title in titles.items():
             path = self.folder / "samples" / f"{stem}.png"
             if path.exists():
                 with Image.open(path) as image:
-                    rows[title] = image.convert("RGB")
-        return rows
+                    rows[title] = layout.cells(image.convert("RGB"))
+        return {title: cells for title, cells in rows.items() if cells}
 
 
 def due(step: int, every: int) -> bool:

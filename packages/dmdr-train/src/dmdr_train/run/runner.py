@@ -38,6 +38,7 @@ from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 from dmdr_train.run.disk_space import space
+from dmdr_train.run.header import header
 from dmdr_train.run.milestones import Results, due
 from dmdr_train.run.saving import Checkpoints, best_step
 from dmdr_train.run.stopping import Stopping
@@ -70,7 +71,7 @@ def run(settings: Recipe, callbacks: Sequence[Tracker] = ()) -> None:
                 training = Run(settings, trainer, resume_from, signals, callbacks)
                 agreed(lambda: say(space(settings, trainer).check()))
                 agreed(lambda: say_cuts(settings, trainer))
-                agreed(lambda: say_plan(settings, device))
+                agreed(lambda: print_header(settings, trainer))
                 for lock in held:
                     sign(lock)  # not before: a run that is refused leaves everything as it was
                 training.carry_out()
@@ -318,10 +319,9 @@ def with_automatic(settings: Recipe, device: torch.device) -> Recipe:
     return with_checkpointing(settings, agreed(decide))
 
 
-def say_plan(settings: Recipe, device: torch.device) -> None:
-    """Say what the run will cost, on a GPU."""
-    for line in plan_lines(settings, device, dist.get_world_size()):
-        say(line)
+def print_header(settings: Recipe, trainer: Trainer) -> None:
+    """Print what the run is and, on a GPU, what it will cost."""
+    print(header(settings, trainer, plan_lines(settings, trainer.device, trainer.world)), flush=True)
 
 
 def say(text: str) -> None:

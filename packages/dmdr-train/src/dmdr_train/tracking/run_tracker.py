@@ -1,4 +1,4 @@
-"""The tracker of a run: it writes metrics.jsonl, moves the progress bar, and calls the trackers of the recipe.
+"""The tracker of a run: it writes metrics.jsonl, shows the progress, and calls the trackers of the recipe.
 
 Only rank 0 has one. No failure in it ends a training: rows that cannot be written to metrics.jsonl are kept and written
 later, and a tracker that fails is not called again.
@@ -8,15 +8,15 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dmdr_rewards.base.secrets import redacted
 from PIL import Image
-from tqdm import tqdm
 
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.tracking.metrics_file import METRICS, Rows
+from dmdr_train.tracking.metrics_file import METRICS, Rows, read_metrics
+from dmdr_train.tracking.progress import Progress
 from dmdr_train.tracking.registry import chosen
+from dmdr_train.tracking.terminal import View, open_view
 from dmdr_train.tracking.tracker import Tracker
 
 
@@ -42,8 +42,8 @@ def open_tracker(
     rows = Rows(folder / METRICS)
     rows.drop_after(start)
     rows.add_missing(carried)
-    bar = tqdm(total=settings.run.steps, initial=start, unit="step", dynamic_ncols=True)
-    tracker = RunTracker(rows, bar)
+    progress = Progress(settings, start, read_metrics(folder))
+    tracker = RunTracker(rows, progress, open_view(progress))
     for choice in chosen(settings.tracking):
         tracker.add(choice.key, partial(choice.open, folder, settings, start))
     for i, callback in enumerate(callbacks):
@@ -52,16 +52,16 @@ def open_tracker(
 
 
 class RunTracker:
-    """Passes the rows, pictures and alarms of a run to metrics.jsonl, the progress bar and all trackers.
+    """Passes the rows, pictures and alarms of a run to metrics.jsonl, the terminal and all trackers.
 
     Attributes:
         rows: of metrics.jsonl.
         others: the trackers that have not failed, by their recipe keys.
     """
 
-    def __init__(self, rows: Rows, bar: Any):
+    def __init__(self, rows: Rows, progress: Progress, view: View):
         self.rows = rows
-        self.bar = bar
+        self.progress, self.view = progress, view
         self.others: dict[str, Tracker] = {}
 
     def add(self, key: str, make: Callable[[], Tracker]) -> None:
@@ -72,9 +72,8 @@ class RunTracker:
             self._say_failed(key, error)
 
     def advance(self) -> None:
-        """Move the progress bar by a step."""
-        with contextlib.suppress(OSError):  # of the terminal
-            self.bar.update()
+        """Count a step."""
+        self.progress.advance()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values of a step."""
@@ -82,13 +81,13 @@ class RunTracker:
         self.rows.add({"step": step, **values})
         if self.rows.waiting and not waited:
             self.say(f"warning: {self.rows.path} cannot be written; its rows are kept in memory until it can")
-        shown = {k.partition("/")[2]: f"{v:.3g}" for k, v in values.items() if k.startswith(("loss/", "reward/"))}
-        with contextlib.suppress(OSError):
-            self.bar.set_postfix(shown)
+        self.progress.log(values)
+        with contextlib.suppress(OSError):  # of the terminal
+            self.view.logged()
         self._each(lambda tracker: tracker.log(step, values))
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Log a picture, such as a row of samples."""
+        """Log a picture, such as a sheet of samples."""
         self._each(lambda tracker: tracker.picture(step, name, image))
 
     def checkpoint(self, step: int, folder: Path) -> None:
@@ -101,14 +100,17 @@ class RunTracker:
         self._each(lambda tracker: tracker.warn(step, text))
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar, without secrets."""
+        """Print a line without secrets; the view also shows warnings."""
+        text = redacted(text)
+        if text.startswith(("warning: ", "early warning ")):
+            self.progress.warnings.append(text)
         with contextlib.suppress(OSError):
-            self.bar.write(redacted(text))
+            print(text, flush=True)
 
     def close(self) -> None:
         """Write the waiting rows and close the trackers; rows that still cannot be written are printed."""
         with contextlib.suppress(OSError):
-            self.bar.close()
+            self.view.close()
         self._each(lambda tracker: tracker.close())
         self.rows.write()
         for row in self.rows.waiting:

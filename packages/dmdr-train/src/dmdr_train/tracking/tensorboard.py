@@ -9,7 +9,7 @@ from PIL import Image
 
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.tracking.tracker import Tracker
+from dmdr_train.tracking.tracker import Tracker, series
 
 
 class TensorBoard(Tracker):
@@ -28,7 +28,7 @@ class TensorBoard(Tracker):
             self.writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self.writer.add_image(series(step, name), np.asarray(image), step, dataformats="HWC")
 
     def warn(self, step: int, text: str) -> None:
         self.writer.add_text("watch/alarm", text, step)

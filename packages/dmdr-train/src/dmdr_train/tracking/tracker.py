@@ -18,7 +18,7 @@ class Tracker:
         """Receive the values of a step, by names such as "loss/refl"."""
 
     def picture(self, step: int, name: str, image: "Image.Image") -> None:
-        """Receive a picture, such as a row of samples called "student-00000100"."""
+        """Receive a picture, such as a sheet of samples with their prompts, called "student-00000100"."""
 
     def checkpoint(self, step: int, folder: Path) -> None:
         """Receive the folder of a complete checkpoint. The run may remove it later, as `run.keep_last` says."""
@@ -28,3 +28,8 @@ class Tracker:
 
     def close(self) -> None:
         """The run ends: write what is not written yet."""
+
+
+def series(step: int, name: str) -> str:
+    """The name under which a picture is shown beside those of other steps: "samples/student" for "student-00000100"."""
+    return f"samples/{name.removesuffix(f'-{step:08d}')}"

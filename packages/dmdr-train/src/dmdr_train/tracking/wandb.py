@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.tracking.tracker import Tracker
+from dmdr_train.tracking.tracker import Tracker, series
 
 
 class WandB(Tracker):
@@ -39,7 +39,7 @@ class WandB(Tracker):
         self.run.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        self.run.log({name: self.wandb.Image(image)}, step=step)
+        self.run.log({series(step, name): self.wandb.Image(image, caption=name)}, step=step)
 
     def warn(self, step: int, text: str) -> None:
         self.run.alert(title="early warning", text=text)
