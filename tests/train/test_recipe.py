@@ -101,7 +101,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         ("objectives.1.kind=grpo", "objectives.1.kind: unknown kind of objective 'grpo'; did you mean srpo?"),
         (
             "objectives.1.kind=zzz",
-            "objectives.1.kind: unknown kind of objective 'zzz'; valid are adversarial, ",
+            "objectives.1.kind: unknown kind of objective 'zzz'; valid are ",
         ),
         ("objectives.1=3", "objectives.1: should be a valid dictionary"),
         ("objectives.1={weight: 1}", "objectives.1.kind: is required; add it to the recipe or give key=value"),
