@@ -106,6 +106,15 @@ def test_the_reward_has_the_gradient_of_its_values(make_trainer: Callable[..., T
     assert slope.abs().max() > 0
 
 
+def test_the_reward_is_taken_where_distributions_are_matched(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    opinionated(trainer)
+    drawn = sample_of(trainer)
+    at = trainer.guide.renoise(drawn)
+    torch.testing.assert_close(trainer.guide.discriminator.noisy(drawn, at.t), at.x_t)
+    torch.testing.assert_close(trainer.guide.logit(drawn), trainer.guide.log_ratio(drawn, at))
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_the_generators_term_trains_the_generator_alone(make_trainer: Callable[..., Trainer], stage: int) -> None:
     trainer = make_trainer(objectives=OBJECTIVES[1:], optim__zero_stage=stage)

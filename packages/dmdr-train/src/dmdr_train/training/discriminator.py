@@ -101,8 +101,17 @@ class Discriminator:
 
     # -- training
 
-    def learn(self, sample: Sample, x_t: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Take the head's gradients on a micro-batch: the generator's x_τ, and real samples at the same times.
+    def noisy(self, sample: Sample, t: Tensor) -> Tensor:
+        """The sample's x0 at the times t `[B]`, with the noise of its step; gradients flow to x0."""
+        noise = randn(sample.x0.shape, sample.draws.each("renoise_noise"), device=sample.x0.device)
+        return self.family.process.add_noise(sample.x0, noise, t)
+
+    def learn(self, sample: Sample, t: Tensor) -> dict[str, Tensor]:
+        """Take the head's gradients on a micro-batch: the generator's samples and real ones, at the same times.
+
+        Args:
+            sample: without gradient.
+            t: `[B]`, the times that they are renoised to.
 
         Returns:
             Values to log, without graph.
@@ -110,7 +119,7 @@ class Discriminator:
         with torch.no_grad():
             fresh, condition = self.real(sample)
             noise = randn(fresh.shape, sample.draws.each("real_noise"), device=fresh.device)
-            fake = self.features(x_t, t, sample.condition)
+            fake = self.features(self.noisy(sample, t), t, sample.condition)
             real = self.features(self.family.process.add_noise(fresh, noise, t), t, condition)
         real.requires_grad_()
         of_real, of_fake = self.head(real), self.head(fake)

@@ -134,9 +134,8 @@ class Guide:
 
     def logit(self, sample: Sample) -> Tensor:
         """The discriminator's logits `[B]` of the renoised sample; their gradients flow to the sample's x0."""
-        at = self.renoise(sample)
-        x_t = self.family.process.add_noise(sample.x0, at.noise, at.t)
-        return self.discriminator.logit(x_t, at.t, sample.condition)
+        t = self.renoise(sample).t
+        return self.discriminator.logit(self.discriminator.noisy(sample, t), t, sample.condition)
 
     @torch.no_grad()
     def log_ratio(self, sample: Sample, at: Renoised) -> Tensor:
@@ -147,9 +146,7 @@ class Guide:
         """What the guide learns from a micro-batch of the generator's own update; returns values to log."""
         if "discriminator" not in needs:
             return {}
-        detached = replace(sample, x0=sample.x0.detach())
-        at = self.renoise(detached)
-        return self.discriminator.learn(detached, at.x_t, at.t)
+        return self.discriminator.learn(replace(sample, x0=sample.x0.detach()), self.renoise(sample).t)
 
     # -- training of the fake score
 
