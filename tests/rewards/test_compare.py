@@ -92,15 +92,24 @@ def test_two_folders_agree_with_torchmetrics(home: Path, capsys: pytest.CaptureF
     names = ("precision", "recall", "density", "coverage")
     assert [found[name] for name in names] == pytest.approx(manifolds, abs=0.01)
     assert abs(manifolds[0] - manifolds[1]) > 0.02, "A and B cannot be exchanged"
-    measure = result["features"]["class-label"]["measures"]["fd"]
-    assert 0 <= measure["low"] < measure["value"] < measure["high"]
+    log_p = torch.cat(
+        [ImageClassifier.from_folder("classifier").logits([path]) for path in sorted(Path("a").iterdir())]
+    )
+    log_p = log_p.double().log_softmax(dim=1)
+    kl = log_p.exp() * (log_p - log_p.exp().mean(dim=0).log())
+    assert found["is"] == pytest.approx(float(kl.sum(dim=1).mean().exp()), rel=1e-4)
+    for measure in (result["features"]["class-label"]["measures"][name] for name in ("fd", "is")):
+        assert 0 <= measure["low"] < measure["value"] < measure["high"]
 
 
 def test_the_table_shows_each_network(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "a", "b", *NETWORK, "--features", "small@class-label=classifier", *QUIET, "--halves", "0"])
     printed = capsys.readouterr().out
     assert "a (40) against b (30)" in printed
-    assert all(word in printed for word in ("class-label", "small", "fd", "kid", "recall", "coverage", "0 is best"))
+    assert all(
+        word in printed
+        for word in ("class-label", "small", "fd", "kid", "recall", "coverage", "0 is best", "of A alone")
+    )
     assert "intervals" not in printed
 
 
@@ -108,7 +117,8 @@ def test_a_reference_of_statistics(home: Path, capsys: pytest.CaptureFixture[str
     known = Statistics.of(features("b"))
     np.savez("b.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
     pictures = values(run(capsys, "a", "b", *NETWORK, "--halves", "0"))
-    assert values(run(capsys, "a", "b.npz", *NETWORK)) == {"fd": pytest.approx(pictures["fd"], rel=1e-4)}
+    found = {"fd": pytest.approx(pictures["fd"], rel=1e-4), "is": pytest.approx(pictures["is"], rel=1e-6)}
+    assert values(run(capsys, "a", "b.npz", *NETWORK)) == found
     np.savez("wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     assert "B: wide.npz has 2048 features and class-label has 32" in fails(
         capsys, "compare", "a", "wide.npz", *NETWORK, *QUIET
@@ -163,8 +173,8 @@ def test_shared_and_few_pictures_cause_warnings(home: Path, tmp_path: Path, caps
         (("nothing", "b", *NETWORK), "A: nothing: no picture there; give a folder"),
         (("a", "b", "--features", "incepton=x"), "unknown network 'incepton': did you mean 'inception'"),
         (("a", "b", "--features", "inception"), "--features inception: inception comes without a checkpoint: give"),
-        (("a", "b", "--features", "inception=x.pth"), "x.pth: no such file; the official weights: curl -LO https://"),
-        (("a", "b", "--features", "dinov2=x.pth"), "x.pth: no such file; the official weights: curl -O https://"),
+        (("a", "b", "--features", "inception=x.pth"), "x.pth: no such file or folder; the official weights: curl -LO https://"),
+        (("a", "b", "--features", "dinov2=x.pth"), "x.pth: no such file or folder; the official weights: curl -O https://"),
         (("a", "b", "--features", "class-label=classifier:2"), "--features: class-label has the weight 2"),
         (("a", "b", *NETWORK, "--option", "class-label.shape=3"), "class-label"),
         (("a", "b", *NETWORK, "--halves", "1"), "--halves: 1 has no spread"),

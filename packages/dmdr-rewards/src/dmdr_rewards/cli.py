@@ -20,7 +20,7 @@ from dmdr_rewards.base.errors import USER_ERROR, naming, plain_warnings, user_er
 from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
 _COMMANDS = """commands, in place of IMAGES (for a folder of that name, type ./list):
-  compare A B              compare two sets of pictures: FD, KID, precision, recall, density, coverage
+  compare A B              compare two sets of pictures: FD, KID, precision, recall, density, coverage, IS
   list                     list the rewards with their scores, prompts and licences
   info NAME                describe a reward without loading it
   verify NAME CHECKPOINT   load a checkpoint strictly, and print its size, its hash and a probe score
@@ -116,7 +116,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: Sequence[str]) -> None:
     parser = _Parser(
         prog="dmdr-score compare",
-        description="Compare the pictures A with the reference B: FD, KID, precision, recall, density, coverage.",
+        description="Compare the pictures A with the reference B: FD, KID, precision, recall, density, coverage, IS.",
     )
     add = parser.add_argument
     add("a", metavar="A", help="the pictures to judge: a folder, a glob, a table, a .tar archive, or a dataset on disk")

@@ -55,7 +55,8 @@ def compare(options: Namespace) -> None:
     found = {}
     for name, network in networks.items():
         with naming(f"--features {name}", StoppedError):
-            found[name] = estimates(of_a.features[name], others[name], options.halves, network.tower.device)
+            ours = of_a.features[name]
+            found[name] = estimates(ours, others[name], options.halves, network.tower.device, network.logits(ours))
     result = report.as_json(options, arguments, networks, (of_a, of_b), found)
     text = json.dumps(result, indent=2, allow_nan=False)
     if options.output is not None:

@@ -18,6 +18,7 @@ _BETTER = {
     "recall": "A covers B",
     "density": "A looks like B",
     "coverage": "A covers B",
+    "is": "of A alone; higher is better",
 }
 
 
@@ -61,8 +62,9 @@ def print_table(result: Mapping[str, Any]) -> None:
     table = Table("measure", *map(escape, result["features"]), "", title=escape(title))
     for column in table.columns[1:-1]:
         column.justify = "right"
-    for name in columns[0]:
-        table.add_row(name, *(_cell(measures[name]) for measures in columns), _BETTER[name])
+    for name, meaning in _BETTER.items():
+        if any(name in measures for measures in columns):
+            table.add_row(name, *(_cell(measures[name]) if name in measures else "" for measures in columns), meaning)
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     if result["halves"]:

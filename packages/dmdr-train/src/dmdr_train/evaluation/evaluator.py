@@ -9,23 +9,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from dmdr_models.families.protocols import Family
+from dmdr_rewards.compare.metrics import inception_score
 from torch import Tensor
 
 from dmdr_train.base.errors import UserError
 from dmdr_train.distributed.collectives import agreed, gather_rows, said_anywhere
 from dmdr_train.evaluation.finished_batches import FinishedBatches, Rows
-from dmdr_train.evaluation.measured import Measured, compare, describe
+from dmdr_train.evaluation.measured import Measured, compare, describe, or_nan
 from dmdr_train.evaluation.reference_sets import make_reference
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema
+
+if TYPE_CHECKING:
+    from dmdr_rewards.compare.networks import FeatureNetwork
 
 Draw = Callable[[range], Tensor]
 """Draws the pictures with these indices, `[n, 3, H, W]`."""
@@ -52,7 +56,7 @@ class Evaluator:
 
     Args:
         rewards: their mean scores join the results under these names.
-        tower: a reward whose image tower gives the features; None takes the classifier, or pixels without one.
+        network: gives the features; None takes the classifier, or pixels without one.
         finished: where the measurements of batches are kept; None keeps none, and takes no time.
         progress: called after every batch of this process.
 
@@ -71,7 +75,7 @@ class Evaluator:
         family: Family,
         device: torch.device,
         rewards: Mapping[str, Any] = MappingProxyType({}),
-        tower: Any = None,
+        network: "FeatureNetwork | None" = None,
         finished: FinishedBatches | None = None,
         progress: Callable[[], object] = lambda: None,
     ):
@@ -79,7 +83,7 @@ class Evaluator:
 
         self.settings, self.family, self.device = settings, family, device
         self.rewards = rewards
-        self.tower, self.finished, self.progress = tower, finished, progress
+        self.network, self.finished, self.progress = network, finished, progress
         folder = settings.classifier
         self.classifier = None if folder is None else ImageClassifier.from_folder(folder, device)
         self.reference, self.count = make_reference(settings, family)
@@ -184,8 +188,8 @@ class Evaluator:
         rows = {"pixels": F.adaptive_avg_pool2d(images.float(), 8).flatten(1)}
         if seen is not None:
             rows["logits"] = seen.logits.float()
-        if self.tower is not None:
-            rows["features"] = self.tower.features_of(images).flatten(1).float()
+        if self.network is not None:
+            rows["features"] = self.network.of_pictures(images)
         else:
             rows["features"] = rows["pixels"].clone() if seen is None else seen.features.float()
         judged = self.reference.judge(images, prompts, None if seen is None else seen.logits) if paired else {}
@@ -211,8 +215,16 @@ class Evaluator:
         group = self.reference.group if source.paired else 1
         values = describe(made, sets, group, self.settings.seed)
         statistics = self.settings.reference if self.settings.has_statistics else None
-        values |= compare(self.real_set or statistics, made, self.device, self.family.num_classes is not None)
+        values |= compare(self.real_set or statistics, made, self.device)
+        if (logits := self._logits(made)) is not None:
+            values["inception"] = or_nan(lambda: inception_score(logits))
         return Scores(name, **values)
+
+    def _logits(self, made: Measured) -> Tensor | None:
+        """The class logits of the features' network; or, of pictures of classes, those of the classifier."""
+        if self.network is not None and self.network.head is not None:
+            return self.network.logits(made["features"])
+        return made["logits"] if self.family.num_classes is not None and "logits" in made.rows else None
 
 
 class UnreadableError(ValueError):

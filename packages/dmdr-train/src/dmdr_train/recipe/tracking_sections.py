@@ -35,7 +35,7 @@ class Evaluation(Section):
     )
     features: Reward | None = Field(
         default=None,
-        description="a reward, such as dinov2 or clip, whose image tower gives the features; null: the classifier",
+        description="inception, dinov2, clip, class-label, or a reward with an image tower; null: the classifier",
     )
     prompt_files: list[str] = Field(default=[], description="sets of held-out prompts for a model of texts")
     per_prompt: Positive = Field(default=1, description="pictures of each held-out prompt; 2 or more give a diversity")
