@@ -125,6 +125,26 @@ def test_a_reference_of_statistics(home: Path, capsys: pytest.CaptureFixture[str
     )
 
 
+def test_a_reference_batch_of_adm(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FD by its statistics, which are of more pictures, and the other measures by the pictures in it."""
+    squares = [np.asarray(Image.open(path).resize((24, 24))) for path in sorted(Path("b").iterdir())]
+    Path("b_squares").mkdir(exist_ok=True)
+    for number, square in enumerate(squares):
+        Image.fromarray(square).save(f"b_squares/{number:03d}.png")
+    known = Statistics.of(features("b"))
+    np.savez("batch.npz", np.stack(squares), mu=known.mean.numpy(), sigma=known.covariance.numpy(), mu_s=np.zeros(3))
+    np.savez("samples.npz", np.stack(squares))
+    options = (*NETWORK, "--halves", "0")
+    result = run(capsys, "a", "batch.npz", *options)
+    assert result["b"] == {"statistics": "batch.npz", "images": "batch.npz", "pictures": 30, "left_out": 0}
+    found, plain = values(result), values(run(capsys, "a", "b_squares", *options))
+    assert found.pop("fd") == pytest.approx(values(run(capsys, "a", "b", *options))["fd"], rel=1e-4)
+    assert found == {name: value for name, value in plain.items() if name != "fd"}
+    assert values(run(capsys, "a", "samples.npz", *options)) == plain
+    main(["compare", "samples.npz", "batch.npz", *NETWORK, *QUIET, "--halves", "2"])
+    assert "samples.npz (30) against batch.npz (30)" in capsys.readouterr().out
+
+
 def test_squares_come_first(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pictures that already are such squares are compared as they are."""
     for name in ("a", "b"):
@@ -173,18 +193,26 @@ def test_shared_and_few_pictures_cause_warnings(home: Path, tmp_path: Path, caps
         (("nothing", "b", *NETWORK), "A: nothing: no picture there; give a folder"),
         (("a", "b", "--features", "incepton=x"), "unknown network 'incepton': did you mean 'inception'"),
         (("a", "b", "--features", "inception"), "--features inception: inception comes without a checkpoint: give"),
-        (("a", "b", "--features", "inception=x.pth"), "x.pth: no such file or folder; the official weights: curl -LO https://"),
-        (("a", "b", "--features", "dinov2=x.pth"), "x.pth: no such file or folder; the official weights: curl -O https://"),
+        (
+            ("a", "b", "--features", "inception=x.pth"),
+            "x.pth: no such file or folder; the official weights: curl -LO https://",
+        ),
+        (
+            ("a", "b", "--features", "dinov2=x.pth"),
+            "x.pth: no such file or folder; the official weights: curl -O https://",
+        ),
         (("a", "b", "--features", "class-label=classifier:2"), "--features: class-label has the weight 2"),
         (("a", "b", *NETWORK, "--option", "class-label.shape=3"), "class-label"),
         (("a", "b", *NETWORK, "--halves", "1"), "--halves: 1 has no spread"),
         (("a", "b", *NETWORK, "-o", "nowhere/out.json"), "-o: nowhere/out.json: nowhere is no folder"),
-        (("a", "none.npz", *NETWORK), "B: none.npz cannot be read as statistics"),
+        (("a", "none.npz", *NETWORK), "B: [Errno 2] No such file or directory: 'none.npz'"),
+        (("a", "other.npz", *NETWORK), "B: other.npz cannot be read as statistics"),
     ],
 )
 def test_mistakes_are_one_line(
     arguments: tuple[str, ...], message: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    np.savez("other.npz", x=np.zeros(3))
     if not Path("few").exists():
         draw(Path("few"), 5, seed=2, mean=100)
     assert message in fails(capsys, "compare", *arguments, *QUIET)

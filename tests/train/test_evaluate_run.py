@@ -257,6 +257,10 @@ MISTAKES = [
         ["tracking.evaluation.features={name: inception}"],
         "tracking.evaluation.features.checkpoint: inception comes without a checkpoint",
     ),
+    (
+        ["tracking.evaluation.labels=drawn"],
+        "tracking.evaluation.labels: drawn has no effect beside prompt_files, which gives the labels; use in_turn",
+    ),
     (["tracking.evaluation.reference=shapes"], "tracking.evaluation.prompt_files: shapes has its own prompts"),
 ]
 
@@ -314,9 +318,9 @@ def test_features_are_those_of_dmdr_score_compare(
     pictures: dict[str, list[Tensor]] = {"reference": [], "student": []}
     original = evaluator.Evaluator._measured
 
-    def keep(self: Any, images: Tensor, index: range, paired: bool) -> Any:
-        pictures["student" if paired else "reference"].extend(images)
-        return original(self, images, index, paired)
+    def keep(self: Any, images: Tensor, index: range, source: evaluator.Source) -> Any:
+        pictures[source.key].extend(images)
+        return original(self, images, index, source)
 
     monkeypatch.setattr(evaluator.Evaluator, "_measured", keep)
     change = f"tracking.evaluation.features={{name: class-label, checkpoint: {classifier}}}"

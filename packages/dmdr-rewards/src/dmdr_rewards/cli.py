@@ -120,7 +120,7 @@ def _compare(arguments: Sequence[str]) -> None:
     )
     add = parser.add_argument
     add("a", metavar="A", help="the pictures to judge: a folder, a glob, a table, a .tar archive, or a dataset on disk")
-    add("b", metavar="B", help="the reference, in the same forms; or an .npz with mu and sigma, for FD alone")
+    add("b", metavar="B", help="the reference, in the same forms; or an .npz with mu and sigma, for FD")
     add(
         "--features",
         action="append",

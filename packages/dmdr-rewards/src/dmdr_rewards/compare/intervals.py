@@ -50,17 +50,19 @@ class Estimate:
 
 def estimates(
     pictures: Tensor,
-    reference: Tensor | Statistics,
+    reference: Tensor | None,
     halves: int,
     device: str | torch.device = "cpu",
     logits: Tensor | None = None,
+    statistics: Statistics | None = None,
 ) -> dict[str, Estimate]:
     """Each measure of the features Tensor[N, D] against those of the reference, Tensor[M, D], by its name.
 
-    reference  statistics allow only the measure `fd`, and stay whole where the pictures are halved
+    reference  None leaves only `fd`, against the statistics
     halves     random halves for the intervals; 0 computes no interval
     device     computes the distances between pictures; the CPU computes `fd` and `kid`, in float64
     logits     of the pictures' classes, Tensor[N, K], add the measure `is` of the pictures alone
+    statistics  of the reference, in place of those of its features, for `fd`; they stay whole where sets are halved
 
     Raises ValueError for a set of fewer than `LEAST` pictures.
     """
@@ -68,12 +70,12 @@ def estimates(
         if isinstance(each, Tensor) and len(each) < LEAST:
             raise ValueError(f"a set of {len(each)} pictures is too small: give at least {LEAST}")
     pictures = pictures.to(device)
-    reference = reference.to(device) if isinstance(reference, Tensor) else reference
-    whole = _measures(pictures, reference, _SUBSETS, logits)
+    reference = None if reference is None else reference.to(device)
+    whole = _measures(pictures, reference, _SUBSETS, logits, statistics)
     if halves == 0:
         return {name: Estimate(value) for name, value in whole.items()}
     draws = torch.Generator().manual_seed(0)
-    parts = [_of_halves(pictures, reference, draws, logits) for _ in range(halves)]
+    parts = [_of_halves(pictures, reference, draws, logits, statistics) for _ in range(halves)]
     found = {}
     for name, value in whole.items():
         spread = _QUANTILE * float(torch.tensor([part[name] for part in parts], dtype=torch.float64).std())
@@ -83,14 +85,18 @@ def estimates(
 
 
 def _of_halves(
-    pictures: Tensor, reference: Tensor | Statistics, draws: torch.Generator, logits: Tensor | None
+    pictures: Tensor,
+    reference: Tensor | None,
+    draws: torch.Generator,
+    logits: Tensor | None,
+    statistics: Statistics | None,
 ) -> dict[str, float]:
     order = _half(pictures, draws)
     half, logits = pictures[order], None if logits is None else logits[order.cpu()]
-    other = reference[_half(reference, draws)] if isinstance(reference, Tensor) else reference
-    larger = max(len(each) for each in (half, other) if isinstance(each, Tensor))
+    other = None if reference is None else reference[_half(reference, draws)]
+    larger = len(half) if other is None else max(len(half), len(other))
     # Four times as many subsets as would hold every picture once: their own noise hardly widens the interval.
-    return _measures(half, other, min(_SUBSETS, 4 * -(-larger // _SUBSET)), logits)
+    return _measures(half, other, min(_SUBSETS, 4 * -(-larger // _SUBSET)), logits, statistics)
 
 
 def _half(features: Tensor, draws: torch.Generator) -> Tensor:
@@ -98,11 +104,17 @@ def _half(features: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _measures(
-    pictures: Tensor, reference: Tensor | Statistics, subsets: int, logits: Tensor | None
+    pictures: Tensor,
+    reference: Tensor | None,
+    subsets: int,
+    logits: Tensor | None,
+    statistics: Statistics | None,
 ) -> dict[str, float]:
-    distance = frechet_distance(reference, pictures)
+    known = reference if statistics is None else statistics
+    assert known is not None
+    distance = frechet_distance(known, pictures)
     alone = {} if logits is None else {"is": inception_score(logits)}
-    if isinstance(reference, Statistics):
+    if reference is None:
         return {"fd": distance, **alone}
     if len(pictures) == len(reference) <= _SUBSET:  # every subset is the whole set
         subsets = 1

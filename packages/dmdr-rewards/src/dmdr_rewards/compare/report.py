@@ -28,11 +28,15 @@ def as_json(
     networks: Mapping[str, FeatureNetwork],
     sets: tuple[PictureSet, PictureSet | None],
     found: Mapping[str, Mapping[str, Estimate]],
+    statistics: bool,
 ) -> dict[str, Any]:
-    """The sets, how the features were made, and each measure with its interval, as values that JSON can hold."""
+    """The sets, how the features were made, and each measure with its interval, as values that JSON can hold.
+
+    statistics  whether `fd` was taken against statistics that B holds
+    """
     return {
         "a": _set(options.a, sets[0]),
-        "b": {"statistics": options.b} if sets[1] is None else _set(options.b, sets[1]),
+        "b": ({"statistics": options.b} if statistics else {}) | (_set(options.b, sets[1]) if sets[1] else {}),
         "halves": options.halves,
         "dtype": options.dtype,
         "features": {
@@ -56,7 +60,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     a, b = result["a"], result["b"]
-    other = b["statistics"] if "statistics" in b else f"{b['images']} ({b['pictures']:,})"
+    other = f"{b['images']} ({b['pictures']:,})" if "images" in b else b["statistics"]
     title = f"{a['images']} ({a['pictures']:,}) against {other}"
     columns = [each["measures"] for each in result["features"].values()]
     table = Table("measure", *map(escape, result["features"]), "", title=escape(title))

@@ -3,6 +3,7 @@
 The reader of a worker holds a few pictures, never a whole row group.
 """
 
+import gzip
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dmdr_rewards.base.safe_reading import inside
 from dmdr_rewards.score.tables import open_parquet
 
 _ROWS_AT_ONCE = 8
+_LARGEST = 1 << 30  # bytes of one picture; a damaged or hostile archive may claim any size
 
 
 class Cell(Protocol):
@@ -49,19 +51,55 @@ class DatasetCell:
 
 @dataclass(frozen=True)
 class TarCell:
-    """The `size` bytes at `offset` of an archive that is not compressed."""
+    """The `size` bytes at `offset` of an archive, counted after decompression if it is `compressed` by gzip."""
 
     archive: Path
     offset: int
     size: int
+    compressed: bool = False
 
-    def value(self) -> bytes:
+    def value(self) -> Any:
+        if self.size > _LARGEST:
+            raise ValueError(f"{self.size:,} bytes are too many for a picture")
+        if self.compressed:
+            file = _unzipped(self.archive)  # goes on where the last picture ended
+            file.seek(self.offset)
+            return self._whole(file.read(self.size))
         with self.archive.open("rb") as file:
             file.seek(self.offset)
-            data = file.read(self.size)
+            return self._whole(file.read(self.size))
+
+    def _whole(self, data: bytes) -> bytes:
         if len(data) < self.size:
             raise ValueError(f"{self.archive} ends before the end of this picture")
         return data
+
+
+@dataclass(frozen=True)
+class ArrayCell(TarCell):
+    """A picture in an array of pixels, uint8 [height, width, 3]."""
+
+    width: int = 0
+    height: int = 0
+
+    def value(self) -> Any:
+        from PIL import Image
+
+        return Image.frombytes("RGB", (self.width, self.height), super().value())
+
+
+class Unzipped(gzip.GzipFile):
+    """The contents of a .gz. Raises ValueError where an archive in it asks for more than a picture's bytes at once."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _LARGEST:
+            raise ValueError(f"{self.name} asks for {size:,} bytes at once")
+        return super().read(size)
+
+
+@lru_cache(maxsize=1)
+def _unzipped(archive: Path) -> Unzipped:
+    return Unzipped(archive)
 
 
 class _RowGroup:

@@ -16,7 +16,7 @@ from PIL import Image
 from dmdr_rewards.base.errors import UserError, naming
 from dmdr_rewards.base.safe_reading import from_json, inside, open_rgb
 from dmdr_rewards.score import files, tables
-from dmdr_rewards.score.archives import from_tar
+from dmdr_rewards.score.archives import from_npz, from_tar
 from dmdr_rewards.score.cells import Cell, DatasetCell, ParquetCell, open_dataset
 from dmdr_rewards.score.tables import LIGHT, open_parquet, prompts_and_label, read_lines, readable, writable
 
@@ -35,6 +35,8 @@ _UNREAD = frozenset(
 )
 """Endings of other pictures, which are left out with a warning."""
 
+_ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
 
 @dataclass(frozen=True)
 class Item:
@@ -51,8 +53,8 @@ def find(images: str) -> list[Item]:
 
     images  a folder or a glob (searched recursively, in the order of names), one picture, a table (`tables.ENDINGS`)
             with pictures or their paths in `image` or `file_name` and optional columns `prompt` and `label`, an
-            archive (`score.archives`), a folder or a glob of several .parquet or .tar files, or a Hugging Face dataset
-            on disk with the same columns. Paths in a table are relative to its folder and must stay inside it
+            archive (`score.archives`), a folder or a glob of several tables or archives, or a Hugging Face dataset on
+            disk with the same columns. Paths in a table are relative to its folder and must stay inside it
 
     Names in the result are relative to the folder, to the part of a glob without wildcards, or as the table has them;
     of several tables or archives, the file's stem stands before each name. Raises UserError if there is no picture.
@@ -62,7 +64,7 @@ def find(images: str) -> list[Item]:
         items = _from_dataset(path)
     elif path.is_dir():
         items = _from_files(files.below(path), path)
-    elif path.suffix.lower() in _READERS and not glob.has_magic(images):
+    elif ending(path) in _READERS and not glob.has_magic(images):
         items = _from_table(path)
     elif path.is_file():
         items = _from_files([path.name], path.parent)
@@ -74,10 +76,18 @@ def find(images: str) -> list[Item]:
     return items
 
 
+def ending(path: Path) -> str:
+    """The ending of a file's name in lower case; `.tar.gz` counts as one."""
+    last = path.suffix.lower()
+    return ".tar.gz" if last == ".gz" and path.stem.lower().endswith(".tar") else last
+
+
 def open_picture(source: Path | Cell) -> Image.Image:
     """Decode a picture to RGB. Raises ValueError that says why it cannot be read."""
     try:
         value = source if isinstance(source, Path) else source.value()
+        if isinstance(value, Image.Image):  # from an array of pixels
+            return value
         return open_rgb(io.BytesIO(value) if isinstance(value, bytes) else value)
     except Exception as error:  # decoders raise any exception for bytes that are not a picture
         raise ValueError(writable(f"cannot be read: {error or type(error).__name__}")) from error
@@ -86,7 +96,7 @@ def open_picture(source: Path | Cell) -> Image.Image:
 def _from_files(names: Iterable[str], root: Path) -> list[Item]:
     """The pictures among these files; without any, those inside the tables and archives among them."""
     names = [name for name in names if (root / name).is_file()]
-    by_ending = {name: Path(name).suffix.lower() for name in names}
+    by_ending = {name: ending(Path(name)) for name in names}
     pictures = [name for name in names if by_ending[name] in ENDINGS]
     shards = [name for name in names if by_ending[name] in _SHARDS and _holds_pictures(root / name)]
     unread = [name for name in names if by_ending[name] in _UNREAD] + (shards if pictures else [])
@@ -101,7 +111,7 @@ def _from_files(names: Iterable[str], root: Path) -> list[Item]:
     if len(shards) == 1:
         return _from_table(root / shards[0])
     return [
-        replace(item, file_name=f"{writable(Path(name).with_suffix('').as_posix())}/{item.file_name}")
+        replace(item, file_name=f"{writable(Path(name[: -len(by_ending[name])]).as_posix())}/{item.file_name}")
         for name in shards
         for item in _from_table(root / name)
     ]
@@ -113,19 +123,24 @@ def _holds_pictures(shard: Path) -> bool:
     A damaged table counts, so that it is not passed over without a word.
     """
     try:
-        return shard.suffix.lower() == ".tar" or "image" in open_parquet(shard).schema_arrow.names
+        return ending(shard) in _ARCHIVES or "image" in open_parquet(shard).schema_arrow.names
     except (ValueError, OSError):
         return True
 
 
 def _from_table(path: Path) -> list[Item]:
     with naming("IMAGES"):
-        return _READERS[path.suffix.lower()](path)
+        return _READERS[ending(path)](path)
 
 
 def _from_tar(path: Path) -> list[Item]:
     with readable(path):
         return [item for name, cell, row in from_tar(path, ENDINGS) for item in _items(row, name, cell)]
+
+
+def _from_npz(path: Path) -> list[Item]:
+    with readable(path):
+        return [item for name, cell, row in from_npz(path) for item in _items(row, name, cell)]
 
 
 def _from_lines(path: Path) -> list[Item]:
@@ -219,6 +234,7 @@ def _items(row: dict[str, Any], name: str, source: Any) -> list[Item]:
 _READERS: dict[str, Callable[[Path], list[Item]]] = {
     **dict.fromkeys(tables.ENDINGS, _from_lines),
     ".parquet": _from_parquet,
-    ".tar": _from_tar,
+    **dict.fromkeys(_ARCHIVES, _from_tar),
+    ".npz": _from_npz,
 }
-_SHARDS = (".parquet", ".tar")
+_SHARDS = (".parquet", *_ARCHIVES)
