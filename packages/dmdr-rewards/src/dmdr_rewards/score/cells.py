@@ -62,9 +62,9 @@ class TarCell:
         if self.size > _LARGEST:
             raise ValueError(f"{self.size:,} bytes are too many for a picture")
         if self.compressed:
-            file = _unzipped(self.archive)  # goes on where the last picture ended
-            file.seek(self.offset)
-            return self._whole(file.read(self.size))
+            unzipped = _unzipped(self.archive)  # goes on where the last picture ended
+            unzipped.seek(self.offset)
+            return self._whole(unzipped.read(self.size))
         with self.archive.open("rb") as file:
             file.seek(self.offset)
             return self._whole(file.read(self.size))
