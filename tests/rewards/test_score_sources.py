@@ -368,3 +368,42 @@ def test_a_compressed_or_damaged_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"a\.npz is no \.npz"):
         find(str(tmp_path / "a.npz"))
+
+
+def structs(start: int = 0) -> list[dict[str, Any]]:
+    return [{"bytes": encoded(start + i), "path": f"{i}.png"} for i in range(3)]
+
+
+def test_the_only_column_of_pictures_is_found_whatever_its_name(tmp_path: Path) -> None:
+    boxes = [{"left": i} for i in range(3)]
+    pq.write_table(pa.table({"boxes": boxes, "photo": structs(4), "text": list("abc")}), tmp_path / "t.parquet")
+    for images in (tmp_path / "t.parquet", tmp_path):
+        items = find(str(images))
+        assert [(item.file_name, item.prompt, shade(item)) for item in items] == [
+            ("0.png", "a", 4), ("1.png", "b", 5), ("2.png", "c", 6),
+        ]  # fmt: skip
+    plain = [each["bytes"] for each in structs(7)]
+    pq.write_table(pa.table({"jpg": plain, "text": list("abc")}), tmp_path / "t.parquet")
+    assert [shade(item) for item in find(str(tmp_path / "t.parquet"), "jpg")] == [7, 8, 9]
+    with pytest.raises(UserError, match=r"has the columns jpg, text: one must be `image` or .*, or give --column"):
+        find(str(tmp_path / "t.parquet"))
+
+
+def test_one_of_several_columns_of_pictures_is_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"before": structs(1), "after": structs(5)}), path)
+    with pytest.raises(UserError, match="several columns of pictures: give one of before, after as --column"):
+        find(str(path))
+    assert [shade(item) for item in find(str(path), "after")] == [5, 6, 7]
+    with pytest.raises(UserError, match=r"^--column: .*t.parquet has no column image2, only before, after"):
+        find(str(path), "image2")
+
+
+def test_a_dataset_with_another_column(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"photo": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict({"photo": structs(3), "text": list("abc")}, features=features).save_to_disk(
+        tmp_path / "d"
+    )
+    assert [(item.prompt, shade(item)) for item in find(str(tmp_path / "d"))] == [("a", 3), ("b", 4), ("c", 5)]

@@ -85,6 +85,7 @@ def _score(arguments: Sequence[str]) -> None:
     add("--overwrite", action="store_true", help="ignore the scores in FILE and score all pictures again")
     add("--html", metavar="FILE", help="also write a page that shows the pictures, best first")
     add("--html-limit", type=_count, default=200, metavar="N", help="most pictures on that page (default: %(default)s)")
+    add("--column", metavar="NAME", help="the column of the pictures in parquet files and datasets (default: image)")
     add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
     _add_machine_options(parser)
     options = parser.parse_args(arguments)
@@ -137,6 +138,7 @@ def _compare(arguments: Sequence[str]) -> None:
         metavar="N",
         help="random halves for the intervals of 95 %%; 0 for none (default: %(default)s)",
     )
+    add("--column", metavar="NAME", help="the column of the pictures in parquet files and datasets (default: image)")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("-o", "--output", metavar="FILE", help="also write the JSON to this file")
     _add_machine_options(parser)

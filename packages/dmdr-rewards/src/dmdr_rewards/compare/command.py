@@ -31,9 +31,9 @@ def compare(options: Namespace) -> None:
     arguments = _networks(options.features, options.option)
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise UserError("-o", f"{options.output}: {Path(options.output).parent} is no folder; create it first")
-    a = find_set("A", options.a)
+    a = find_set("A", options.a, options.column)
     known = _arrays(options.b)
-    b = [] if known and PICTURES not in known else find_set("B", options.b)
+    b = [] if known and PICTURES not in known else find_set("B", options.b, options.column)
     warn_of_overlap(a, b)
 
     from dmdr_rewards.compare import extraction, report

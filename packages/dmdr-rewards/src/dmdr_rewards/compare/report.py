@@ -9,6 +9,7 @@ from dmdr_rewards.compare.extraction import PictureSet
 from dmdr_rewards.compare.intervals import Estimate
 from dmdr_rewards.compare.networks import FeatureNetwork
 from dmdr_rewards.networks.checkpoint_files import sha256
+from dmdr_rewards.networks.known_files import compared
 from dmdr_rewards.score.reward_arguments import RewardArgument
 
 _BETTER = {
@@ -43,6 +44,7 @@ def as_json(
             each.name: {
                 "network": each.reward,
                 "sha256": sha256(str(each.checkpoint)),
+                "official": compared(each.reward, sha256(str(each.checkpoint))),
                 "options": each.options,
                 "preprocess": str(networks[each.name].steps),
                 "width": sets[0].features[each.name].shape[1],

@@ -28,25 +28,27 @@ class Cell(Protocol):
 
 @dataclass(frozen=True)
 class ParquetCell:
-    """Row `row` of row group `group`, counted from 0, in the column `image`."""
+    """Row `row` of row group `group`, counted from 0, in a column of pictures or of their paths."""
 
     table: Path
     group: int
     row: int
+    column: str
 
     def value(self) -> Any:
-        return _bytes_or_path(_row_group(self.table, self.group)[self.row], self.table.parent)
+        return _bytes_or_path(_row_group(self.table, self.group, self.column)[self.row], self.table.parent)
 
 
 @dataclass(frozen=True)
 class DatasetCell:
-    """Row `row` of a dataset saved with `save_to_disk`, in the column `image`."""
+    """Row `row` of a dataset saved with `save_to_disk`, in a column of pictures or of their paths."""
 
     folder: Path
     row: int
+    column: str
 
     def value(self) -> Any:
-        return _bytes_or_path(open_dataset(self.folder)[self.row]["image"], self.folder)
+        return _bytes_or_path(open_dataset(self.folder)[self.row][self.column], self.folder)
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,14 @@ def _unzipped(archive: Path) -> Unzipped:
 
 
 class _RowGroup:
-    """The column `image` of a row group, read forward. A row before the last one is read from the start again."""
+    """A column of a row group, read forward. A row before the last one is read from the start again."""
 
     _first: int
     _rows: Any
     _batches: Iterator[Any]
 
-    def __init__(self, table: Path, group: int) -> None:
-        self._table, self._group = table, group
+    def __init__(self, table: Path, group: int, column: str) -> None:
+        self._table, self._group, self._column = table, group, column
         self._restart()
 
     def __getitem__(self, row: int) -> Any:
@@ -127,14 +129,14 @@ class _RowGroup:
         self._batches = (
             batch.column(0)
             for batch in open_parquet(self._table).iter_batches(
-                _ROWS_AT_ONCE, row_groups=[self._group], columns=["image"], use_threads=False
+                _ROWS_AT_ONCE, row_groups=[self._group], columns=[self._column], use_threads=False
             )
         )
 
 
 @lru_cache(maxsize=1)
-def _row_group(table: Path, group: int) -> _RowGroup:
-    return _RowGroup(table, group)
+def _row_group(table: Path, group: int, column: str) -> _RowGroup:
+    return _RowGroup(table, group, column)
 
 
 @lru_cache(maxsize=1)
@@ -143,8 +145,9 @@ def open_dataset(folder: Path) -> Any:
     import datasets
 
     dataset = datasets.load_from_disk(os.fspath(folder))
-    if isinstance(dataset.features.get("image"), datasets.Image):
-        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
 
 
