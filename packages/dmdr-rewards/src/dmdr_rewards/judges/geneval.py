@@ -154,7 +154,8 @@ def _clip(path: Path, model: str | None, device: str | torch.device, dtype: torc
     if model is None and (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file():
         towers = transformers_towers(path, device, dtype)
         return ClipReward(towers, shorter_side(towers.image_size), BUILT_IN["clip"])
-    return registry.create("clip", path, device, dtype, **({} if model is None else {"model": model}))
+    options: dict[str, Any] = {} if model is None else {"model": model}
+    return registry.create("clip", path, device, dtype, **options)
 
 
 def placed(chosen: Sequence[Found], clause: Clause, groups: Sequence[Sequence[Found] | None]) -> bool:

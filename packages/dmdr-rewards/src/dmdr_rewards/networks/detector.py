@@ -79,7 +79,7 @@ class Detector:
 
 def _around(mask: np.ndarray) -> Box:
     """The smallest box that holds a mask; the mask is not empty."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
