@@ -73,13 +73,14 @@ def test_info_says_all_that_is_known(name: str, capsys: pytest.CaptureFixture[st
 
 def test_verify_counts_hashes_and_scores(vit_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["verify", "class-label", str(vit_folder), "--tensors"])
-    *tensors, reward, count, parameters, digest, preprocess, probe = capsys.readouterr().out.splitlines()
+    *tensors, reward, count, parameters, digest, official, preprocess, probe = capsys.readouterr().out.splitlines()
     expected = checkpoint_files.load(vit_folder / "model.safetensors")
     assert tensors == [f"{name}  float32  {list(expected[name].shape)}" for name in sorted(expected)]
     assert reward.split() == ["reward", "class-label"]
     assert count.split() == ["tensors", f"{len(expected):,}"]
     assert parameters.split() == ["parameters", f"{sum(map(torch.numel, expected.values())):,}"]
     assert digest.split() == ["sha256", checkpoint_files.sha256(vit_folder)]
+    assert official.split(maxsplit=1) == ["official", "not compared, the official hash is not known here"]
     loaded = dmdr_rewards.create("class-label", vit_folder)
     assert preprocess.split(maxsplit=1) == ["preprocess", loaded.info.preprocess]
     assert probe.split()[2] == f"{loaded.score([probe_picture()], [0]).item():.6g}"

@@ -92,15 +92,24 @@ def test_two_folders_agree_with_torchmetrics(home: Path, capsys: pytest.CaptureF
     names = ("precision", "recall", "density", "coverage")
     assert [found[name] for name in names] == pytest.approx(manifolds, abs=0.01)
     assert abs(manifolds[0] - manifolds[1]) > 0.02, "A and B cannot be exchanged"
-    measure = result["features"]["class-label"]["measures"]["fd"]
-    assert 0 <= measure["low"] < measure["value"] < measure["high"]
+    log_p = torch.cat(
+        [ImageClassifier.from_folder("classifier").logits([path]) for path in sorted(Path("a").iterdir())]
+    )
+    log_p = log_p.double().log_softmax(dim=1)
+    kl = log_p.exp() * (log_p - log_p.exp().mean(dim=0).log())
+    assert found["is"] == pytest.approx(float(kl.sum(dim=1).mean().exp()), rel=1e-4)
+    for measure in (result["features"]["class-label"]["measures"][name] for name in ("fd", "is")):
+        assert 0 <= measure["low"] < measure["value"] < measure["high"]
 
 
 def test_the_table_shows_each_network(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "a", "b", *NETWORK, "--features", "small@class-label=classifier", *QUIET, "--halves", "0"])
     printed = capsys.readouterr().out
     assert "a (40) against b (30)" in printed
-    assert all(word in printed for word in ("class-label", "small", "fd", "kid", "recall", "coverage", "0 is best"))
+    assert all(
+        word in printed
+        for word in ("class-label", "small", "fd", "kid", "recall", "coverage", "0 is best", "of A alone")
+    )
     assert "intervals" not in printed
 
 
@@ -108,11 +117,32 @@ def test_a_reference_of_statistics(home: Path, capsys: pytest.CaptureFixture[str
     known = Statistics.of(features("b"))
     np.savez("b.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
     pictures = values(run(capsys, "a", "b", *NETWORK, "--halves", "0"))
-    assert values(run(capsys, "a", "b.npz", *NETWORK)) == {"fd": pytest.approx(pictures["fd"], rel=1e-4)}
+    found = {"fd": pytest.approx(pictures["fd"], rel=1e-4), "is": pytest.approx(pictures["is"], rel=1e-6)}
+    assert values(run(capsys, "a", "b.npz", *NETWORK)) == found
     np.savez("wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     assert "B: wide.npz has 2048 features and class-label has 32" in fails(
         capsys, "compare", "a", "wide.npz", *NETWORK, *QUIET
     )
+
+
+def test_a_reference_batch_of_adm(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FD by its statistics, which are of more pictures, and the other measures by the pictures in it."""
+    squares = [np.asarray(Image.open(path).resize((24, 24))) for path in sorted(Path("b").iterdir())]
+    Path("b_squares").mkdir(exist_ok=True)
+    for number, square in enumerate(squares):
+        Image.fromarray(square).save(f"b_squares/{number:03d}.png")
+    known = Statistics.of(features("b"))
+    np.savez("batch.npz", np.stack(squares), mu=known.mean.numpy(), sigma=known.covariance.numpy(), mu_s=np.zeros(3))
+    np.savez("samples.npz", np.stack(squares))
+    options = (*NETWORK, "--halves", "0")
+    result = run(capsys, "a", "batch.npz", *options)
+    assert result["b"] == {"statistics": "batch.npz", "images": "batch.npz", "pictures": 30, "left_out": 0}
+    found, plain = values(result), values(run(capsys, "a", "b_squares", *options))
+    assert found.pop("fd") == pytest.approx(values(run(capsys, "a", "b", *options))["fd"], rel=1e-4)
+    assert found == {name: value for name, value in plain.items() if name != "fd"}
+    assert values(run(capsys, "a", "samples.npz", *options)) == plain
+    main(["compare", "samples.npz", "batch.npz", *NETWORK, *QUIET, "--halves", "2"])
+    assert "samples.npz (30) against batch.npz (30)" in capsys.readouterr().out
 
 
 def test_squares_come_first(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,18 +193,26 @@ def test_shared_and_few_pictures_cause_warnings(home: Path, tmp_path: Path, caps
         (("nothing", "b", *NETWORK), "A: nothing: no picture there; give a folder"),
         (("a", "b", "--features", "incepton=x"), "unknown network 'incepton': did you mean 'inception'"),
         (("a", "b", "--features", "inception"), "--features inception: inception comes without a checkpoint: give"),
-        (("a", "b", "--features", "inception=x.pth"), "x.pth: no such file; the official weights: curl -LO https://"),
-        (("a", "b", "--features", "dinov2=x.pth"), "x.pth: no such file; the official weights: curl -O https://"),
+        (
+            ("a", "b", "--features", "inception=x.pth"),
+            "x.pth: no such file or folder; the official weights: curl -LO https://",
+        ),
+        (
+            ("a", "b", "--features", "dinov2=x.pth"),
+            "x.pth: no such file or folder; the official weights: curl -O https://",
+        ),
         (("a", "b", "--features", "class-label=classifier:2"), "--features: class-label has the weight 2"),
         (("a", "b", *NETWORK, "--option", "class-label.shape=3"), "class-label"),
         (("a", "b", *NETWORK, "--halves", "1"), "--halves: 1 has no spread"),
         (("a", "b", *NETWORK, "-o", "nowhere/out.json"), "-o: nowhere/out.json: nowhere is no folder"),
-        (("a", "none.npz", *NETWORK), "B: none.npz cannot be read as statistics"),
+        (("a", "none.npz", *NETWORK), "B: [Errno 2] No such file or directory: 'none.npz'"),
+        (("a", "other.npz", *NETWORK), "B: other.npz cannot be read as statistics"),
     ],
 )
 def test_mistakes_are_one_line(
     arguments: tuple[str, ...], message: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    np.savez("other.npz", x=np.zeros(3))
     if not Path("few").exists():
         draw(Path("few"), 5, seed=2, mean=100)
     assert message in fails(capsys, "compare", *arguments, *QUIET)

@@ -8,7 +8,11 @@ import dmdr_rewards
 import numpy as np
 import pytest
 import torch
+from dmdr_rewards.networks.known_files import compared
 from dmdr_rewards.pictures.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from dmdr_rewards.score import provenance
+from dmdr_rewards.score.provenance import provenance_of
+from dmdr_rewards.score.reward_arguments import RewardArgument
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -126,3 +130,17 @@ def test_the_name_of_the_weights_before_is_told(file: Path, clip_json: Path, rew
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dmdr_rewards.create("hpsv2.1", file, model=str(clip_json))
+
+
+def test_a_hash_tells_the_weights_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of v2.1 have no known hash, so another file is not compared."""
+    old, new = "9defdb2ba952d35ec1cb3334554bd4033e415d1397d742a9946d2ac884ed53a1", "0" * 64
+    assert compared("hpsv2.1", old) == "no, it is HPS_v2.pt, HPS v2.0"
+    assert compared("hpsv2.1", new) == "not compared, the official hash is not known here"
+    assert compared("inception", "6726825d" + new[8:]) == "yes, pt_inception-2015-12-05-6726825d.pth"
+    assert compared("inception", new).startswith("no, not pt_inception-2015-12-05-6726825d.pth or inception_v3")
+    argument = RewardArgument("hpsv2.1", str(file))
+    assert provenance_of([argument], "float32")["hpsv2.1.official"] == compared("hpsv2.1", new)
+    monkeypatch.setattr(provenance, "_hash", lambda _: old)
+    with pytest.warns(UserWarning, match=r"is no official file: no, it is HPS_v2\.pt, HPS v2\.0"):
+        assert provenance_of([argument], "float32")["hpsv2.1.official"] == compared("hpsv2.1", old)

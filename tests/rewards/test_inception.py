@@ -41,7 +41,7 @@ def pixels() -> Tensor:
 
 
 def test_the_network_is_that_of_torch_fidelity(published: Path) -> None:
-    network, steps = inception(published)
+    network, steps, head = inception(published)
     features = network(pixels())[0]
     assert features.shape == (2048,)
     recorded = [0.0, 0.0, 0.0, 0.11058, 0.16405, 0.41353, 0.41539, 1.38409, 0.0, 0.72331, 1.04688, 0.55121]
@@ -49,6 +49,7 @@ def test_the_network_is_that_of_torch_fidelity(published: Path) -> None:
     assert features.mean().item() == pytest.approx(0.158386, rel=1e-3)
     assert features.std().item() == pytest.approx(0.234766, rel=1e-3)
     assert isinstance(steps, TensorFlowSquash)
+    torch.testing.assert_close(head(features[None]), features[None] @ weights(1008)["fc.weight"].T)
 
 
 def test_torchvision_s_file_is_torchvision_s_network(tmp_path: Path) -> None:
@@ -58,13 +59,12 @@ def test_torchvision_s_file_is_torchvision_s_network(tmp_path: Path) -> None:
     state = weights(10)
     unused = {"AuxLogits.fc.bias": torch.ones(10), "Mixed_5b.branch1x1.bn.num_batches_tracked": torch.tensor(3)}
     torch.save({**state, **unused}, tmp_path / "inception_v3_google.pth")
-    network, steps = inception(tmp_path / "inception_v3_google.pth")
+    network, steps, head = inception(tmp_path / "inception_v3_google.pth")
     with torch.device("meta"):
         model: Any = Inception3(num_classes=10, aux_logits=False, init_weights=False).eval()
     model.load_state_dict(state, strict=False, assign=True)
-    model.fc = torch.nn.Identity()
     with torch.inference_mode():
-        torch.testing.assert_close(network(pixels()), model(pixels()))
+        torch.testing.assert_close(head(network(pixels())), model(pixels()))
     assert isinstance(steps, Preprocess)
     assert steps.image_size == (299, 299)
 

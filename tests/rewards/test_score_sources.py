@@ -4,10 +4,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dmdr_rewards.base.errors import UserError
+from dmdr_rewards.score import cells
 from dmdr_rewards.score.prompts import with_prompts
 from dmdr_rewards.score.sources import Item, find, open_picture
 from PIL import Image
@@ -227,7 +229,8 @@ def test_a_folder_of_shards_with_captions(tmp_path: Path) -> None:
 
 
 def archive(path: Path, members: dict[str, bytes], **kinds: bytes) -> Path:
-    with tarfile.open(path, "w") as file:
+    mode: Any = "w" if path.suffix == ".tar" else "w:gz"
+    with tarfile.open(path, mode) as file:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -295,3 +298,112 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match=r"^IMAGES: .*s\.tar"):
         find(str(path))
+
+
+@pytest.mark.parametrize("name", ["s.tar.gz", "s.TGZ"])
+def test_a_compressed_archive_is_read_from_its_start(name: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / name, {f"{i}.png": encoded(i) for i in range(4)} | {"2.txt": b"a cat"})
+    items = find(str(path))
+    assert [(item.file_name, item.prompt) for item in items][1:3] == [("1.png", None), ("2.png", "a cat")]
+    assert [shade(items[i]) for i in (0, 3, 1, 2)] == [0, 3, 1, 2]  # backwards, too
+    assert list(tmp_path.iterdir()) == [path]
+    archive(tmp_path / "t.tar", {"a.png": encoded(5)})
+    assert {item.file_name for item in find(str(tmp_path))} == {*(f"s/{i}.png" for i in range(4)), "t/a.png"}
+
+
+def test_a_compressed_archive_may_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "_LARGEST", 10_000)
+    path = archive(tmp_path / "s.tar.gz", {"a.png": encoded(1), "b.png": bytes(10_001)})
+    large = find(str(path))[1].source
+    with pytest.raises(ValueError, match="10,001 bytes are too many for a picture"):
+        open_picture(large)
+    info = tarfile.TarInfo("a.png")
+    info.pax_headers = {"comment": "x" * 20_000}
+    with tarfile.open(tmp_path / "p.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(info)
+    with pytest.raises(UserError, match=r"p\.tar\.gz asks for 20,\d+ bytes at once"):
+        find(str(tmp_path / "p.tar.gz"))
+
+
+def test_an_array_of_pictures(tmp_path: Path) -> None:
+    pictures = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
+    np.savez(tmp_path / "samples.npz", pictures, np.array([7, 8, 9]))
+    items = find(str(tmp_path / "samples.npz"))
+    assert [(item.file_name, item.label) for item in items] == [("000000", 7), ("000001", 8), ("000002", 9)]
+    for item, picture in zip(items, pictures, strict=True):
+        assert np.array_equal(np.asarray(open_picture(item.source)), picture)
+    np.savez(tmp_path / "plain.npz", pictures)
+    assert {item.label for item in find(str(tmp_path / "plain.npz"))} == {None}
+
+
+SQUARES = np.zeros((2, 4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(3)}, "has no array arr_0, only mu"),
+        ({"arr_0": np.zeros((2, 4, 4, 3))}, r"arr_0 is float64 \[2, 4, 4, 3\]: give uint8"),
+        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 is uint8 \[2, 3, 4, 4\]"),
+        (
+            {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)},
+            r"arr_1 is int64 \[3\]: give an integer",
+        ),
+        (
+            {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.array([None, {}])},
+            r"cannot be loaded when allow_pickle",
+        ),
+    ],
+)
+def test_an_array_of_another_form_is_refused(arrays: Any, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=f"^IMAGES: .*{message}"):
+        find(str(tmp_path / "a.npz"))
+
+
+def test_a_compressed_or_damaged_array_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", SQUARES)
+    with pytest.raises(UserError, match=r"arr_0 is compressed, .* write it with numpy.savez"):
+        find(str(tmp_path / "a.npz"))
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"a\.npz is no \.npz"):
+        find(str(tmp_path / "a.npz"))
+
+
+def structs(start: int = 0) -> list[dict[str, Any]]:
+    return [{"bytes": encoded(start + i), "path": f"{i}.png"} for i in range(3)]
+
+
+def test_the_only_column_of_pictures_is_found_whatever_its_name(tmp_path: Path) -> None:
+    boxes = [{"left": i} for i in range(3)]
+    pq.write_table(pa.table({"boxes": boxes, "photo": structs(4), "text": list("abc")}), tmp_path / "t.parquet")
+    for images in (tmp_path / "t.parquet", tmp_path):
+        items = find(str(images))
+        assert [(item.file_name, item.prompt, shade(item)) for item in items] == [
+            ("0.png", "a", 4), ("1.png", "b", 5), ("2.png", "c", 6),
+        ]  # fmt: skip
+    plain = [each["bytes"] for each in structs(7)]
+    pq.write_table(pa.table({"jpg": plain, "text": list("abc")}), tmp_path / "t.parquet")
+    assert [shade(item) for item in find(str(tmp_path / "t.parquet"), "jpg")] == [7, 8, 9]
+    with pytest.raises(UserError, match=r"has the columns jpg, text: one must be `image` or .*, or give --column"):
+        find(str(tmp_path / "t.parquet"))
+
+
+def test_one_of_several_columns_of_pictures_is_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"before": structs(1), "after": structs(5)}), path)
+    with pytest.raises(UserError, match="several columns of pictures: give one of before, after as --column"):
+        find(str(path))
+    assert [shade(item) for item in find(str(path), "after")] == [5, 6, 7]
+    with pytest.raises(UserError, match=r"^--column: .*t.parquet has no column image2, only before, after"):
+        find(str(path), "image2")
+
+
+def test_a_dataset_with_another_column(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"photo": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict({"photo": structs(3), "text": list("abc")}, features=features).save_to_disk(
+        tmp_path / "d"
+    )
+    assert [(item.prompt, shade(item)) for item in find(str(tmp_path / "d"))] == [("a", 3), ("b", 4), ("c", 5)]

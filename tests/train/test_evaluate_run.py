@@ -245,6 +245,22 @@ MISTAKES = [
         ["tracking.evaluation.rewards=[{name: class-label, checkpoint: .}]"],
         "tracking.evaluation.rewards.0.name: class-label does not go with a model that takes texts",
     ),
+    (
+        ["tracking.evaluation.features={name: incepton, checkpoint: .}"],
+        "tracking.evaluation.features.name: unknown network 'incepton': did you mean 'inception'",
+    ),
+    (
+        ["tracking.evaluation.features={name: inception, checkpoint: gone.pth}"],
+        "tracking.evaluation.features.checkpoint: checkpoint gone.pth: no such file or folder; give the network's",
+    ),
+    (
+        ["tracking.evaluation.features={name: inception}"],
+        "tracking.evaluation.features.checkpoint: inception comes without a checkpoint",
+    ),
+    (
+        ["tracking.evaluation.labels=drawn"],
+        "tracking.evaluation.labels: drawn has no effect beside prompt_files, which gives the labels; use in_turn",
+    ),
     (["tracking.evaluation.reference=shapes"], "tracking.evaluation.prompt_files: shapes has its own prompts"),
 ]
 
@@ -289,3 +305,36 @@ def test_a_file_of_statistics_gives_the_frechet_distance_alone(made: Path, tmp_p
     assert (row.kernel, row.precision, row.frechet_pixels) == (None, None, None)
     with pytest.raises(UserError, match=r"5.npz has features of width 5 and the network of width 4; use the same"):
         dmdr_train.evaluate(made / "out", change.format(5), rows=["student"])
+
+
+@pytest.mark.usefixtures("one_process")
+def test_features_are_those_of_dmdr_score_compare(
+    made: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The same pictures, written to files, have the same measures."""
+    from dmdr_rewards.cli import main as score
+    from torchvision.utils import save_image
+
+    pictures: dict[str, list[Tensor]] = {"reference": [], "student": []}
+    original = evaluator.Evaluator._measured
+
+    def keep(self: Any, images: Tensor, index: range, source: evaluator.Source) -> Any:
+        pictures[source.key].extend(images)
+        return original(self, images, index, source)
+
+    monkeypatch.setattr(evaluator.Evaluator, "_measured", keep)
+    change = f"tracking.evaluation.features={{name: class-label, checkpoint: {classifier}}}"
+    row = dmdr_train.evaluate(made / "out", change, "tracking.evaluation.rewards=false", rows=["student"])["student"]
+    for name, images in pictures.items():
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            save_image(image, tmp_path / name / f"{number:02d}.png")
+    folders = [str(tmp_path / "student"), str(tmp_path / "reference")]
+    network = ["--features", f"class-label={classifier}", "--workers", "0", "--device", "cpu", "--halves", "0"]
+    score(["compare", *folders, *network, "--json"])
+    found = json.loads(capsys.readouterr().out)["features"]["class-label"]["measures"]
+    assert [found[name]["value"] for name in ("fd", "precision", "recall", "is")] == pytest.approx(
+        [row.frechet, row.precision, row.recall, row.inception], rel=1e-3
+    )
+    assert row.inception is not None
+    assert row.inception > 1

@@ -2,21 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dmdr_models
+import numpy as np
 import pytest
 import torch
 from dmdr_core import randn
+from dmdr_rewards.compare.metrics import Statistics, frechet_distance, precision_recall
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import named_generator
 from dmdr_train.data.picture_folder import read_picture
 from dmdr_train.evaluation.check import check_reference
-from dmdr_train.evaluation.evaluator import Evaluator
+from dmdr_train.evaluation.evaluator import Evaluator, Source
 from dmdr_train.evaluation.intervals import bootstrap_interval
-from dmdr_train.evaluation.reference_sets import Folder, PromptSets, Scenes, Shapes
+from dmdr_train.evaluation.reference_sets import Folder, Labels, PromptSets, Scenes, Shapes, drawn_labels
 from dmdr_train.evaluation.sample_sheets import draw_samples
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan
@@ -232,3 +235,70 @@ def test_scores_come_back(tmp_path: Path) -> None:
     scores = {"real": Scores("real", 1.5, 0.5, 0.25, float("nan"), 2.0, None, {"reward": 1.0})}
     save_scores(tmp_path, scores)
     assert repr(read_scores(tmp_path)) == repr(scores)
+
+
+def test_labels_in_turn_and_drawn() -> None:
+    """Drawn labels do not depend on the processes, and vary in number as a binomial does."""
+    drawn = Labels(10, drawn_labels(10, 5000, seed=1))
+    labels = torch.tensor(drawn.prompts(range(5000)))
+    assert drawn.prompts(range(70, 80)) == labels[70:80].tolist()
+    counts = labels.bincount(minlength=10)
+    assert 10 < counts.float().std() < 40  # 21 is expected
+    assert drawn_labels(10, 5000, seed=2) != labels.tolist()
+    assert torch.tensor(Labels(10).prompts(range(5000))).bincount().unique().tolist() == [500]
+
+
+def batch_of_adm(path: Path, count: int, **statistics: Any) -> Path:
+    pictures = (255 * Shapes(1).pictures("reference", range(count))).round().byte().permute(0, 2, 3, 1)
+    np.savez(path, arr_0=pictures.numpy(), **statistics)
+    return path
+
+
+def test_a_reference_batch_of_adm(one_process: None, model: Path, classifier: Path, tmp_path: Path) -> None:
+    """Of another number of pictures than are evaluated; the same pictures in a folder have the same distances."""
+    known = Statistics(torch.ones(32).double(), torch.eye(32).double())
+    both = batch_of_adm(tmp_path / "b.npz", 130, mu=known.mean.numpy(), sigma=known.covariance.numpy())
+    alone = batch_of_adm(tmp_path / "a.npz", 130)
+    network, scores, settings = None, {}, {"classifier": str(classifier), "pictures": 100, "labels": "drawn"}
+    for path in (both, alone):
+        family = dmdr_models.load("sit", model)
+        evaluator = Evaluator(schema.Evaluation(reference=str(path), **settings), family, torch.device("cpu"))
+        network = network or family.load_network()
+        scores[path] = evaluator.model("teacher", network, SamplingPlan(1, "euler"))
+        made = evaluator._measure(Source("x", partial(evaluator.sampled, network, SamplingPlan(1, "euler"))))
+        pictures = evaluator.real_set
+        assert pictures is not None
+        assert len(pictures["features"]) == 130
+        assert "judged/accuracy" not in pictures.rows
+        assert scores[path].precision == precision_recall(pictures["features"], made["features"])[0]
+    assert scores[both].frechet == pytest.approx(frechet_distance(known, made["features"]), rel=1e-4)
+    assert scores[alone].frechet == pytest.approx(frechet_distance(pictures["features"], made["features"]), rel=1e-4)
+    assert scores[both].kernel == scores[alone].kernel
+    real = torch.cat([evaluator.classifier.features(Shapes(1).pictures("reference", range(130)))])
+    torch.testing.assert_close(pictures["features"], real, atol=0.05, rtol=0.05)
+
+
+def test_a_reference_of_another_form_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", sigma=np.eye(3))
+    (tmp_path / "b.npz").write_text("no archive")
+    np.savez_compressed(tmp_path / "c.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8))
+    for name, message in (
+        ("a", "has neither mu and sigma nor arr_0"),
+        ("b", "is no .npz"),
+        ("c", "arr_0 is compressed"),
+        ("d", "no file"),
+    ):
+        evaluation = schema.Evaluation(classifier="c", reference=str(tmp_path / f"{name}.npz"))
+        with pytest.raises(UserError, match=rf"^tracking.evaluation.reference: .*{message}"):
+            check_reference(evaluation, 100, False, 3)
+
+
+def test_nothing_waits_for_the_device_where_no_times_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    given: Any = SimpleNamespace(device=torch.device("cuda"), finished=None)
+    Evaluator._clock(given)
+    assert waits == []
+    given.finished = True
+    Evaluator._clock(given)
+    assert waits == [given.device]

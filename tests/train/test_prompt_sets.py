@@ -8,6 +8,7 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.data.prompt_sets import read_prompt_sets
 
 GENEVAL = '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n'
+COUNTING = GENEVAL.replace("single_object", "counting").replace("a bench", "two benches")
 PARTI = "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tbiology-inspired concepts\n"
 COCO = {
     "info": {"year": 2014},
@@ -21,7 +22,11 @@ COCO = {
 STYLES = {"anime": ["a girl"], "photo": ["a street"]}
 FILES = {
     "mine.txt": ("a cat\n\n a dog \n", {"mine": ["a cat", "a dog"]}),
-    "geneval.jsonl": (GENEVAL, {"geneval": ["a photo of a bench"]}),
+    "geneval.jsonl": (
+        GENEVAL + COUNTING,
+        {"geneval/single_object": ["a photo of a bench"], "geneval/counting": ["a photo of two benches"]},
+    ),
+    "tags.jsonl": ('{"prompt": "a cat", "tag": "x"}\n', {"tags": ["a cat"]}),
     "PartiPrompts.tsv": (PARTI, {"PartiPrompts": ["bond"]}),
     "table.csv": ("id,Caption\n3,\"a cat, and a dog\"\n", {"table": ["a cat, and a dog"]}),
     "anime.json": (json.dumps(["a girl", " ", "a boat "]), {"anime": ["a girl", "a boat"]}),
@@ -49,6 +54,11 @@ def test_a_folder_has_a_prompt_in_each_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        (
+            "geneval.jsonl",
+            GENEVAL + GENEVAL.replace("single_object", " "),
+            "geneval.jsonl has 2 prompts and 1 tags; give both in every row",
+        ),
         ("a.yaml", "a cat", "a.yaml has no known suffix; give a folder, or a file in .txt, .jsonl"),
         ("a.json", "{", "a.json is not JSON"),
         ("a.json", "[" * 100_000, "a.json is not JSON: its brackets"),

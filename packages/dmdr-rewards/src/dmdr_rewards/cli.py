@@ -20,7 +20,7 @@ from dmdr_rewards.base.errors import USER_ERROR, naming, plain_warnings, user_er
 from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
 _COMMANDS = """commands, in place of IMAGES (for a folder of that name, type ./list):
-  compare A B              compare two sets of pictures: FD, KID, precision, recall, density, coverage
+  compare A B              compare two sets of pictures: FD, KID, precision, recall, density, coverage, IS
   list                     list the rewards with their scores, prompts and licences
   info NAME                describe a reward without loading it
   verify NAME CHECKPOINT   load a checkpoint strictly, and print its size, its hash and a probe score
@@ -85,6 +85,7 @@ def _score(arguments: Sequence[str]) -> None:
     add("--overwrite", action="store_true", help="ignore the scores in FILE and score all pictures again")
     add("--html", metavar="FILE", help="also write a page that shows the pictures, best first")
     add("--html-limit", type=_count, default=200, metavar="N", help="most pictures on that page (default: %(default)s)")
+    add("--column", metavar="NAME", help="the column of the pictures in parquet files and datasets (default: image)")
     add("--strict", action="store_true", help="stop at a picture that cannot be scored, with exit code 1")
     _add_machine_options(parser)
     options = parser.parse_args(arguments)
@@ -116,11 +117,11 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: Sequence[str]) -> None:
     parser = _Parser(
         prog="dmdr-score compare",
-        description="Compare the pictures A with the reference B: FD, KID, precision, recall, density, coverage.",
+        description="Compare the pictures A with the reference B: FD, KID, precision, recall, density, coverage, IS.",
     )
     add = parser.add_argument
     add("a", metavar="A", help="the pictures to judge: a folder, a glob, a table, a .tar archive, or a dataset on disk")
-    add("b", metavar="B", help="the reference, in the same forms; or an .npz with mu and sigma, for FD alone")
+    add("b", metavar="B", help="the reference, in the same forms; or an .npz with mu and sigma, for FD")
     add(
         "--features",
         action="append",
@@ -137,6 +138,7 @@ def _compare(arguments: Sequence[str]) -> None:
         metavar="N",
         help="random halves for the intervals of 95 %%; 0 for none (default: %(default)s)",
     )
+    add("--column", metavar="NAME", help="the column of the pictures in parquet files and datasets (default: image)")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("-o", "--output", metavar="FILE", help="also write the JSON to this file")
     _add_machine_options(parser)

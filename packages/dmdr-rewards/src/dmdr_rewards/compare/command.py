@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dmdr_rewards.base.atomic_files import write_whole
 from dmdr_rewards.base.errors import StoppedError, UserError, naming
 from dmdr_rewards.compare.picture_sets import find_set, warn_of_overlap
+from dmdr_rewards.score.archives import PICTURES, arrays_in
 from dmdr_rewards.score.reward_arguments import RewardArgument, parse_rewards
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dmdr_rewards.compare.metrics import Statistics
     from dmdr_rewards.compare.networks import FeatureNetwork
 
@@ -32,31 +31,28 @@ def compare(options: Namespace) -> None:
     arguments = _networks(options.features, options.option)
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise UserError("-o", f"{options.output}: {Path(options.output).parent} is no folder; create it first")
-    a = find_set("A", options.a)
-    statistics = options.b.lower().endswith(".npz")
-    b = [] if statistics else find_set("B", options.b)
+    a = find_set("A", options.a, options.column)
+    known = _arrays(options.b)
+    b = [] if known and PICTURES not in known else find_set("B", options.b, options.column)
     warn_of_overlap(a, b)
 
     from dmdr_rewards.compare import extraction, report
     from dmdr_rewards.compare.intervals import estimates
 
-    reference = _statistics(options.b) if statistics else None
+    statistics = _statistics(options.b) if {"mu", "sigma"} & known or (known and not b) else None
     networks = _load(arguments, options)
     of_a = extraction.features(networks, a, options, "A")
-    of_b = None
-    others: Mapping[str, Tensor | Statistics]
-    if reference is None:
-        of_b = extraction.features(networks, b, options, "B")
-        others = of_b.features
-    else:
-        _refuse_other_width(reference, of_a.features, options.b)
-        others = dict.fromkeys(networks, reference)
-    _warn_of_few(of_a, of_b)
+    if statistics is not None:
+        _refuse_other_width(statistics, of_a.features, options.b)
+    of_b = extraction.features(networks, b, options, "B") if b else None
+    _warn_of_few(of_a, None if statistics is not None else of_b)
     found = {}
     for name, network in networks.items():
         with naming(f"--features {name}", StoppedError):
-            found[name] = estimates(of_a.features[name], others[name], options.halves, network.tower.device)
-    result = report.as_json(options, arguments, networks, (of_a, of_b), found)
+            ours, theirs = of_a.features[name], None if of_b is None else of_b.features[name]
+            logits = network.logits(ours)
+            found[name] = estimates(ours, theirs, options.halves, network.tower.device, logits, statistics)
+    result = report.as_json(options, arguments, networks, (of_a, of_b), found, statistics is not None)
     text = json.dumps(result, indent=2, allow_nan=False)
     if options.output is not None:
         with naming("-o", StoppedError):
@@ -70,6 +66,14 @@ def _networks(features: Sequence[str], options: Sequence[str]) -> list[RewardArg
         if each.weight != 1:
             raise UserError("--features", f"{each.name} has the weight {each.weight:g}: measures are not summed")
     return parsed
+
+
+def _arrays(path: str) -> set[str]:
+    """The arrays of an .npz; empty for another file."""
+    if not path.lower().endswith(".npz"):
+        return set()
+    with naming("B"):
+        return arrays_in(Path(path))
 
 
 def _statistics(path: str) -> "Statistics":

@@ -19,6 +19,7 @@ from dmdr_rewards.compare.metrics import (
     Statistics,
     density_coverage,
     frechet_distance,
+    inception_score,
     kernel_distance,
     precision_recall,
 )
@@ -34,6 +35,7 @@ _BOUNDS = {
     "recall": (0.0, 1.0),
     "density": (0.0, inf),
     "coverage": (0.0, 1.0),
+    "is": (1.0, inf),
 }
 
 
@@ -47,13 +49,20 @@ class Estimate:
 
 
 def estimates(
-    pictures: Tensor, reference: Tensor | Statistics, halves: int, device: str | torch.device = "cpu"
+    pictures: Tensor,
+    reference: Tensor | None,
+    halves: int,
+    device: str | torch.device = "cpu",
+    logits: Tensor | None = None,
+    statistics: Statistics | None = None,
 ) -> dict[str, Estimate]:
     """Each measure of the features Tensor[N, D] against those of the reference, Tensor[M, D], by its name.
 
-    reference  statistics allow only the measure `fd`, and stay whole where the pictures are halved
+    reference  None leaves only `fd`, against the statistics
     halves     random halves for the intervals; 0 computes no interval
     device     computes the distances between pictures; the CPU computes `fd` and `kid`, in float64
+    logits     of the pictures' classes, Tensor[N, K], add the measure `is` of the pictures alone
+    statistics  of the reference, in place of those of its features, for `fd`; they stay whole where sets are halved
 
     Raises ValueError for a set of fewer than `LEAST` pictures.
     """
@@ -61,12 +70,12 @@ def estimates(
         if isinstance(each, Tensor) and len(each) < LEAST:
             raise ValueError(f"a set of {len(each)} pictures is too small: give at least {LEAST}")
     pictures = pictures.to(device)
-    reference = reference.to(device) if isinstance(reference, Tensor) else reference
-    whole = _measures(pictures, reference, _SUBSETS)
+    reference = None if reference is None else reference.to(device)
+    whole = _measures(pictures, reference, _SUBSETS, logits, statistics)
     if halves == 0:
         return {name: Estimate(value) for name, value in whole.items()}
     draws = torch.Generator().manual_seed(0)
-    parts = [_of_halves(pictures, reference, draws) for _ in range(halves)]
+    parts = [_of_halves(pictures, reference, draws, logits, statistics) for _ in range(halves)]
     found = {}
     for name, value in whole.items():
         spread = _QUANTILE * float(torch.tensor([part[name] for part in parts], dtype=torch.float64).std())
@@ -75,23 +84,38 @@ def estimates(
     return found
 
 
-def _of_halves(pictures: Tensor, reference: Tensor | Statistics, draws: torch.Generator) -> dict[str, float]:
-    half = _half(pictures, draws)
-    other = _half(reference, draws) if isinstance(reference, Tensor) else reference
-    larger = max(len(each) for each in (half, other) if isinstance(each, Tensor))
+def _of_halves(
+    pictures: Tensor,
+    reference: Tensor | None,
+    draws: torch.Generator,
+    logits: Tensor | None,
+    statistics: Statistics | None,
+) -> dict[str, float]:
+    order = _half(pictures, draws)
+    half, logits = pictures[order], None if logits is None else logits[order.cpu()]
+    other = None if reference is None else reference[_half(reference, draws)]
+    larger = len(half) if other is None else max(len(half), len(other))
     # Four times as many subsets as would hold every picture once: their own noise hardly widens the interval.
-    return _measures(half, other, min(_SUBSETS, 4 * -(-larger // _SUBSET)))
+    return _measures(half, other, min(_SUBSETS, 4 * -(-larger // _SUBSET)), logits, statistics)
 
 
 def _half(features: Tensor, draws: torch.Generator) -> Tensor:
-    order = torch.randperm(len(features), generator=draws)[: len(features) // 2]
-    return features[order.to(features.device)]
+    return torch.randperm(len(features), generator=draws)[: len(features) // 2].to(features.device)
 
 
-def _measures(pictures: Tensor, reference: Tensor | Statistics, subsets: int) -> dict[str, float]:
-    distance = frechet_distance(reference, pictures)
-    if isinstance(reference, Statistics):
-        return {"fd": distance}
+def _measures(
+    pictures: Tensor,
+    reference: Tensor | None,
+    subsets: int,
+    logits: Tensor | None,
+    statistics: Statistics | None,
+) -> dict[str, float]:
+    known = reference if statistics is None else statistics
+    assert known is not None
+    distance = frechet_distance(known, pictures)
+    alone = {} if logits is None else {"is": inception_score(logits)}
+    if reference is None:
+        return {"fd": distance, **alone}
     if len(pictures) == len(reference) <= _SUBSET:  # every subset is the whole set
         subsets = 1
     precision, recall = precision_recall(reference, pictures, NEIGHBOURS["precision and recall"])
@@ -103,4 +127,5 @@ def _measures(pictures: Tensor, reference: Tensor | Statistics, subsets: int) ->
         "recall": recall,
         "density": density,
         "coverage": coverage,
+        **alone,
     }

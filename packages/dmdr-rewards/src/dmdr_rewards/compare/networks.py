@@ -1,4 +1,4 @@
-"""The networks whose features `dmdr-score compare` uses, by name.
+"""The networks whose features `dmdr-score compare` and the evaluations of dmdr-train use, by name.
 
 inception   `networks.inception`: a file of the network of the published FIDs, or torchvision's
 dinov2      `models.dinov2.backbone`: torch.hub's file, or a transformers folder
@@ -6,7 +6,6 @@ clip        the image tower of a CLIP: as the reward `clip` takes it, or a trans
 others      the image tower of that reward, such as class-label with a folder of one's own classifier
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from dmdr_rewards.base.errors import MissingError
+from dmdr_rewards.compare.feature_names import FIRST, check_features
 from dmdr_rewards.interface import registry
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.models import dinov2
+from dmdr_rewards.models.class_label import ClassLabelReward
 from dmdr_rewards.models.clip import shorter_side
 from dmdr_rewards.networks.clip_towers import transformers_towers
 from dmdr_rewards.networks.frozen_network import FrozenNetwork
@@ -31,10 +32,14 @@ from dmdr_rewards.score.scoring import Steps
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network with its preprocessing: pixels Tensor[B, 3, h, w] -> features Tensor[B, D]."""
+    """A frozen network with its preprocessing: pixels Tensor[B, 3, h, w] -> features Tensor[B, D].
+
+    head  features -> class logits Tensor[B, K], if the network is a classifier
+    """
 
     tower: FrozenNetwork
     steps: Steps
+    head: FrozenNetwork | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels on the network's device -> float32 Tensor[B, D]. Raises ValueError for features of another rank."""
@@ -42,6 +47,22 @@ class FeatureNetwork:
         if features.ndim != 2:
             raise ValueError(f"its image tower gives {tuple(features.shape)}: give a network with one vector a picture")
         return features
+
+    def of_pictures(self, images: Tensor) -> Tensor:
+        """Pictures Tensor[B, 3, H, W] in [0, 1] -> features, as if they had been written to PNG files and read again.
+
+        Raises ValueError as a call does.
+        """
+        eight_bit = (255 * images.float()).round().clamp(0, 255).byte().cpu()
+        pixels = torch.stack([self.steps.picture(picture) for picture in eight_bit])
+        return self(pixels.to(self.tower.device))
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Features Tensor[B, D] -> class logits Tensor[B, K] on the CPU; None if the network is no classifier."""
+        if self.head is None:
+            return None
+        with torch.inference_mode():
+            return torch.cat([self.head(part.to(self.head.device)).cpu() for part in features.split(_ROWS)])
 
 
 @dataclass(frozen=True)
@@ -78,22 +99,23 @@ def load(
     Raises ValueError for an unknown name, a network without one vector per picture or without a fixed size of its
     pixels, an unknown option, and a checkpoint that is missing, damaged, unsafe or of another model.
     """
-    if checkpoint is None:
-        raise ValueError(f"{name} comes without a checkpoint: give {name}=FILE or FOLDER")
     try:
-        tower, steps = _LOADERS.get(name, _of_reward)(name, checkpoint, device, dtype, options)
+        check_features(name, checkpoint)
+        assert checkpoint is not None
+        tower, steps, head = _LOADERS.get(name, _of_reward)(name, checkpoint, device, dtype, options)
     except MissingError as error:
         raise MissingError(
             f"{error}; the official weights: {_FETCH[name]}" if name in _FETCH else str(error)
         ) from error
     if side is not None:
-        return FeatureNetwork(tower, Square(side, steps))
+        return FeatureNetwork(tower, Square(side, steps), head)
     if isinstance(steps, Preprocess) and steps.image_size is None:
         raise ValueError(f"{name} takes pictures of any size ({steps}): give --size, so that all have the same")
-    return FeatureNetwork(tower, steps)
+    return FeatureNetwork(tower, steps, head)
 
 
-_Loaded = tuple[FrozenNetwork, Steps]
+_ROWS = 4096
+_Loaded = tuple[FrozenNetwork, Steps, FrozenNetwork | None]
 
 
 def _inception(
@@ -105,7 +127,7 @@ def _inception(
 
 def _dinov2(name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> _Loaded:
     _no_options(name, options)
-    return dinov2.backbone(checkpoint, device, dtype)
+    return *dinov2.backbone(checkpoint, device, dtype), None
 
 
 def _clip(name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> _Loaded:
@@ -113,21 +135,17 @@ def _clip(name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, 
     if (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
         _no_options(name, options)
         towers = transformers_towers(folder, device, dtype)
-        return towers.image, shorter_side(towers.image_size)
+        return towers.image, shorter_side(towers.image_size), None
     return _of_reward(name, checkpoint, device, dtype, options)
 
 
 def _of_reward(
     name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
 ) -> _Loaded:
-    names = sorted({*_LOADERS, *registry.available()})
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown network {name!r}: did you mean {nearest!r}? Choose one of {', '.join(names)}")
     reward = registry.create(name, checkpoint, device, dtype, **options)
     if not isinstance(reward, TowerReward):
-        raise ValueError(f"the reward {name} has no image tower: give one of {', '.join(_LOADERS)} or class-label")
-    return reward.tower, reward.preprocess
+        raise ValueError(f"the reward {name} has no image tower: give one of {', '.join(FIRST)} or class-label")
+    return reward.tower, reward.preprocess, reward.classifier.head if isinstance(reward, ClassLabelReward) else None
 
 
 def _no_options(name: str, options: dict[str, Any]) -> None:

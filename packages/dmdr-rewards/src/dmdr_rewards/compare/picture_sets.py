@@ -16,15 +16,15 @@ LEAST = 2 * (max(NEIGHBOURS.values()) + 1)
 """The fewest pictures of a set: each half of it has more than these neighbours."""
 
 
-def find_set(name: str, images: str) -> list[Item]:
+def find_set(name: str, images: str, column: str | None) -> list[Item]:
     """The pictures of the set A or B, each once, however many prompts it has.
 
-    images  as in `score.sources.find`
+    images, column  as in `score.sources.find`
 
     Raises UserError that names the set for fewer than `LEAST` pictures.
     """
     with _instead_of_images(name):
-        found = list({item.source: item for item in find(images)}.values())
+        found = list({item.source: item for item in find(images, column)}.values())
     if len(found) < LEAST:
         raise UserError(name, f"{images} holds {len(found)} pictures: give at least {LEAST}, and better thousands")
     return found

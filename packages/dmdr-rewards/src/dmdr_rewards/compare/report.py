@@ -9,6 +9,7 @@ from dmdr_rewards.compare.extraction import PictureSet
 from dmdr_rewards.compare.intervals import Estimate
 from dmdr_rewards.compare.networks import FeatureNetwork
 from dmdr_rewards.networks.checkpoint_files import sha256
+from dmdr_rewards.networks.known_files import compared
 from dmdr_rewards.score.reward_arguments import RewardArgument
 
 _BETTER = {
@@ -18,6 +19,7 @@ _BETTER = {
     "recall": "A covers B",
     "density": "A looks like B",
     "coverage": "A covers B",
+    "is": "of A alone; higher is better",
 }
 
 
@@ -27,17 +29,22 @@ def as_json(
     networks: Mapping[str, FeatureNetwork],
     sets: tuple[PictureSet, PictureSet | None],
     found: Mapping[str, Mapping[str, Estimate]],
+    statistics: bool,
 ) -> dict[str, Any]:
-    """The sets, how the features were made, and each measure with its interval, as values that JSON can hold."""
+    """The sets, how the features were made, and each measure with its interval, as values that JSON can hold.
+
+    statistics  whether `fd` was taken against statistics that B holds
+    """
     return {
         "a": _set(options.a, sets[0]),
-        "b": {"statistics": options.b} if sets[1] is None else _set(options.b, sets[1]),
+        "b": ({"statistics": options.b} if statistics else {}) | (_set(options.b, sets[1]) if sets[1] else {}),
         "halves": options.halves,
         "dtype": options.dtype,
         "features": {
             each.name: {
                 "network": each.reward,
                 "sha256": sha256(str(each.checkpoint)),
+                "official": compared(each.reward, sha256(str(each.checkpoint))),
                 "options": each.options,
                 "preprocess": str(networks[each.name].steps),
                 "width": sets[0].features[each.name].shape[1],
@@ -55,14 +62,15 @@ def print_table(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     a, b = result["a"], result["b"]
-    other = b["statistics"] if "statistics" in b else f"{b['images']} ({b['pictures']:,})"
+    other = f"{b['images']} ({b['pictures']:,})" if "images" in b else b["statistics"]
     title = f"{a['images']} ({a['pictures']:,}) against {other}"
     columns = [each["measures"] for each in result["features"].values()]
     table = Table("measure", *map(escape, result["features"]), "", title=escape(title))
     for column in table.columns[1:-1]:
         column.justify = "right"
-    for name in columns[0]:
-        table.add_row(name, *(_cell(measures[name]) for measures in columns), _BETTER[name])
+    for name, meaning in _BETTER.items():
+        if any(name in measures for measures in columns):
+            table.add_row(name, *(_cell(measures[name]) if name in measures else "" for measures in columns), meaning)
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     if result["halves"]:

@@ -232,6 +232,26 @@ _OCR_LOCAL = replace(
     endpoint=False,
 )
 
+_GENEVAL = replace(
+    _OCR,
+    name="geneval",
+    description="1 if a detector finds the prompt's objects in number, colour and position, otherwise 0",
+    licence="the detector's and CLIP's",
+    source="https://github.com/djghosh13/geneval, arXiv 2310.11513",
+    preprocess="the detector's, and CLIP's for colours",
+    checkpoint=(
+        "folder of a transformers Mask2Former or object detector of COCO: config.json, *.safetensors, "
+        "preprocessor_config.json; with metadata=evaluation_metadata.jsonl, clip=FOLDER for colours"
+    ),
+    fetch=(
+        "hf download facebook/mask2former-swin-small-coco-instance config.json model.safetensors "
+        "preprocessor_config.json --local-dir mask2former && hf download openai/clip-vit-large-patch14 config.json "
+        "model.safetensors tokenizer.json --local-dir clip-l14 && curl -LO "
+        "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+    ),
+    endpoint=False,
+)
+
 _LOCAL_FILES = "config.json, *.safetensors, preprocessor_config.json, the tokenizer's files and its chat template"
 
 _VQASCORE_LOCAL = replace(
@@ -264,6 +284,7 @@ BUILT_IN = {
         _CLIP,
         _DFN_CLIP,
         _DINOV2,
+        _GENEVAL,
         _HPSV2,
         _HPSV3,
         _IMAGEREWARD,

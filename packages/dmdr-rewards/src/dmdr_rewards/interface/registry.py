@@ -33,6 +33,7 @@ _BUILT_IN = (
     EntryPoint("clip", "dmdr_rewards.models.clip:clip", GROUP),
     EntryPoint("dfn-clip", "dmdr_rewards.models.clip:dfn_clip", GROUP),
     EntryPoint("dinov2", "dmdr_rewards.models.dinov2:reward", GROUP),
+    EntryPoint("geneval", "dmdr_rewards.judges.geneval:GenEval", GROUP),
     EntryPoint("hpsv2.1", "dmdr_rewards.models.hpsv2:reward", GROUP),
     EntryPoint("hpsv3", "dmdr_rewards.models.hpsv3:reward", GROUP),
     EntryPoint("imagereward", "dmdr_rewards.models.imagereward:reward", GROUP),
@@ -123,5 +124,7 @@ def _check_arguments(name: str, factory: Callable[..., Any], arguments: dict[str
     try:
         signature.bind(**arguments)
     except TypeError as error:
+        if "preprocess" in arguments and "preprocess" not in signature.parameters:
+            raise ValueError(f"reward {name!r} has one preprocessing, its model's own: leave preprocess out") from None
         kind = MissingError if "checkpoint" in signature.parameters and "checkpoint" not in arguments else ValueError
         raise kind(f"reward {name!r}: {error}; it takes {', '.join(signature.parameters)}") from None

@@ -1,4 +1,4 @@
-"""Inception v3 up to its last pooling layer: the features of the Fréchet and the kernel Inception distance.
+"""Inception v3: the features of the Fréchet and the kernel Inception distance, and the logits of the inception score.
 
     pt_inception-2015-12-05-6726825d.pth   the network of the published FIDs, ported from TensorFlow
     inception_v3_google-0cc3c7bd.pth       torchvision's own
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmdr_rewards.networks import checkpoint_files
-from dmdr_rewards.networks.frozen_network import FrozenNetwork
+from dmdr_rewards.networks.frozen_network import FrozenNetwork, precision
 from dmdr_rewards.pictures.images import Picture, as_picture, as_tensor
 from dmdr_rewards.pictures.preprocess import Preprocess
 
@@ -68,11 +68,13 @@ class TensorFlowSquash:
 
 def inception(
     checkpoint: str | PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[FrozenNetwork, Preprocess | TensorFlowSquash]:
-    """Load one of the two files -> the network, which maps pixels to features Tensor[B, 2048], and its preprocessing.
+) -> tuple[FrozenNetwork, Preprocess | TensorFlowSquash, FrozenNetwork]:
+    """Load one of the two files -> the network, its preprocessing, and the head.
 
-    The number of classes shows which file it is. Raises ValueError for a file that is missing, damaged, unsafe or of
-    another model.
+    The network maps pixels to features Tensor[B, 2048], and the head features to class logits. The number of classes
+    shows which file it is. TensorFlow's logits are taken without their bias, as in the published inception scores.
+
+    Raises ValueError for a file that is missing, damaged, unsafe or of another model.
     """
     from torchvision.models import Inception3
 
@@ -89,11 +91,13 @@ def inception(
         model = Inception3(num_classes=classes, aux_logits=False, init_weights=False)
     counters = {name: torch.zeros((), dtype=torch.long) for name in model.state_dict() if name.endswith("_tracked")}
     checkpoint_files.assign(model, {**tensors, **counters}, path)
-    model.fc = nn.Identity()
-    if classes == _TENSORFLOW_CLASSES:
+    head, model.fc = model.fc, nn.Identity()
+    tensorflow = classes == _TENSORFLOW_CLASSES
+    if tensorflow:
         _pool_as_tensorflow(model)
-        return FrozenNetwork(model, device, dtype), TensorFlowSquash()
-    return FrozenNetwork(model, device, dtype), _TORCHVISION
+        head.register_parameter("bias", None)
+    steps = TensorFlowSquash() if tensorflow else _TORCHVISION
+    return FrozenNetwork(model, device, dtype), steps, FrozenNetwork(head, device, precision(dtype))
 
 
 def _pool_as_tensorflow(model: Any) -> None:

@@ -24,7 +24,7 @@ def score(options: Namespace) -> None:
     """
     rewards = parse_rewards(options.reward, options.option, options.preprocess)
     kinds = {reward.name: _kind_of_prompt(reward.reward) for reward in rewards}
-    items = require(with_prompts(find(options.images), options.prompts, options.prompt), kinds)
+    items = require(with_prompts(find(options.images, options.column), options.prompts, options.prompt), kinds)
     provenance = provenance_of(rewards, options.dtype)
     columns = Columns(tuple(kinds), (*provenance, *(f"{name}.preprocess" for name in kinds)))
     table = ScoreTable(Path(options.output), columns, options.overwrite)

@@ -2,10 +2,12 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from dmdr_rewards.base.errors import naming
+from dmdr_rewards.networks.known_files import compared
 from dmdr_rewards.score.reward_arguments import RewardArgument
 
 # Options that say how patiently an endpoint is asked. They do not change a score, so a run may continue with others.
@@ -27,13 +29,21 @@ def provenance_of(rewards: Sequence[RewardArgument], dtype: str) -> dict[str, st
             hashes = {key: _hash(value) for key, value in {"checkpoint": reward.checkpoint, **options}.items()}
         if reward.kind is not None:
             columns[f"{reward.name}.reward"] = reward.kind
-        columns[f"{reward.name}.sha256"] = hashes.pop("checkpoint")
+        columns[f"{reward.name}.sha256"] = digest = hashes.pop("checkpoint")
+        columns[f"{reward.name}.official"] = None if digest is None else _compared(reward, digest)
         if reward.checkpoint is not None and columns[f"{reward.name}.sha256"] is None:
             options["checkpoint"] = reward.checkpoint
         options.update({key: value for key, value in hashes.items() if value is not None})
         if options:
             columns[f"{reward.name}.options"] = json.dumps(options, sort_keys=True)
     return columns
+
+
+def _compared(reward: RewardArgument, digest: str) -> str:
+    said = compared(reward.reward, digest)
+    if said.startswith("no,"):
+        warnings.warn(f"--reward {reward.name}: {reward.checkpoint} is no official file: {said}", stacklevel=3)
+    return said
 
 
 def _hash(value: Any) -> str | None:

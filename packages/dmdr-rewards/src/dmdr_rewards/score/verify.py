@@ -11,6 +11,7 @@ from torch import Tensor
 from dmdr_rewards.base.errors import UserError, naming
 from dmdr_rewards.interface import registry
 from dmdr_rewards.networks import checkpoint_files
+from dmdr_rewards.networks.known_files import compared
 from dmdr_rewards.score.reward_arguments import parse_rewards
 
 PROMPT = "a photo of a cat"
@@ -42,6 +43,7 @@ def verify(name: str, checkpoint: str, options: Sequence[str] = (), list_tensors
     print(f"tensors      {len(tensors):,}")
     print(f"parameters   {sum(tensor.numel() for tensor in tensors.values()):,}")
     print(f"sha256       {digest}")
+    print(f"official     {compared(name, digest)}")
     print(f"preprocess   {reward.info.preprocess}")
     print(f"probe score  {score:.6g} (a synthetic picture, {'label' if prompt == 0 else 'prompt'} {prompt!r})")
 

@@ -24,7 +24,8 @@ FIXED_KEYS = (
     *(
         f"tracking.evaluation.{name}"
         for name in (
-            "classifier", "reference", "features", "prompt_files", "per_prompt", "pictures", "rewards", "seed",
+            "classifier", "reference", "features", "prompt_files", "per_prompt", "pictures", "labels",
+            "rewards", "seed",
         )
     ),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -20,15 +21,21 @@ def read_picture(path: Path, size: tuple[int, int]) -> "Tensor":
     Raises:
         ValueError: the file cannot be read as a picture.
     """
-    import numpy as np
-    import torch
     from dmdr_rewards.base.safe_reading import open_rgb
-    from PIL import Image, ImageOps
 
     try:
         picture = open_rgb(path)
     except Exception as error:  # decoders raise any exception for bytes that are not a picture
         raise ValueError(f"{path} cannot be read as a picture ({error}); remove it") from error
+    return fitted(picture, size)
+
+
+def fitted(picture: "Image", size: tuple[int, int]) -> "Tensor":
+    """An RGB picture as `[3, H, W]` in [0, 1], resized to cover (H, W) and cut to its centre if its size is another."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
     if picture.size != size[::-1]:
         picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)

@@ -1,6 +1,6 @@
 """Sets of held-out prompts, in the files in which benchmarks publish them.
 
-    .txt, .jsonl, .csv, .tsv, .parquet     a prompt per line or row: GenEval's metadata, Parti's table
+    .txt, .jsonl, .csv, .tsv, .parquet     a prompt per line or row: Parti's table; GenEval's metadata, a set per tag
     .json                                  a list of texts or of objects; styles with such lists, as HPSv2's benchmark;
                                            captions with their annotations, as COCO, whose first caption of each
                                            picture is taken
@@ -54,8 +54,18 @@ def _read(key: str, path: Path) -> Sets:
         if suffix not in SUFFIXES:
             known = ", ".join((*SUFFIXES, ".json"))
             raise ValueError(f"{path} has no known suffix; give a folder, or a file in {known}")
-        column = _column(path, {name: column.is_text for name, column in columns_of(path).items()})
-        return {path.stem: [text for batch in batches_of(path, column) for text in batch]}
+        columns = {name: column.is_text for name, column in columns_of(path).items()}
+        prompts = _rows(path, _column(path, columns))
+        if {"tag", "include"} <= columns.keys():  # GenEval's score is the mean over its tags
+            tags = _rows(path, "tag")
+            if len(tags) != len(prompts):
+                raise ValueError(f"{path} has {len(prompts)} prompts and {len(tags)} tags; give both in every row")
+            return {f"{path.stem}/{tag}": [p for p, t in zip(prompts, tags, strict=True) if t == tag] for tag in tags}
+        return {path.stem: prompts}
+
+
+def _rows(path: Path, column: str) -> list[str]:
+    return [text for batch in batches_of(path, column) for text in batch]
 
 
 def _column(path: Path, columns: dict[str, bool]) -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 from dmdr_models import registry
 from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.contents import Description
+from dmdr_rewards.score.archives import PICTURES as PICTURES_OF_NPZ
+from dmdr_rewards.score.archives import arrays_in, from_npz
 
-from dmdr_train.base.errors import UserError
+from dmdr_train.base.errors import UserError, naming
 from dmdr_train.data.picture_folder import PICTURES, pictures_in
 from dmdr_train.data.prompt_sets import KEY, read_prompt_sets
 from dmdr_train.recipe.schema import DRAWN, Evaluation, Recipe
@@ -63,9 +65,8 @@ def check_reference(evaluation: Evaluation, count: int, texts: bool, num_classes
     path = evaluation.reference
     if path is None or path in DRAWN:
         return
-    if evaluation.has_statistics:
-        if not os.path.isfile(path):
-            raise UserError(REFERENCE, f"no file {path!r}; give one that exists")
+    if evaluation.is_npz:
+        check_npz(Path(path))
         return
     if not os.path.isdir(path):
         raise UserError(REFERENCE, f"no folder {path!r}; give one that exists")
@@ -80,6 +81,20 @@ def check_reference(evaluation: Evaluation, count: int, texts: bool, num_classes
     most = len(classes) * min(len(pictures_in(each)) // 2 for each in classes)
     for label, each in enumerate(classes):
         check_files(each, 2 * len(range(label, count, len(classes))), count, most)
+
+
+def check_npz(path: Path) -> None:
+    """Check that a file holds statistics, or pictures that can be read from their places."""
+    if not path.is_file():
+        raise UserError(REFERENCE, f"no file {str(path)!r}; give one that exists")
+    with naming(REFERENCE):
+        held = arrays_in(path)
+        if PICTURES_OF_NPZ in held:
+            from_npz(path)
+        elif not {"mu", "sigma"} <= held:
+            raise ValueError(
+                f"{path} has neither mu and sigma nor {PICTURES_OF_NPZ}; give one of ADM's reference batches"
+            )
 
 
 def check_files(folder: Path, needed: int, count: int, most: int) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +9,11 @@ from dmdr_rewards.compare.metrics import (
     Statistics,
     density_coverage,
     frechet_distance,
-    inception_score,
     kernel_distance,
     precision_recall,
 )
 from torch import Tensor
 
-from dmdr_train.base.errors import naming
 from dmdr_train.evaluation.finished_batches import Rows
 from dmdr_train.evaluation.intervals import bootstrap_interval, diversities
 
@@ -62,34 +59,30 @@ def describe(made: Measured, sets: Mapping[str, Tensor], group: int, seed: int) 
     return {**found, "broken": (~made.finite).nonzero().flatten().tolist()}
 
 
-def compare(real: "Measured | str | None", made: Measured, device: torch.device, classes: bool) -> dict[str, Any]:
-    """The distances to real pictures, and the inception score of pictures of classes.
+def compare(
+    real: Measured | None, statistics: Statistics | None, made: Measured, device: torch.device
+) -> dict[str, Any]:
+    """The distances to real pictures.
 
     Args:
-        real: the reference set, or the file of its statistics.
+        real: the reference set.
+        statistics: for the Fréchet distance, in place of those of the reference set.
         device: where the many distances are computed.
     """
     found: dict[str, Any] = {}
-    if classes and "logits" in made.rows:
-        found["inception"] = _or_nan(partial(inception_score, made["logits"]))
-    if isinstance(real, str):
-        with naming("tracking.evaluation.reference"):
-            statistics = Statistics.from_npz(real)
-            known, given = len(statistics.mean), made["features"].shape[1]
-            if known != given:
-                raise ValueError(f"{real} has features of width {known} and the network of width {given}; use the same")
-        found["frechet"] = _or_nan(lambda: frechet_distance(statistics, made["features"]))
-    elif real is not None:
+    known = real["features"] if statistics is None and real is not None else statistics
+    if known is not None:
+        found["frechet"] = or_nan(lambda: frechet_distance(known, made["features"]))
+    if real is not None:
         theirs, ours = (each["features"].to(device) for each in (real, made))
-        found["frechet"] = _or_nan(lambda: frechet_distance(theirs, ours))
-        found["kernel"] = _or_nan(lambda: kernel_distance(theirs, ours))
-        found["frechet_pixels"] = _or_nan(lambda: frechet_distance(real["pixels"], made["pixels"]))
-        found["precision"], found["recall"] = _or_nan(lambda: precision_recall(theirs, ours), 2)
-        found["density"], found["coverage"] = _or_nan(lambda: density_coverage(theirs, ours), 2)
+        found["kernel"] = or_nan(lambda: kernel_distance(theirs, ours))
+        found["frechet_pixels"] = or_nan(lambda: frechet_distance(real["pixels"], made["pixels"]))
+        found["precision"], found["recall"] = or_nan(lambda: precision_recall(theirs, ours), 2)
+        found["density"], found["coverage"] = or_nan(lambda: density_coverage(theirs, ours), 2)
     return found
 
 
-def _or_nan(measure: Callable[[], Any], count: int = 1) -> Any:
+def or_nan(measure: Callable[[], Any], count: int = 1) -> Any:
     """The result, or NaN if too many pictures are not finite for it."""
     try:
         return measure()

@@ -1,17 +1,21 @@
 """Making the evaluator of a recipe, with its rewards and the network of its features."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from dmdr_models.families.protocols import Family
 
-from dmdr_train.base.errors import UserError, naming
+from dmdr_train.base.errors import naming
+from dmdr_train.distributed.device import DTYPES
 from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.finished_batches import FinishedBatches
 from dmdr_train.objectives.from_recipe import make_reward
 from dmdr_train.recipe.derived import numbered
 from dmdr_train.recipe.schema import Recipe, Reward
+
+if TYPE_CHECKING:
+    from dmdr_rewards.compare.networks import FeatureNetwork
 
 KEY = "tracking.evaluation"
 
@@ -44,14 +48,24 @@ def open_evaluator(
             name: make_reward(key, section, settings, family, device)
             for name, (key, section) in zip(names, made.items(), strict=True)
         }
-    tower = None
-    if evaluation.features is not None:
-        tower = make_reward(f"{KEY}.features", evaluation.features, settings, family, device)
-        if not hasattr(tower, "features_of"):
-            name = evaluation.features.name
-            raise UserError(f"{KEY}.features.name", f"{name} has no image tower; use another, such as dinov2 or clip")
+    network = None if evaluation.features is None else open_network(evaluation.features, family, device)
     with naming(KEY):
-        return Evaluator(evaluation, family, device, rewards, tower, finished, progress)
+        return Evaluator(evaluation, family, device, rewards, network, finished, progress)
+
+
+def open_network(features: Reward, family: Family, device: torch.device) -> "FeatureNetwork":
+    """The network of `tracking.evaluation.features`, as `dmdr-score compare --features` loads it.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    from dmdr_rewards.compare.networks import load
+
+    with naming(f"{KEY}.features"):
+        network = load(features.name, features.checkpoint, device, DTYPES[features.precision], features.options)
+        with torch.inference_mode():
+            network.of_pictures(torch.zeros(1, 3, *family.size))  # a tower may give more than one vector a picture
+        return network
 
 
 def scored_by(settings: Recipe) -> dict[str, Reward]:

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 import torch
 from dmdr_models.families.protocols import Family
+from dmdr_rewards.score.archives import from_npz
 from torch import Tensor
 
 from dmdr_train.base.random_draws import named_generator
-from dmdr_train.data.picture_folder import pictures_in, read_picture
+from dmdr_train.data.picture_folder import fitted, pictures_in, read_picture
 from dmdr_train.data.prompt_sets import Sets, read_prompt_sets
 from dmdr_train.recipe import schema
 
@@ -30,16 +31,6 @@ class Reference(Protocol):
     def prompts(self, index: range) -> list[Any]:
         """The prompts of the pictures with these indices; they are the same for every model."""
 
-    def pictures(self, name: str, index: range) -> Tensor:
-        """Real pictures, `[n, 3, H, W]` in [0, 1].
-
-        Args:
-            name: `reference` or `real`, two draws without a common picture.
-
-        Raises:
-            ValueError: a picture cannot be read.
-        """
-
     def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor | None) -> dict[str, Tensor]:
         """Judge pictures: one number per picture under each name, `[n]` float32, NaN where it does not apply.
 
@@ -50,6 +41,35 @@ class Reference(Protocol):
 
     def sets(self, index: range) -> dict[str, Tensor]:
         """Which of the pictures belong to each set of prompts, `[n]` bool; empty unless there are several sets."""
+
+
+class Pictures(Protocol):
+    """A reference with real pictures."""
+
+    def pictures(self, name: str, index: range) -> Tensor:
+        """Real pictures, `[n, 3, H, W]` in [0, 1].
+
+        Args:
+            name: `reference` or `real`, two draws without a common picture.
+
+        Raises:
+            ValueError: a picture cannot be read.
+        """
+
+
+class ArrayOfPictures:
+    """The pictures in an .npz, in their order.
+
+    Args:
+        size: (height, width) of the pictures of the models.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int]):
+        self.cells = [cell for _, cell, _ in from_npz(path)]
+        self.size = size
+
+    def pictures(self, name: str, index: range) -> Tensor:
+        return torch.stack([fitted(self.cells[i].value(), self.size) for i in index])
 
 
 def make_reference(settings: schema.Evaluation, family: Family) -> tuple[Reference, int]:
@@ -67,23 +87,26 @@ def make_reference(settings: schema.Evaluation, family: Family) -> tuple[Referen
     if settings.reference == "shapes":
         return Shapes(seed), count
     if folder is None:
-        return Labels(family.num_classes), count
+        drawn = settings.labels == "drawn"
+        return Labels(family.num_classes, drawn_labels(family.num_classes, count, seed) if drawn else None), count
     return Folder(folder, family.num_classes, seed, family.size), count
 
 
+def drawn_labels(num_classes: int, count: int, seed: int) -> list[int]:
+    """`count` labels, each with equal probability and independent of the others."""
+    return torch.randint(num_classes, (count,), generator=named_generator(seed, "labels")).tolist()
+
+
 class Labels:
-    """Class labels in turn. A picture is right if the classifier sees its class."""
+    """Class labels in turn, or those that are given. A picture is right if the classifier sees its class."""
 
     group, paired = 1, True
 
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, given: Sequence[int] | None = None):
+        self.num_classes, self.given = num_classes, given
 
     def prompts(self, index: range) -> list[int]:
-        return [i % self.num_classes for i in index]
-
-    def pictures(self, name: str, index: range) -> Tensor:
-        raise NotImplementedError("there are no real pictures")
+        return [i % self.num_classes if self.given is None else self.given[i] for i in index]
 
     def judge(self, images: Tensor, prompts: Sequence[Any], logits: Tensor | None) -> dict[str, Tensor]:
         if logits is None:

@@ -321,6 +321,9 @@ def check_evaluation(recipe: Sections) -> None:
         raise ValueError(f"{key}.per_prompt: {found.per_prompt} has no effect without prompt_files; use 1")
     if found.prompt_files and found.reference in DRAWN:
         raise ValueError(f"{key}.prompt_files: {found.reference} has its own prompts; leave one of them out")
+    if found.labels == "drawn" and (found.prompt_files or found.has_pictures):
+        cause = "beside prompt_files" if found.prompt_files else f"beside the reference {found.reference}"
+        raise ValueError(f"{key}.labels: drawn has no effect {cause}, which gives the labels; use in_turn")
     if found.per_prompt > found.pictures:
         raise ValueError(f"{key}.per_prompt: {found.per_prompt} is more than all pictures {found.pictures}; use fewer")
     if not (found.reference or found.classifier or found.rewards or found.per_prompt > 1):

@@ -1,6 +1,6 @@
 """The sections of a recipe that say what is logged, sampled, scored and watched while it trains."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -31,15 +31,19 @@ class Evaluation(Section):
     reference: str | None = Field(
         default=None,
         description="`shapes` or `scenes` for the built-in drawings; a folder of real pictures, with a sub-folder per "
-        "class for a model of classes; an .npz with the mean and covariance of their features; null: none",
+        "class for a model of classes; an .npz with the mean and covariance of their features, or with pictures in "
+        "ADM's layout; null: none",
     )
     features: Reward | None = Field(
         default=None,
-        description="a reward, such as dinov2 or clip, whose image tower gives the features; null: the classifier",
+        description="inception, dinov2, clip, class-label, or a reward with an image tower; null: the classifier",
     )
     prompt_files: list[str] = Field(default=[], description="sets of held-out prompts for a model of texts")
     per_prompt: Positive = Field(default=1, description="pictures of each held-out prompt; 2 or more give a diversity")
     pictures: Annotated[int, Field(ge=100)] = Field(default=2000, description="at most so many of prompt_files")
+    labels: Literal["in_turn", "drawn"] = Field(
+        default="in_turn", description="of a model of classes; drawn: each with equal probability, as ADM does"
+    )
     batch_size: Positive = Field(default=125, description="pictures that a process draws at once")
     every: Natural = Field(default=0, description="steps; 0: at the end of each stage")
     teacher_steps: list[Positive] = Field(default=[50, 4, 1])
@@ -59,12 +63,12 @@ class Evaluation(Section):
 
     @property
     def has_pictures(self) -> bool:
-        """Whether the reference has real pictures, and not only statistics of them."""
-        return self.reference is not None and not self.has_statistics
+        """Whether the reference is a set of real pictures, of which half become the row `real`."""
+        return self.reference is not None and not self.is_npz
 
     @property
-    def has_statistics(self) -> bool:
-        """Whether the reference is a file of statistics."""
+    def is_npz(self) -> bool:
+        """Whether the reference is a file of statistics, of pictures, or of both."""
         return self.reference is not None and self.reference.endswith(".npz")
 
     @property

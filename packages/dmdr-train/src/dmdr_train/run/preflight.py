@@ -279,7 +279,20 @@ def check_evaluation(settings: Recipe, found: Description | None) -> None:
         for i, reward in enumerate(evaluation.rewards):
             check_reward(f"tracking.evaluation.rewards.{i}", reward, found)
     if evaluation.features is not None:  # its tower reads pictures alone, whatever the model is conditioned on
-        check_reward("tracking.evaluation.features", evaluation.features, None)
+        check_features("tracking.evaluation.features", evaluation.features)
+
+
+def check_features(key: str, features: Reward) -> None:
+    """Check that the network of the features is one of `dmdr-score compare`, and that its weights are there."""
+    from dmdr_rewards.base.errors import MissingError
+    from dmdr_rewards.compare.feature_names import check_features as check
+
+    try:
+        check(features.name, features.checkpoint)
+    except MissingError as error:
+        raise UserError(f"{key}.checkpoint", f"{error}; give the network's weights") from None
+    except ValueError as error:
+        raise UserError(f"{key}.name" if features.checkpoint else f"{key}.checkpoint", str(error)) from None
 
 
 def folder(key: str, path: str) -> None:
