@@ -14,7 +14,7 @@ import pytest
 import torch
 from dmdr_models import generate, serve
 from dmdr_models.base.errors import UsageError
-from dmdr_models.serve import Limits, Side, Studio
+from dmdr_models.studio import Limits, Side, Studio
 from PIL import Image
 from same_picture import same_picture
 

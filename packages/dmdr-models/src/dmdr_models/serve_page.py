@@ -2,17 +2,15 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmdr_models.base.errors import UsageError
-
-if TYPE_CHECKING:
-    from dmdr_models.serve import Studio
+from dmdr_models.studio import Studio
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def launch(studio: "Studio", host: str, port: int) -> None:
+def launch(studio: Studio, host: str, port: int) -> None:
     """Answer requests until Ctrl-C.
 
     Raises:
@@ -29,7 +27,7 @@ def launch(studio: "Studio", host: str, port: int) -> None:
         raise UsageError(f"--host {host} --port {port}: {error}; give another port or address") from error
 
 
-def build(studio: "Studio") -> Any:
+def build(studio: Studio) -> Any:
     """The page: fields on the left, a picture for each model on the right."""
     import gradio
 
