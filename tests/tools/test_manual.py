@@ -11,6 +11,7 @@ import yaml
 from dmdr_models import options, serve
 from dmdr_models.generate import _parser as generate_parser
 from dmdr_train import cli
+from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
 from manual_links import rewritten
 
@@ -77,6 +78,9 @@ def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> No
     for program, *arguments in commands:
         if program == "dmdr-train":
             cli.main(arguments)
+            config = getattr(ran[-1], "config", None) or "RECIPE"
+            if config != "RECIPE":
+                load_recipe(config, ran[-1].overrides)
         elif arguments[0] == "serve":
             ran.append(serve._parser().parse_args(arguments[1:]))
         else:

@@ -53,9 +53,9 @@ def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, we
 
     Args:
         x0: generated samples, ``[B, ...]``, with gradient.
-        x0_real: see :func:`dmd_gradient`.
-        x0_fake: see :func:`dmd_gradient`.
-        eps: see :func:`dmd_gradient`.
+        x0_real: see `dmd_gradient`.
+        x0_fake: see `dmd_gradient`.
+        eps: see `dmd_gradient`.
         weight: ``[B]``, the weight w of each sample, as f-divergences use it (arXiv 2502.15681); 1 by default.
 
     Returns:

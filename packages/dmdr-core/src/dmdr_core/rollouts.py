@@ -66,11 +66,11 @@ def rollout(
         grid: its grid; it must end at ``process.t_end``.
         noise: ``[B, ...]``, the state at the first grid time.
         mode: ``"sde"`` or ``"ode"``.
-        generator: of the fresh noise in ``"sde"``, see :mod:`dmdr_core.randomness`; unused in ``"ode"``.
+        generator: of the fresh noise in ``"sde"``, see `dmdr_core.randomness`; unused in ``"ode"``.
         num_steps: stop after this many steps; default: all of the grid's.
 
     Returns:
-        The :class:`Rollout`, with ``num_steps`` states.
+        The `Rollout`, with ``num_steps`` states.
 
     Raises:
         TypeError: an argument, or the result of ``predict``, is of the wrong kind.
@@ -95,13 +95,13 @@ def visit(
     mode: str = "sde",
     generator: Generators = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk through the states of a :func:`rollout`, one at a time.
+    """Walk through the states of a `rollout`, one at a time.
 
     ``predict`` is called at a state only when the next state is requested: the first k + 1 states cost k predictions.
     A trainer can thus simulate up to a state without gradient and predict there with gradient.
 
     Args:
-        predict: as in :func:`rollout`, and so are all other arguments.
+        predict: as in `rollout`, and so are all other arguments.
         process: noise process.
         grid: grid.
         noise: ``[B, ...]``.
@@ -112,8 +112,8 @@ def visit(
         An iterator over ``(x_t, t)``, ``[B, ...]`` and ``[B]``, one per step of the grid.
 
     Raises:
-        TypeError: as in :func:`rollout`.
-        ValueError: as in :func:`rollout`.
+        TypeError: as in `rollout`.
+        ValueError: as in `rollout`.
     """
     checks.one_of("mode", mode, MODES)
     checks.samples(noise=noise)

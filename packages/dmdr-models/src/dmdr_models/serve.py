@@ -16,7 +16,14 @@ from dmdr_models.drawing.stock_pipeline import StockPipeline
 from dmdr_models.options import Parser, add_model, add_text_model, prepare
 from dmdr_models.studio import Limits, Side, Studio
 
-UNUSED = {"classes": None, "per_class": None, "separate": None, "texts": [], "prompts": None, "grid": None}
+UNUSED: dict[str, Any] = {
+    "classes": None,
+    "per_class": None,
+    "separate": None,
+    "texts": [],
+    "prompts": None,
+    "grid": None,
+}
 """The options of `dmdr-generate` that the page has fields for."""
 
 
