@@ -83,7 +83,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Make:
         scores = {"name": f"student {EVIL}", "accuracy": 0.5, "intervals": {"accuracy": [0.4, 0.6]}, "broken": [3]}
         (run / "evaluation.json").write_text(json.dumps({"joint": scores, "real": {"name": "real", "accuracy": 1}}))
         (run / "student/README.md").write_text(
-            f"# A title\n\nUse {EVIL}, `x`.\n\n    a command\n\n## Evaluation\n\nno\n"
+            f"# A title\n\nUse {EVIL}, `x`, ![y](https://host/y.png), [z](javascript:z).\n\n    a command\n\n## Evaluation\n\nno\n"
         )
         manifest = {"step": 30, "world_size": 2, "weights": {}, "files": {}, "versions": {"torch": "2.10"}}
         (run / "checkpoints/step-00000030/manifest.json").write_text(json.dumps(signed(manifest)))
@@ -118,7 +118,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     parsed = Page(page)
     for attributes in (attributes for _, attributes in parsed.found):
         assert attributes.get("src", "data:image/webp;base64,").startswith("data:image/webp;base64,")
-        assert attributes.get("href", "#").startswith("#")
+        assert attributes.get("href", "#").startswith(("#", "https://"))  # a link waits for a click
     assert parsed.all("link", "iframe", "object", "base") == []
     assert "url(" not in page.split("</style>")[0]
 
@@ -129,7 +129,8 @@ def test_everything_has_its_name(page: str) -> None:
     assert len(ids) == len(set(ids))
     for _, attributes in parsed.found:
         for name in ("href", "for", "aria-labelledby"):
-            assert attributes.get(name, f"#{ids[0]}").removeprefix("#") in ids
+            place = attributes.get(name, f"#{ids[0]}")
+            assert place.removeprefix("#") in ids or place == "https://host/y.png"
     assert all(picture["alt"] for picture in parsed.all("img"))
     assert len({picture["alt"] for picture in parsed.all("img")}) == len(parsed.all("img")) == 5
     assert all("aria-label" in each or each.get("aria-hidden") for each in parsed.all("svg"))

@@ -85,8 +85,7 @@ def render(runs: Sequence[RunFiles]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markdown_it import MarkdownIt
 
-    # Links and pictures of the model card would reach for the network.
-    markdown = MarkdownIt("js-default").disable(["image", "linkify"])
+    markdown = MarkdownIt("js-default").disable("image")  # a picture of the model card would need the network
     room = files("dmdr_train.reporting")
     template, style, script = (room.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     first = runs[0]
