@@ -82,9 +82,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Make:
             Image.new("RGB", (400, 100), (50 * number, 80, 120)).save(run / f"samples/{stem}.png")
         scores = {"name": f"student {EVIL}", "accuracy": 0.5, "intervals": {"accuracy": [0.4, 0.6]}, "broken": [3]}
         (run / "evaluation.json").write_text(json.dumps({"joint": scores, "real": {"name": "real", "accuracy": 1}}))
-        (run / "student/README.md").write_text(
-            f"# A title\n\nUse {EVIL}, `x`, ![y](https://host/y.png), [z](javascript:z).\n\n    a command\n\n## Evaluation\n\nno\n"
-        )
+        card = f"# A title\n\nUse {EVIL}, `x`, ![y](https://host/y.png), [z](javascript:z).\n\n    a command\n\n"
+        (run / "student/README.md").write_text(f"{card}## Evaluation\n\nno\n")
         manifest = {"step": 30, "world_size": 2, "weights": {}, "files": {}, "versions": {"torch": "2.10"}}
         (run / "checkpoints/step-00000030/manifest.json").write_text(json.dumps(signed(manifest)))
         return run
