@@ -2,7 +2,7 @@
 
 This package contains no networks, no file formats and no process groups. Samples are ``[B, ...]`` with any trailing
 shape; a network is any callable ``predict(x_t, t) -> prediction``. The noise process defines what ``t`` and a
-prediction mean (:mod:`dmdr_core.process`); randomness comes from the generators you pass (:mod:`dmdr_core.randomness`).
+prediction mean (`dmdr_core.process`); randomness comes from the generators you pass (`dmdr_core.randomness`).
 
 The method: "Distribution Matching Distillation Meets Reinforcement Learning" (DMDR), arXiv 2511.13649.
 """

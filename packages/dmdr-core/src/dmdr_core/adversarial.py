@@ -31,7 +31,7 @@ LOSSES: Mapping[str, Losses] = {
 
 
 def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
-    """Return what a discriminator minimises, see :mod:`dmdr_core.adversarial`.
+    """Return what a discriminator minimises, see `dmdr_core.adversarial`.
 
     Args:
         kind: ``logistic`` or ``hinge``.
@@ -51,7 +51,7 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(kind: str, fake: Tensor) -> Tensor:
-    """Return what the generator minimises, see :mod:`dmdr_core.adversarial`.
+    """Return what the generator minimises, see `dmdr_core.adversarial`.
 
     Args:
         kind: ``logistic`` or ``hinge``.

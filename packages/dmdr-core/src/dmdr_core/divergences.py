@@ -44,10 +44,10 @@ def divergence_weight(divergence: str, log_ratio: Tensor, limit: float = 10.0) -
     """Return the weight of each sample in the gradient of an f-divergence.
 
     It is ``h(r) / h(1)``: where teacher and student agree, every divergence weights a sample by 1, as the reverse KL
-    does everywhere. For :func:`dmdr_core.dmd_loss`.
+    does everywhere. For `dmdr_core.dmd_loss`.
 
     Args:
-        divergence: a name of the table in :mod:`dmdr_core.divergences`.
+        divergence: a name of the table in `dmdr_core.divergences`.
         log_ratio: ``[B]``, log p/q at each sample, for example the logit of a discriminator.
         limit: r is clamped to ``[1 / limit, limit]``, since an estimated ratio has outliers; more than 1.
 

@@ -1,8 +1,8 @@
 """Step grids: the times at which a few-step model predicts.
 
 ``times`` has one entry more than there are steps. It starts at noise, decreases strictly, and ends where sampling ends;
-the model predicts at every entry except the last. Flow matching takes a :class:`StepGrid` (float32), a
-variance-preserving process a :class:`TimestepGrid` (int64). Times are built on the CPU; move them as you need.
+the model predicts at every entry except the last. Flow matching takes a `StepGrid` (float32), a
+variance-preserving process a `TimestepGrid` (int64). Times are built on the CPU; move them as you need.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def decoupled_gradient(
     matches distributions without guidance, the second one is the CFG augmentation; each has a renoise time, a
     normaliser (n, m) and a weight (a, b) of its own. NaN becomes 0 (Decoupled DMD, arXiv 2511.22677).
 
-    At one renoise time and with ``n = m = mean |x0 - x0_real|`` this is :func:`dmd_gradient` with the guided teacher
+    At one renoise time and with ``n = m = mean |x0 - x0_real|`` this is `dmd_gradient` with the guided teacher
     ``x0_real = ca_uncond + w (ca_cond - ca_uncond)``.
 
     Args:
@@ -92,7 +92,7 @@ def decoupled_gradient(
         ca_cond: the teacher's x0 prediction at τ_CA with the prompt, ``[B, ...]``.
         ca_uncond: the teacher's x0 prediction there without a prompt, ``[B, ...]``.
         scale: the guidance scale w; a number, or a tensor ``[]`` or ``[B]``, and so are the next four.
-        matching_norm: n, see :func:`mean_distance`; 1 for none.
+        matching_norm: n, see `mean_distance`; 1 for none.
         ca_norm: m; 1 for none.
         matching_weight: a.
         ca_weight: b; the advantage of each sample weights its guidance by a reward.
@@ -128,9 +128,9 @@ def dmd_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, eps: float = 1e-8, we
 
     Args:
         x0: generated samples, ``[B, ...]``, with gradient.
-        x0_real: see :func:`dmd_gradient`.
-        x0_fake: see :func:`dmd_gradient`.
-        eps: see :func:`dmd_gradient`.
+        x0_real: see `dmd_gradient`.
+        x0_fake: see `dmd_gradient`.
+        eps: see `dmd_gradient`.
         weight: ``[B]``, the weight w of each sample, as f-divergences use it (arXiv 2502.15681); 1 by default.
 
     Returns:
@@ -149,11 +149,11 @@ def surrogate_loss(x0: Tensor, direction: Tensor) -> Tensor:
     """Return the scalar whose gradient with respect to ``x0`` is ``direction / numel``.
 
     ``½ mean (x0 - sg(x0 - g))²``, sg the stop-gradient and g the direction; its value is ``½ mean g²``. With
-    :func:`dmd_gradient` as the direction it is :func:`dmd_loss`. A second derivative raises a RuntimeError.
+    `dmd_gradient` as the direction it is `dmd_loss`. A second derivative raises a RuntimeError.
 
     Args:
         x0: generated samples, ``[B, ...]``, with gradient.
-        direction: ``[B, ...]``, see :func:`dmd_gradient` and :func:`decoupled_gradient`; no gradient reaches it.
+        direction: ``[B, ...]``, see `dmd_gradient` and `decoupled_gradient`; no gradient reaches it.
 
     Returns:
         A scalar in float32 or better.

@@ -93,7 +93,7 @@ def policy_loss(log_density: Tensor, old_log_density: Tensor, advantage: Tensor,
     Args:
         log_density: ``[B]``, of the policy that is trained, with gradient.
         old_log_density: ``[B]``, of the policy that made the samples; no gradient flows through it.
-        advantage: ``[B]``, see :func:`~dmdr_core.group_advantage`.
+        advantage: ``[B]``, see `dmdr_core.group_advantage`.
         clip: above 0.
 
     Returns:

@@ -1,13 +1,11 @@
 """Noise processes: the meaning of a time, how noise is added, and what a network predicts.
 
-============================  ==============================  ======================================
-                              FlowMatching                    VariancePreserving
-============================  ==============================  ======================================
-time ``t``                    real, 0 (clean) to 1 (noise)    integer, 0 (clean) to T - 1 (noise)
-noisy sample ``x_t``          (1 - t) x0 + t ε                √ᾱ_t x0 + √(1 - ᾱ_t) ε
-prediction and its target     velocity v = ε - x0             noise ε
-models                        SiT, SD3, SD3.5                 SDXL
-============================  ==============================  ======================================
+| | FlowMatching | VariancePreserving |
+|---|---|---|
+| time ``t`` | real, 0 (clean) to 1 (noise) | integer, 0 (clean) to T - 1 (noise) |
+| noisy sample ``x_t`` | (1 - t) x0 + t ε | √ᾱ_t x0 + √(1 - ᾱ_t) ε |
+| prediction and its target | velocity v = ε - x0 | noise ε |
+| models | SiT, SD3, SD3.5 | SDXL |
 
 Shapes: samples, noise and predictions share one shape ``[B, ...]``; a time is a number, or a tensor ``[]`` or ``[B]``.
 
@@ -99,7 +97,7 @@ class FlowMatching:
     def step(self, x_t: Tensor, prediction: Tensor, t: Time, t_next: Time) -> Tensor:
         """Return the Euler step ``x_t + (t_next - t) v``, ``[B, ...]`` in the dtype of ``x_t``.
 
-        A step to ``t_end`` is :meth:`to_x0`, up to the dtype. For errors see the module.
+        A step to ``t_end`` is `to_x0`, up to the dtype. For errors see the module.
         """
         return self._move(x_t, prediction, t, t_next).to(x_t.dtype)
 
@@ -204,7 +202,7 @@ class VariancePreserving:
     def step(self, x_t: Tensor, prediction: Tensor, t: Time, t_next: Time) -> Tensor:
         """Return the DDIM step with η = 0 (Song et al. 2010.02502), ``[B, ...]`` in the dtype of ``x_t``.
 
-        ``√ᾱ_next x0 + √(1 - ᾱ_next) ε`` with ``x0`` from :meth:`to_x0`. For errors see the module.
+        ``√ᾱ_next x0 + √(1 - ᾱ_next) ε`` with ``x0`` from `to_x0`. For errors see the module.
         """
         x0 = self.to_x0(x_t, prediction, t)
         signal, spread = self._coefficients("t_next", t_next, x_t, x0.dtype)

@@ -57,7 +57,7 @@ class BetaRenoise:
         Args:
             batch: B, at least 1.
             step: the generator step k, 0 or more.
-            generator: see :mod:`dmdr_core.randomness`.
+            generator: see `dmdr_core.randomness`.
             device: where the result goes; default: where it was drawn.
 
         Returns:
@@ -87,7 +87,7 @@ class UniformRenoise:
     def sample(
         self, batch: int, step: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """Draw one τ per batch entry, from the same distribution at every step; see :meth:`BetaRenoise.sample`."""
+        """Draw one τ per batch entry, from the same distribution at every step; see `BetaRenoise.sample`."""
         checks.count("batch", batch, 1)
         checks.count("step", step, 0)
 

@@ -68,12 +68,12 @@ def rollout(
         process: its noise process.
         grid: its grid; it must end at ``process.t_end``.
         noise: ``[B, ...]``, the state at the first grid time.
-        mode: ``"sde"``, ``"ode"`` or a :class:`CoefficientsPreserving`.
-        generator: of the fresh noise, see :mod:`dmdr_core.randomness`; unused in ``"ode"``.
+        mode: ``"sde"``, ``"ode"`` or a `CoefficientsPreserving`.
+        generator: of the fresh noise, see `dmdr_core.randomness`; unused in ``"ode"``.
         num_steps: stop after this many steps; default: all of the grid's.
 
     Returns:
-        The :class:`Rollout`, with ``num_steps`` states.
+        The `Rollout`, with ``num_steps`` states.
 
     Raises:
         TypeError: an argument, or the result of ``predict``, is of the wrong kind.
@@ -98,25 +98,25 @@ def visit(
     mode: Mode = "sde",
     generator: Generators = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk through the states of a :func:`rollout`, one at a time.
+    """Walk through the states of a `rollout`, one at a time.
 
     ``predict`` is called at a state only when the next state is requested: the first k + 1 states cost k predictions.
     A trainer can thus simulate up to a state without gradient and predict there with gradient.
 
     Args:
-        predict: as in :func:`rollout`, and so are all other arguments.
+        predict: as in `rollout`, and so are all other arguments.
         process: noise process.
         grid: grid.
         noise: ``[B, ...]``.
-        mode: ``"sde"``, ``"ode"`` or a :class:`CoefficientsPreserving`.
+        mode: ``"sde"``, ``"ode"`` or a `CoefficientsPreserving`.
         generator: of the fresh noise.
 
     Returns:
         An iterator over ``(x_t, t)``, ``[B, ...]`` and ``[B]``, one per step of the grid.
 
     Raises:
-        TypeError: as in :func:`rollout`.
-        ValueError: as in :func:`rollout`.
+        TypeError: as in `rollout`.
+        ValueError: as in `rollout`.
     """
     advance = step_of(mode)
     checks.samples(noise=noise)
@@ -160,7 +160,7 @@ class CoefficientsPreserving:
     """A step in which a part of the predicted noise is replaced by fresh noise (coefficients-preserving sampling).
 
     The next state has the amounts of x0 and of noise that the process has at that time, whatever η is; see
-    :func:`~dmdr_core.gaussian_step` (arXiv 2509.05952). η = 1 is ``"sde"``.
+    `dmdr_core.gaussian_step` (arXiv 2509.05952). η = 1 is ``"sde"``.
 
     Args:
         eta: η in (0, 1].

@@ -55,7 +55,7 @@ def sub_interval_target(x_s: Tensor, noise: Tensor, s: Time, t: Time) -> Tensor:
     ``σ v* = -σ x_s / (1 - s) + c ε``, with σ and c from the head of this module. It stays finite as t → s.
 
     Args:
-        x_s: as in :func:`renoise_state`, and so are all other arguments.
+        x_s: as in `renoise_state`, and so are all other arguments.
         noise: ε.
         s: a time.
         t: τ, a time.
@@ -64,8 +64,8 @@ def sub_interval_target(x_s: Tensor, noise: Tensor, s: Time, t: Time) -> Tensor:
         ``[B, ...]`` in float32 or better.
 
     Raises:
-        TypeError: as in :func:`renoise_state`.
-        ValueError: as in :func:`renoise_state`.
+        TypeError: as in `renoise_state`.
+        ValueError: as in `renoise_state`.
     """
     dtype, s, t = _checked(x_s, noise, s, t)
     _, sigma = _coefficients(s, t)
@@ -81,7 +81,7 @@ def sub_interval_loss(prediction: Tensor, x_s: Tensor, noise: Tensor, s: Time, t
 
     Args:
         prediction: F, the velocity that the fake score predicts at ``renoise_state(x_s, noise, s, t)``, ``[B, ...]``.
-        x_s: as in :func:`renoise_state`, and so are the next three.
+        x_s: as in `renoise_state`, and so are the next three.
         noise: ε.
         s: a time.
         t: τ, a time.

@@ -1,12 +1,12 @@
 """The states at which a few-step generator is trained: a grid time per sample, and x_t there.
 
-There are two choices with one interface. :func:`visited_states` returns the states that sampling visits, so that the
-generator is trained on the states that it meets in use. :func:`authors_states` does the same as the public DMDR
+There are two choices with one interface. `visited_states` returns the states that sampling visits, so that the
+generator is trained on the states that it meets in use. `authors_states` does the same as the public DMDR
 trainers, for comparison.
 
 Here the model is ``predict(x_t, t, rows) -> prediction``: ``rows``, int64, holds the batch positions of the samples in
 ``x_t``. A sample is not simulated further than it needs. If you give a generator per sample
-(:mod:`dmdr_core.randomness`), a sample's state does not depend on where the others stop.
+(`dmdr_core.randomness`), a sample's state does not depend on where the others stop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def visited_states(
     generator: Generators = None,
     in_step: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Simulate each sample up to the grid time chosen for it; these are the states of :func:`~dmdr_core.rollout`.
+    """Simulate each sample up to the grid time chosen for it; these are the states of `dmdr_core.rollout`.
 
     Args:
         predict: the model, see the head of this module.
@@ -46,7 +46,7 @@ def visited_states(
         noise: ``[B, ...]``, the states at the first grid time.
         chosen: ``[B]`` int64, the position of each sample's grid time, in [0, N). On the CPU, nothing is read back from
             a device.
-        mode: ``"sde"``, ``"ode"`` or a ``CoefficientsPreserving``, see :mod:`dmdr_core.rollouts`.
+        mode: ``"sde"``, ``"ode"`` or a ``CoefficientsPreserving``, see `dmdr_core.rollouts`.
         generator: of the fresh noise.
         in_step: predict all samples at all N - 1 times, needed or not. ZeRO-3 spreads the weights over processes, and
             all processes must call the network equally often.
@@ -92,12 +92,12 @@ def authors_states(
     Source: the public trainers of DMDR.
 
     Args:
-        predict: as in :func:`visited_states`, and so are all other arguments.
+        predict: as in `visited_states`, and so are all other arguments.
         process: noise process.
         grid: grid.
         noise: ``[B, ...]``.
         chosen: ``[B]``.
-        mode: as in :func:`visited_states`.
+        mode: as in `visited_states`.
         generator: of all fresh noise.
         in_step: predict all samples at all times.
 
@@ -105,7 +105,7 @@ def authors_states(
         The states ``[B, ...]`` and their times ``[B]``.
 
     Raises:
-        ValueError: as in :func:`visited_states`.
+        ValueError: as in `visited_states`.
     """
     chosen = _checked(grid, noise, chosen)
     last = torch.full_like(chosen, grid.num_steps - 1)
@@ -136,9 +136,9 @@ def final_samples(
         grid: its grid, of N steps.
         states: ``[B, ...]``, the states at ``positions``.
         positions: ``[B]`` int64 in [1, N], on the CPU; a sample at N is finished.
-        mode: as in :func:`visited_states`.
+        mode: as in `visited_states`.
         generator: of the fresh noise.
-        in_step: predict all samples at all times but the first, needed or not; see :func:`visited_states`.
+        in_step: predict all samples at all times but the first, needed or not; see `visited_states`.
 
     Returns:
         The final samples x0, ``[B, ...]`` in the dtype of the states.

@@ -1,7 +1,7 @@
 """How a family draws for `dmdr-generate`. Imports no torch."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,6 +9,7 @@ from dmdr_models.drawing.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 
 class Drawing(Protocol):
@@ -31,4 +32,18 @@ class Drawing(Protocol):
 
         Raises:
             UsageError: an option, a setting or a file is wrong. What can be known without torch comes first.
+        """
+
+    def open(self, args: argparse.Namespace, settings: Settings, prompts: Sequence[Any]) -> "Callable[..., Tensor]":
+        """Load the model, and return a function that draws with it: `draw(prompts, seed=0, **settings)`.
+
+        The function returns one picture per prompt, `[B, 3, H, W]` in [0, 1] on the CPU; settings that it is given
+        take the place of those that it was opened with. It raises a ValueError for a prompt or a setting that the model
+        cannot take.
+
+        Args:
+            prompts: the first prompts, which are checked before the network is loaded; may be empty.
+
+        Raises:
+            UsageError: as `run` does.
         """

@@ -1,7 +1,7 @@
 """`dmdr-generate` with the sampler of this package: it draws with any family. Imports no torch until it draws."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,22 @@ class OwnSampler:
         columns = 4 if args.per_class is None else args.per_class
         check_count(f"--per-class {columns}", columns)
         asked: list[Any] = read_labels(args.classes) if self.labels else read_texts(args)
-        check_device(args.device)
+        prompts = [label for label in asked for _ in range(columns)] if self.labels else asked
+        pictures = self.open(args, settings, asked)(prompts, seed=args.seed)
         from dmdr_models.drawing import picture_files
 
-        family = self._open(args, settings, asked)
-        network = self._network(family, args)
-        prompts = [label for label in asked for _ in range(columns)] if self.labels else asked
-        sampling = {name: settings[name] for name in ("steps", "method", "guidance", "shift")}
-        pictures = draw(family, network, prompts, seed=args.seed, **sampling)
         if self.labels:
             return picture_files.by_label(args, prompts, columns, pictures)
         return picture_files.by_text(args, prompts, pictures)
+
+    def open(self, args: argparse.Namespace, settings: Settings, prompts: Sequence[Any]) -> "Callable[..., Tensor]":
+        """See `dmdr_models.drawing.interface.Drawing.open`. The pictures have the size that it is opened with."""
+        self._check(settings)
+        check_device(args.device)
+        family = self._open(args, settings, prompts)
+        network = self._network(family, args)
+        sampling = {name: settings[name] for name in ("steps", "method", "guidance", "shift")}
+        return lambda prompts, seed=0, **changed: draw(family, network, prompts, seed=seed, **{**sampling, **changed})
 
     def _check(self, settings: Settings) -> None:
         settings.check_count("steps")
@@ -81,7 +86,8 @@ class OwnSampler:
         except (ValueError, OSError) as error:
             raise UsageError(f"{at}: {error}: give the folder of a {self.layout.name} model") from error
         try:
-            family.condition(prompts)
+            if prompts:
+                family.condition(prompts)
         except ValueError as error:
             raise UsageError(f"--classes {args.classes}: {error}" if self.labels else f"prompts: {error}") from error
         try:

@@ -8,7 +8,7 @@ global one.
 import argparse
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,18 +71,22 @@ class StockPipeline(ABC):
     def run(self, args: argparse.Namespace, settings: Settings) -> "dict[Path, Image]":
         """See `dmdr_models.drawing.interface.Drawing.run`."""
         prompts = read_texts(args)
-        self._check(settings)
-        self._check_files(args, settings)
-
-        check_device(args.device)
+        draw = self.open(args, settings, prompts)
         from dmdr_models.drawing.picture_files import by_text
 
-        pipeline = self._load(args)
         try:
-            pictures = self.draw(pipeline, prompts, seed=args.seed, **settings)
+            pictures = draw(prompts, seed=args.seed)
         except ValueError as error:
             raise UsageError(f"{settings.origin('size')}: {error}") from error
         return by_text(args, prompts, pictures)
+
+    def open(self, args: argparse.Namespace, settings: Settings, prompts: Sequence[str]) -> "Callable[..., Tensor]":
+        """See `dmdr_models.drawing.interface.Drawing.open`."""
+        self._check(settings)
+        self._check_files(args, settings)
+        check_device(args.device)
+        pipeline = self._load(args)
+        return lambda prompts, seed=0, **changed: self.draw(pipeline, prompts, seed=seed, **{**settings, **changed})
 
     def draw(
         self,
