@@ -15,7 +15,7 @@ import dmdr_train
 import pytest
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "dmdr_core": (),
+    "dmdr_core": ("base",),
     "dmdr_rewards": ("base", "pictures", "prompts", "networks", "interface", "models", "judges", "score", "compare"),
     "dmdr_models": ("base", "folder", "networks", "families", "drawing", "sit", "sd3", "sdxl"),
     "dmdr_train": (

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmdr_core import checks
+from dmdr_core.base import checks
 
 Losses = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]
 LOSSES: Mapping[str, Losses] = {

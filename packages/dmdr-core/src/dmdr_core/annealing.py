@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dmdr_core import checks
+from dmdr_core.base import checks
 
 
 def cosine_anneal(start: float, end: float, step: int, total: float) -> float:

@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.precision import working_dtype
+from dmdr_core.base import checks
+from dmdr_core.base.precision import working_dtype
 
 DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "reverse_kl": torch.ones_like,

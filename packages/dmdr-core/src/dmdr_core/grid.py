@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
+from dmdr_core.base import checks
 
 
 class Grid(Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.precision import working_dtype
+from dmdr_core.base import checks
+from dmdr_core.base.precision import working_dtype
 
 
 def guided(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:

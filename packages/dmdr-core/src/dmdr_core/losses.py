@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dmdr_core import checks
-from dmdr_core.precision import working_dtype
+from dmdr_core.base import checks
+from dmdr_core.base.precision import working_dtype
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.precision import working_dtype
+from dmdr_core.base import checks
+from dmdr_core.base.precision import working_dtype
 from dmdr_core.process import Process, Time
 
 

@@ -19,9 +19,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.devices import on_device
-from dmdr_core.precision import working_dtype
+from dmdr_core.base import checks
+from dmdr_core.base.devices import on_device
+from dmdr_core.base.precision import working_dtype
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
 from dmdr_core.annealing import cosine_anneal
+from dmdr_core.base import checks
 from dmdr_core.randomness import Generators, draw_batch
 
 _MARGIN = torch.finfo(torch.float32).eps / 2  # 1 - _MARGIN is the last float32 before 1

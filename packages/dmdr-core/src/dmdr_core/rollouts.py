@@ -21,8 +21,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.devices import on_device
+from dmdr_core.base import checks
+from dmdr_core.base.devices import on_device
 from dmdr_core.grid import Grid
 from dmdr_core.policy import gaussian_step
 from dmdr_core.process import Process

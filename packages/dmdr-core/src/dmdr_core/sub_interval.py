@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.precision import working_dtype
+from dmdr_core.base import checks
+from dmdr_core.base.precision import working_dtype
 from dmdr_core.process import Time
 
 _BEFORE_NOISE = 1 - torch.finfo(torch.float32).eps / 2  # the last float32 before 1

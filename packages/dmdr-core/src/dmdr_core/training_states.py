@@ -17,8 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dmdr_core import checks
-from dmdr_core.devices import on_device
+from dmdr_core.base import checks
+from dmdr_core.base.devices import on_device
 from dmdr_core.grid import Grid
 from dmdr_core.process import Process
 from dmdr_core.randomness import Generators, randn

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dmdr_core.devices import on_device
+from dmdr_core.base.devices import on_device
 
 from dmdr_models.families.protocols import Condition
 

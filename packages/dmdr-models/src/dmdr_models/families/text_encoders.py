@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_core.devices import on_device
+from dmdr_core.base.devices import on_device
 from torch import Tensor
 
 from dmdr_models.families.protocols import Condition

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmdr_core.devices import on_device
+from dmdr_core.base.devices import on_device
 
 from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families.latent_family import LatentFamily

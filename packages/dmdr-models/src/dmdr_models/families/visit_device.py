@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from dmdr_core.devices import on_device, pinned
+from dmdr_core.base.devices import on_device, pinned
 from torch import nn
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from dmdr_core import TimestepGrid, VariancePreserving
-from dmdr_core.devices import on_device
+from dmdr_core.base.devices import on_device
 from torch import Tensor
 
 from dmdr_models.base.picture_size import Resolution

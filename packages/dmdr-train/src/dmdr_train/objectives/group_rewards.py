@@ -97,7 +97,7 @@ class GroupRewards(Objective):
     def trained(self, sample: "Sample") -> "Tensor":
         """Whether each sample is at a step that this objective trains, booleans `[B]` on the device."""
         import torch
-        from dmdr_core.devices import on_device
+        from dmdr_core.base.devices import on_device
 
         most = sample.num_steps - 1 if self.settings.steps is None else self.settings.steps
         return on_device(torch.tensor([position < most for position in sample.positions]), sample.x0.device)

@@ -57,7 +57,7 @@ class FinalReFL(ReFL):
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
         import torch
-        from dmdr_core.devices import on_device
+        from dmdr_core.base.devices import on_device
 
         last = torch.tensor([position == sample.num_steps - 1 for position in sample.positions])
 

@@ -14,7 +14,7 @@ from dmdr_core import (
     rollout,
     visited_states,
 )
-from dmdr_core.devices import on_device
+from dmdr_core.base.devices import on_device
 from dmdr_core.rollouts import Mode, step_of
 from dmdr_models.families.protocols import Condition, Family
 from torch import Tensor

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dmdr_core.devices import on_device
-from dmdr_core.precision import working_dtype
+from dmdr_core.base.devices import on_device
+from dmdr_core.base.precision import working_dtype
 
 
 def samples(**tensors: Tensor) -> None:

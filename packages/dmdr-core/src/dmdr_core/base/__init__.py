@@ -1,0 +1,1 @@
+"""What the other modules stand on: checks of arguments, devices, precision."""
