@@ -81,7 +81,7 @@ def test_the_direction_by_hand(toy_family: Any, guide: Guide) -> None:
     augmentation = guide.conditional(made, below) - guide.unconditional(made, below)
     torch.testing.assert_close(slope, matching - 0.5 * advantage * 1.5 * augmentation)
     assert (values["reward/judge"], values[f"unscored/{KIND}"]) == (pytest.approx(6.9 / 6), 0.0)
-    assert values[f"even_groups/{KIND}"] == 0.5
+    assert values[f"constant_groups/{KIND}"] == 0.5
     assert found.failure == ""
 
 

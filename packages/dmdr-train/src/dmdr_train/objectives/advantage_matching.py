@@ -49,7 +49,7 @@ class AdvantageMatching(DecoupledMatching):
             **values,
             f"reward/{self.reward.info.name}": score.mean(),
             f"unscored/{self.name}": 1 - found.kept.float().mean(),
-            f"even_groups/{self.name}": even.float().mean(),
+            f"constant_groups/{self.name}": even.float().mean(),
         }
         return loss * (1 + 0 * score.sum()).to(loss.device), values  # a score that is no number spoils the update
 
