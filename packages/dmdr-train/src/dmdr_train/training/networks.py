@@ -7,6 +7,7 @@ import torch
 from dmdr_models.families.protocols import Family
 from dmdr_models.folder.quantisation import method_of
 from dmdr_models.networks.applied_loras import fold_loras
+from dmdr_models.networks.checkpointed import checkpoint_blocks
 from dmdr_models.networks.compiled import compile_blocks
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_models.networks.lora_files import LoRA
@@ -150,8 +151,9 @@ def make_generator(settings: schema.Recipe, family: Family) -> nn.Module:
 
 
 def prepared(network: Any, settings: schema.Recipe) -> Any:
-    if "network" in settings.memory.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+    if every := settings.memory.checkpointed_blocks:
+        with naming("memory.gradient_checkpointing"):
+            checkpoint_blocks(network, every)
     if settings.memory.compile:
         with naming("memory.compile"):
             compile_blocks(network)
