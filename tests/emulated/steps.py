@@ -3,11 +3,13 @@
 No backward pass may run in this process itself; it forks a process for every case.
 """
 
+import math
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dmdr_rewards
 import emulated
 import pytest
 import torch
@@ -46,9 +48,6 @@ LABELS = {
     "dmdr_train.training.trainer": 1,  # the values to log, in one transfer
     "dmdr_train.distributed.deepspeed_engine": 2,  # is the norm of the gradients finite? once per update
     "dmdr_train.objectives.guarded_scores": 1,  # can the reward see these pictures?
-    "dmdr_rewards.pictures.images": 1,
-    "dmdr_rewards.pictures.preprocess": 2,
-    "dmdr_rewards.prompts.labels": 1,
 }
 TEXTS = {
     "dmdr_train.training.trainer": 1,
@@ -68,6 +67,22 @@ def test_the_waits_of_a_step_with_text_encoders(folder: Path) -> None:
     recipe["optim"] = {**recipe["optim"], "precision": "bf16", "zero_stage": 2}
     recipe["memory"] = {"offload_text_encoders": True}
     assert in_a_fork(counted, recipe) == TEXTS
+
+
+def scored(folder: Path) -> list[float]:
+    """Score pictures whose values or labels are out of range, one by one, and one that is right."""
+    reward = dmdr_rewards.create("class-label", checkpoint=folder / "classifier", device=device())
+    found = []
+    for value, label in ((0.5, 0), (1.5, 0), (torch.nan, 0), (0.5, -2), (0.5, 9999)):
+        picture = torch.full((1, 3, 16, 16), value, device=device()).requires_grad_(True)
+        found.append(float(reward.score(picture, torch.tensor([label], device=device()))))
+    return found
+
+
+def test_a_wrong_input_on_the_device_has_no_score(folder: Path) -> None:
+    right, *wrong = in_a_fork(scored, folder)
+    assert math.isfinite(right)
+    assert all(map(math.isnan, wrong))
 
 
 def resumed(checkpoint: Path, stage: int, precision: str) -> tuple[bool, list[Tensor], list[Tensor]]:
