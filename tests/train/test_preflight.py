@@ -42,6 +42,10 @@ MISTAKES = [
         "memory.offload_optimizer: true does not go with optim.eight_bit, which updates weights on a GPU only; set one",
     ),
     (
+        ["memory.channels_last=true", "optim.zero_stage=3"],
+        "memory.channels_last: true does not go with optim.zero_stage 3, which stores all weights flat; use stage",
+    ),
+    (
         ["memory.compile=true", "optim.zero_stage=3"],
         "memory.compile: true does not go with optim.zero_stage 3, which fetches the weights within a block; use stage",
     ),
@@ -119,6 +123,7 @@ LAYOUT = Layout(name="bare", parts={"network": ()}, opens="bare_layout:Bare")
     [
         ("model.vae=vae", "model.vae: the family bare has no VAE; leave it out"),
         ("memory.vae_tiling=true", "memory.vae_tiling: the family bare has no VAE; leave it out"),
+        ("memory.channels_last=true", "memory.channels_last: the family bare has no VAE; leave it out"),
         ("memory.vae_slicing=true", "memory.vae_slicing: the family bare has no VAE; leave it out"),
         ("memory.gradient_checkpointing=[vae]", "memory.gradient_checkpointing: the family bare has no VAE; leave it"),
         ("model.max_tokens=8", "model.max_tokens: the family bare leaves no choice; set it to null"),

@@ -287,7 +287,8 @@ Checkpointing = Annotated[
 class Memory(Section):
     """What costs time and saves memory.
 
-    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile` changes rounding.
+    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile` and `channels_last`
+    change rounding.
     """
 
     shared_backbone: bool | None = Field(
@@ -300,6 +301,9 @@ class Memory(Section):
     )
     compile: bool = Field(
         default=False, description="compile the network's blocks with torch.compile; needs a C++ compiler"
+    )
+    channels_last: bool = Field(
+        default=False, description="frozen convolutions, of SDXL's UNet and of VAEs, store their channels last"
     )
     gradient_checkpointing: Checkpointing = Field(
         default=[],

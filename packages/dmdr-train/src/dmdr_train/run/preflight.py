@@ -141,6 +141,7 @@ def check_options(settings: Recipe) -> None:
         return
     for key, on in (
         ("model.vae", model.vae is not None),
+        ("memory.channels_last", memory.channels_last),
         ("memory.vae_tiling", memory.vae_tiling),
         ("memory.vae_slicing", memory.vae_slicing),
         ("memory.gradient_checkpointing", "vae" in memory.gradient_checkpointing),

@@ -7,6 +7,7 @@ import torch
 from dmdr_models.families.protocols import Family
 from dmdr_models.folder.quantisation import method_of
 from dmdr_models.networks.applied_loras import fold_loras
+from dmdr_models.networks.channels_last import channels_last
 from dmdr_models.networks.checkpointed import checkpoint_blocks
 from dmdr_models.networks.compiled import compile_blocks
 from dmdr_models.networks.lora import LoRANetwork
@@ -67,6 +68,9 @@ def open_decoder(settings: schema.Recipe, family: Family) -> None:
             vae_slicing=memory.vae_slicing,
             offload_text=memory.offload_text_encoders,
         )
+    if memory.channels_last:
+        latent_family: Any = family  # one with a VAE, as preflight has checked
+        channels_last(latent_family.vae)
 
 
 def load_network(model: schema.Model, family: Family, generator: bool = False) -> nn.Module:
