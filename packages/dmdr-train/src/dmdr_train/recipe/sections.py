@@ -287,8 +287,8 @@ Checkpointing = Annotated[
 class Memory(Section):
     """What costs time and saves memory.
 
-    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile` and `channels_last`
-    change rounding.
+    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile`, `channels_last`
+    and `offloaded_adam` change rounding.
     """
 
     shared_backbone: bool | None = Field(
@@ -314,6 +314,9 @@ class Memory(Section):
     vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
     offload_optimizer: bool = Field(default=False, description="its state stays on the CPU; needs ZeRO 1, 2 or 3")
+    offloaded_adam: Literal["torch", "deepspeed"] = Field(
+        default="torch", description="whose AdamW updates it; deepspeed's is faster, and is compiled at its first use"
+    )
     reward_crop: Positive | None = Field(
         default=None, description="side in pixels of the square that rewards and LPIPS see, cut at a random place"
     )
