@@ -33,13 +33,10 @@ class ClassLabelReward(TowerReward):
     def score_features(self, features: Tensor, prompts: Tensor | Sequence[Any]) -> Tensor:
         """Score B features under B integer class labels, Tensor[B] or list -> float32 Tensor[B].
 
-        Labels on an accelerator are not read; a score for one that is out of range is NaN.
-
         Raises ValueError for labels that are not integers or out of range, and for a number of labels other than B.
         """
         labels = as_labels(prompts, len(features), self.classifier.num_classes, features.device)
-        found = log_likelihood(self.classifier.head(features), labels.clamp(min=0)).float()
-        return found.masked_fill(labels < 0, torch.nan)
+        return log_likelihood(self.classifier.head(features), labels).float()
 
 
 def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:

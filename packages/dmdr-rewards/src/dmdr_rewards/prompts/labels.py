@@ -13,8 +13,6 @@ def as_labels(prompts: Tensor | Sequence[Any], count: int, num_classes: int, dev
 
     count  number of pictures
 
-    Labels on an accelerator are not read, since the CPU would wait for them: those out of range become −1.
-
     Raises ValueError for labels that are not integers, a rank other than 1, a number of labels other than `count`, and
     a label outside 0 to num_classes − 1.
     """
@@ -23,14 +21,13 @@ def as_labels(prompts: Tensor | Sequence[Any], count: int, num_classes: int, dev
         raise ValueError(f"class labels have shape {tuple(labels.shape)}: give one integer per picture, shape [B]")
     if len(labels) != count:
         raise ValueError(f"{count} images but {len(labels)} class labels: give one label per picture")
-    if labels.device.type != "cpu":
-        labels = labels.to(device, torch.long)
-        return labels.where((labels >= 0) & (labels < num_classes), -1)
     low, high = torch.stack(torch.aminmax(labels)).tolist()
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         raise ValueError(f"class label {wrong} is out of range: this classifier knows 0 to {num_classes - 1}")
-    return labels.to(device, torch.long)
+    if device.type == "cuda" and labels.device.type == "cpu":
+        labels = labels.pin_memory()  # then the CPU does not wait for the copy
+    return labels.to(device, torch.long, non_blocking=device.type != "mps")
 
 
 def _as_tensor(prompts: Tensor | Sequence[Any]) -> Tensor:
