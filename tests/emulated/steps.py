@@ -36,9 +36,9 @@ def device() -> torch.device:
 
 
 def counted(recipe: dict[str, Any]) -> dict[str, int]:
-    """Take two steps of a recipe; return the waits of the second, by module."""
+    """Take three steps of a recipe; return the waits of the third, by module."""
     trainer = build(Recipe.model_validate(recipe), device())
-    for _ in range(2):
+    for _ in range(3):  # the reward begins with the second, and copies its constants once
         emulated.waiting.clear()
         trainer.train_step()
     return dict(emulated.waiting)
@@ -51,8 +51,7 @@ LABELS = {
 }
 TEXTS = {
     "dmdr_train.training.trainer": 1,
-    "deepspeed.runtime.utils": 6,
-    "deepspeed.runtime.zero.stage_1_and_2": 2,
+    "deepspeed.runtime.utils": 6,  # in each update, is the norm finite? twice, and a constant is copied
 }
 
 
@@ -70,16 +69,16 @@ def test_the_waits_of_a_step_with_text_encoders(folder: Path) -> None:
 
 
 def scored(folder: Path) -> list[float]:
-    """Score pictures whose values or labels are out of range, one by one, and one that is right."""
+    """Score pictures, one by one: the first is right, and the others' values are out of range."""
     reward = dmdr_rewards.create("class-label", checkpoint=folder / "classifier", device=device())
     found = []
-    for value, label in ((0.5, 0), (1.5, 0), (torch.nan, 0), (0.5, -2), (0.5, 9999)):
+    for value in (0.5, 1.5, -0.5, torch.nan):
         picture = torch.full((1, 3, 16, 16), value, device=device()).requires_grad_(True)
-        found.append(float(reward.score(picture, torch.tensor([label], device=device()))))
+        found.append(float(reward.score(picture, [0])))
     return found
 
 
-def test_a_wrong_input_on_the_device_has_no_score(folder: Path) -> None:
+def test_a_wrong_picture_on_the_device_has_no_score(folder: Path) -> None:
     right, *wrong = in_a_fork(scored, folder)
     assert math.isfinite(right)
     assert all(map(math.isnan, wrong))
