@@ -20,5 +20,5 @@ def channels_last(module: nn.Module) -> int:
         if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > layer.stride[0] and not layer.weight.requires_grad
     ]
     for layer in layers:
-        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layer.to(memory_format=torch.channels_last)
     return len(layers)
