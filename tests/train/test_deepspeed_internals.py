@@ -25,7 +25,14 @@ from torch import nn
 
 PACKAGE = Path(str(dmdr_train.__file__)).parent
 OF_ENGINES = {"checkpoint_engine", "_copy_recovery_script", "_get_all_ckpt_names"}
-OF_OPTIMIZERS = {"fp16_groups", "fp32_groups", "bit16_groups", "nccl_start_alignment_factor", "overflow_checker"}
+OF_OPTIMIZERS = {
+    "fp16_groups",
+    "fp32_groups",
+    "bit16_groups",
+    "nccl_start_alignment_factor",
+    "overflow_checker",
+    "check_overflow",
+}
 OF_MASTERS = {"_hp_mapping", "lp_fragment_address", "get_hp_fragment", "_get_fp32_opt_state_partition"}
 OF_PARAMETERS = {"ds_tensor", "ds_shape", "ds_numel", "ds_status", "partition"}
 OF_DEEPSPEED = {"_WORLD_GROUP", "__compatible_ops__"}

@@ -152,5 +152,32 @@ def test_offloaded_state_is_pinned_where_it_is_copied_to_a_gpu(
     monkeypatch.setattr("deepspeed.initialize", initialize)
     optim = Optim(batch_size=4, generator=SETTINGS, fake_score=SETTINGS, zero_stage=2)
     with pytest.raises(InterruptedError) as asked:
-        make_engine(network(), optim, SETTINGS, UPDATES, torch.device(kind), offload=True)
+        make_engine(network(), optim, SETTINGS, UPDATES, torch.device(kind), offload="torch")
     assert asked.value.args[0] == {"device": "cpu", "pin_memory": pinned}
+
+
+def test_the_offloaded_adamw_is_the_recipes_choice(one_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's needs a compiler, so a stand-in takes its place here."""
+    made: list[dict[str, Any]] = []
+
+    class Compiled(torch.optim.AdamW):
+        def __init__(self, parameters: Any, **options: Any):
+            made.append(options)
+            super().__init__(parameters, **options)
+
+    class Uncompiled:
+        def __init__(self, *_: Any, **__: Any):
+            raise RuntimeError("failed to build") from OSError("no compiler\nhere")
+
+    optim = Optim(batch_size=4, generator=SETTINGS, fake_score=SETTINGS, zero_stage=2)
+
+    def engine(offload: Any) -> Any:
+        return make_engine(network(), optim, SETTINGS, UPDATES, torch.device("cpu"), offload)
+
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", Compiled)
+    assert type(engine("torch").optimizer.optimizer) is torch.optim.AdamW
+    assert type(engine("deepspeed").optimizer.optimizer) is Compiled
+    assert made == [{"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}]
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", Uncompiled)
+    with pytest.raises(UserError, match=r"^memory.offloaded_adam: .* here \(no compiler here\); use torch$"):
+        engine("deepspeed")

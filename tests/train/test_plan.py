@@ -97,7 +97,8 @@ def test_operations_are_those_of_a_real_step(
     objectives: list[dict[str, Any]] = [{"kind": "distribution_matching"}]
     if family == "sit":
         objectives.append({"kind": "refl", "reward": {"name": "class-label", "checkpoint": str(classifier)}})
-        settings = make_recipe(model__path=str(model), rollout={"steps": 2}, objectives=objectives)
+        half = {"gradient_checkpointing": ["network/2"]}
+        settings = make_recipe(model__path=str(model), rollout={"steps": 2}, objectives=objectives, memory=half)
     else:
         memory = {"gradient_checkpointing": ["network"]}
         settings = sd3_settings(make_recipe, sd3, prompts, memory=memory)
@@ -116,7 +117,7 @@ def test_a_prediction_of_sdxl_is_counted_as_it_is(make_recipe: RecipeMaker, sdxl
     assert planned.forward == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("checkpointing", [[], ["network"]])
+@pytest.mark.parametrize("checkpointing", [[], ["network/2"], ["network"]])
 def test_memory_on_the_meta_device_is_that_of_real_tensors(
     checkpointing: list[str], make_recipe: RecipeMaker, sd3: Path, prompts: Path
 ) -> None:
@@ -159,13 +160,14 @@ def test_a_backward_pass_holds_what_autograd_saves() -> None:
     assert (found.forward, found.backward) == (2 * 2 * 4 * 8 * 8, 3 * 2 * 4 * 8 * 8)
 
 
+@pytest.mark.parametrize(("depth", "checkpointing"), [(6, []), (7, ["network"]), (9, ["network/2"])])
 def test_a_deep_network_is_counted_from_few_blocks(
-    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    depth: int, checkpointing: list[str], make_recipe: RecipeMaker, tmp_path: Path
 ) -> None:
     from dmdr_models import tiny
 
-    settings = make_recipe(model__path=str(tiny.sit(tmp_path / "deep", depth=5)))
-    monkeypatch.setattr("dmdr_train.planning.costs.DEEP", 4)
+    memory = {"gradient_checkpointing": checkpointing}
+    settings = make_recipe(model__path=str(tiny.sit(tmp_path / "deep", depth=depth)), memory=memory)
     with models_of(settings) as models:
         whole = counted(settings, models, {}, [])
     assert costs_of(settings) == whole
@@ -319,6 +321,29 @@ def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.C
     printed = capsys.readouterr().err
     assert printed.startswith(line)
     assert printed.count("\n") == 1
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no values\nhere")
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("depth_of", "error: model.family: the family sit cannot be counted"),
+        ("reward_cost", "error: objectives.1.reward: the reward class-label cannot be counted"),
+    ],
+)
+def test_what_fails_while_it_is_counted_is_one_line(
+    place: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(f"dmdr_train.planning.costs.{place}", failing)
+    monkeypatch.setattr("dmdr_train.planning.plan.costs_of", costs_of)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", "demo"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed == f"{line} without weights (RuntimeError: no values here); a run needs no plan\n"
 
 
 def test_a_run_on_a_gpu_begins_with_its_plan(

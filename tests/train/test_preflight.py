@@ -42,6 +42,14 @@ MISTAKES = [
         "memory.offload_optimizer: true does not go with optim.eight_bit, which updates weights on a GPU only; set one",
     ),
     (
+        ["memory.offloaded_adam=deepspeed"],
+        "memory.offloaded_adam: deepspeed has no effect without memory.offload_optimizer; set it to true, or use torch",
+    ),
+    (
+        ["memory.channels_last=true", "optim.zero_stage=3"],
+        "memory.channels_last: true does not go with optim.zero_stage 3, which stores all weights flat; use stage",
+    ),
+    (
         ["memory.compile=true", "optim.zero_stage=3"],
         "memory.compile: true does not go with optim.zero_stage 3, which fetches the weights within a block; use stage",
     ),
@@ -119,6 +127,7 @@ LAYOUT = Layout(name="bare", parts={"network": ()}, opens="bare_layout:Bare")
     [
         ("model.vae=vae", "model.vae: the family bare has no VAE; leave it out"),
         ("memory.vae_tiling=true", "memory.vae_tiling: the family bare has no VAE; leave it out"),
+        ("memory.channels_last=true", "memory.channels_last: the family bare has no VAE; leave it out"),
         ("memory.vae_slicing=true", "memory.vae_slicing: the family bare has no VAE; leave it out"),
         ("memory.gradient_checkpointing=[vae]", "memory.gradient_checkpointing: the family bare has no VAE; leave it"),
         ("model.max_tokens=8", "model.max_tokens: the family bare leaves no choice; set it to null"),
@@ -168,3 +177,16 @@ def test_what_the_compiler_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         preflight.check_compiler(device)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert said("cpu").startswith("memory.compile: there is no compiler no-such-compiler; ")
+
+
+def test_what_compiles_an_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    there: set[str] = set()
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(preflight.sysconfig, "get_path", lambda name: str(tmp_path))
+    for missing in ("no ninja, which compiles it; pip install ninja", "no compiler c++", f"no {tmp_path}/Python.h; "):
+        with pytest.raises(UserError, match=f"^memory.offloaded_adam: there is {re.escape(missing)}.*, or use torch$"):
+            preflight.check_extensions("memory.offloaded_adam", "torch")
+        there.add("c++" if "ninja" in there else "ninja")
+    (tmp_path / "Python.h").touch()
+    preflight.check_extensions("memory.offloaded_adam", "torch")

@@ -51,6 +51,18 @@ def test_every_process_gets_what_it_would_have_had(layout: str, old: int, new: i
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("step", [3, torch.tensor(3.0)], ids=["DeepSpeed's AdamW", "torch's"])
+def test_counters_are_copied(step: Any) -> None:
+    def state(rank: int) -> dict[str, Any]:
+        moments = {"step": step, "exp_avg": laid_out(torch.arange(25.0), LAYOUTS["stages 1 and 2"], rank, 2)[0]}
+        return {"base_optimizer_state": {"state": {0: moments}, "param_groups": [{"params": [0]}]}}
+
+    found = reshard([state(0), state(1)], LAYOUTS["stages 1 and 2"], 0, 1)["base_optimizer_state"]["state"][0]
+    assert type(found["step"]) is type(step)
+    assert found["step"] == 3
+    assert found["exp_avg"].tolist() == [*range(25), 0]
+
+
 def test_a_window_ends_in_zeros() -> None:
     rows = [torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor([3.0, 4.0, 5.0])]
     assert window(rows, 1, 3).tolist() == [2, 3, 4]

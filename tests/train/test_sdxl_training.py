@@ -56,6 +56,27 @@ def test_zero_stages_agree(settings: Callable[..., Recipe], stage: int, precisio
         assert {name: row[name] for name in losses} == pytest.approx(losses, **close)
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2}], ids=["whole", "lora"])
+def test_channels_last_changes_rounding_alone(settings: Callable[..., Recipe], sdxl: Path, lora: Any) -> None:
+    """Frozen convolutions of the UNet and of the decoder have the format, and what is trained does not."""
+    model = {"family": "sdxl", "path": str(sdxl), "fake_score_lora": {"rank": 2, "alpha": 2}, "generator_lora": lora}
+    expected, _ = trained(settings(model=model), steps=2)
+    found, trainer = trained(settings(model=model, memory={"channels_last": True}), steps=2)
+    for row, row_expected in zip(found, expected, strict=True):
+        assert row == pytest.approx(row_expected, rel=1e-3, abs=1e-5)
+    family: Any = trainer.family
+    for network in (trainer.guidance.module.base, family.vae):
+        layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size[0] > m.stride[0]]
+        frozen = [layer.weight for layer in layers if not layer.weight.requires_grad]
+        assert len(frozen) > 10
+        assert all(is_last(weight) for weight in frozen)
+    assert not any(is_last(p) for p in trainer.generator.module.parameters() if p.requires_grad)
+
+
+def is_last(weight: torch.Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
 def test_the_generator_starts_from_a_state_dict(settings: Callable[..., Recipe], sdxl: Path, tmp_path: Path) -> None:
     from dmdr_models import tiny
 

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.common import SIZES, options_of, print_table, recipe
 
 GIB, MIB = 2**30, 2**20
-CHECKPOINTED: tuple[list[str], ...] = ([], ["network"], ["network", "vae", "rewards"])
+CHECKPOINTED: tuple[list[str], ...] = ([], ["network/4"], ["network/2"], ["network"], ["network", "vae", "rewards"])
 
 
 def planned(name: str, overrides: list[str], sides: list[int], batches: list[int]) -> list[list[object]]:
@@ -66,7 +66,7 @@ def measured(size: str, batches: list[int]) -> list[list[object]]:
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
         settings = recipe("sd3", size, Path(folder))
-        for checkpointing in CHECKPOINTED[:2]:
+        for checkpointing in CHECKPOINTED[:-1]:
             for batch in batches:
                 real, plan = peaks(with_memory(settings, gradient_checkpointing=checkpointing), batch)
                 rows.append([", ".join(checkpointing) or "none", batch, real / MIB, plan / MIB, real / plan])

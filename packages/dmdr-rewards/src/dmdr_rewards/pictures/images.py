@@ -7,7 +7,9 @@
   rounded, and the EXIF orientation is applied. A list may mix sizes if the reward resizes all pictures to one size.
 
 Decoders overshoot [0, 1]: clamp their output before scoring it. Values outside by more than `TOLERANCE` are an error,
-because a picture in [-1, 1] or [0, 255] would get a score that looks plausible but is wrong.
+because a picture in [-1, 1] or [0, 255] would get a score that looks plausible but is wrong. Pictures that are trained
+on, tensors on an accelerator that require a gradient, are not read, since the CPU would wait for them: their score is
+NaN instead of an error.
 """
 
 from collections.abc import Sequence
@@ -128,7 +130,11 @@ def _check_shape(images: "Tensor | np.ndarray", layout: str, rank: int, channels
 
 def _in_range(images: Tensor) -> Tensor:
     # A single copy from the device is enough for all checks: aminmax propagates NaN and infinity.
-    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+    extremes = torch.stack(torch.aminmax(images.detach()))
+    if images.requires_grad and images.device.type != "cpu":
+        allowed = (extremes[0] >= -TOLERANCE) & (extremes[1] <= 1 + TOLERANCE)
+        return images * torch.where(allowed, 1.0, torch.nan).to(images.dtype)
+    low, high = extremes.tolist()
     if low >= -TOLERANCE and high <= 1 + TOLERANCE:
         return images
     if low != low:

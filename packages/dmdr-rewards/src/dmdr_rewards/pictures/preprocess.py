@@ -1,5 +1,6 @@
 """Differentiable preprocessing: from a picture to the pixels that a network expects."""
 
+import functools
 import json
 import warnings
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class Preprocess:
 
     def normalised(self, images: Tensor) -> Tensor:
         """(images − mean) / std, per channel of Tensor[B, 3, h, w]."""
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (_constant(values, images.dtype, images.device) for values in (self.mean, self.std))
         return (images - mean) / std
 
     def plan(self, height: int, width: int) -> Plan:
@@ -157,6 +158,13 @@ class Preprocess:
 
     def _half(self, pixels: int) -> int:
         return round(pixels / 2) if self.halves == "even" else int(pixels / 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number per channel, Tensor[1, 3, 1, 1], copied to the device once, since the CPU waits for the copy."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1)
 
 
 def chosen(preprocess: str, reference: Preprocess) -> Preprocess:

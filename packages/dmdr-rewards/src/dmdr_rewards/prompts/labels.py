@@ -25,7 +25,9 @@ def as_labels(prompts: Tensor | Sequence[Any], count: int, num_classes: int, dev
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         raise ValueError(f"class label {wrong} is out of range: this classifier knows 0 to {num_classes - 1}")
-    return labels.to(device, torch.long)
+    if device.type == "cuda" and labels.device.type == "cpu":
+        labels = labels.pin_memory()  # then the CPU does not wait for the copy
+    return labels.to(device, torch.long, non_blocking=device.type != "mps")
 
 
 def _as_tensor(prompts: Tensor | Sequence[Any]) -> Tensor:

@@ -20,7 +20,7 @@ FREE_KEYS = (
 )  # fmt: skip
 FIXED_KEYS = (
     "run.seed", "memory.reward_crop", "memory.reward_scale", "memory.vae_tiling", "memory.shared_backbone",
-    "memory.offload_optimizer", "memory.quantize",
+    "memory.offload_optimizer", "memory.offloaded_adam", "memory.quantize",
     *(
         f"tracking.evaluation.{name}"
         for name in (
@@ -29,7 +29,7 @@ FIXED_KEYS = (
         )
     ),
 )  # fmt: skip
-OPTIMIZER_KEYS = ("optim.precision", "optim.zero_stage", "optim.eight_bit")
+OPTIMIZER_KEYS = ("optim.precision", "optim.zero_stage", "optim.eight_bit", "memory.offloaded_adam")
 """What the form of an optimizer's saved state depends on, besides the shapes of the weights."""
 SILENT_KEYS = ("run.resume", "run.output")
 

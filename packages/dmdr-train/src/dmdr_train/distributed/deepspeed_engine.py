@@ -2,20 +2,26 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmdr_train.base.errors import UserError
 from dmdr_train.distributed.deepspeed_internals import check_by_norm
 from dmdr_train.distributed.master_weights import start_masters
 from dmdr_train.recipe.schema import Optim, Optimizer
 
 
 def make_engine(
-    network: nn.Module, optim: Optim, settings: Optimizer, updates: int, device: torch.device, offload: bool = False
+    network: nn.Module,
+    optim: Optim,
+    settings: Optimizer,
+    updates: int,
+    device: torch.device,
+    offload: Literal["torch", "deepspeed"] | None = None,
 ) -> Any:
     """Return a DeepSpeed engine for the trainable parameters of `network`, with AdamW and its schedule.
 
@@ -23,11 +29,15 @@ def make_engine(
 
     Args:
         updates: number of optimizer updates in the run; the schedule spans them.
-        offload: keep the optimizer's state on the CPU.
+        offload: keep the optimizer's state on the CPU, where this library's AdamW updates it.
+
+    Raises:
+        UserError: DeepSpeed's AdamW for the CPU cannot be compiled.
     """
     plain = optim.zero_stage == 0 and optim.precision == "fp32"  # DeepSpeed then does not wrap the optimizer
     fused = {} if optim.eight_bit or offload or device.type == "cpu" else {"fused": True}
-    optimizer = adamw(optim.eight_bit, optim.clip if plain else None)(
+    kind = offloaded_adamw if offload == "deepspeed" else adamw(optim.eight_bit, optim.clip if plain else None)
+    optimizer = kind(
         [p for p in network.parameters() if p.requires_grad],
         lr=settings.lr,
         betas=settings.betas,
@@ -85,6 +95,19 @@ def adamw(eight_bit: bool, clip: float | None = None) -> Any:
     else:
         kind = torch.optim.AdamW
     return kind if clip is None else type("Clipped" + kind.__name__, (Clips, kind), {"clip": clip})
+
+
+def offloaded_adamw(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
+    """Make DeepSpeed's AdamW for weights in the CPU's memory; the first use on a machine compiles it.
+
+    Raises:
+        UserError: it cannot be compiled.
+    """
+    try:
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, **options)
+    except RuntimeError as error:
+        why = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError("memory.offloaded_adam", f"deepspeed's cannot be compiled here ({why}); use torch") from error
 
 
 class Clips:

@@ -14,6 +14,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero import stage_1_and_2
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
@@ -117,11 +119,15 @@ def _master_part(optimizer: Any, parameter: Any, copy: Tensor) -> tuple[int, Ten
 def check_by_norm(engine: Any) -> None:
     """Let the norm of the gradients alone decide whether they are finite.
 
-    In half precision without ZeRO, DeepSpeed computes this norm, skips the update if it is not finite, and before that
-    waits for the device once per parameter to check its gradient.
+    DeepSpeed computes this norm and skips the update if it is not finite. Before that it reads the gradients
+    themselves, for which it waits for the device: in half precision without ZeRO once per parameter, and with ZeRO 1
+    and 2 once. A DeepSpeed whose ZeRO does not look at the norm keeps its own check.
     """
-    if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
-        engine.optimizer.overflow_checker.check = lambda: False
+    optimizer = engine.optimizer
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.overflow_checker.check = lambda: False
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer) and hasattr(stage_1_and_2, "is_invalid_grad_norm"):
+        optimizer.check_overflow = lambda **_: None
 
 
 # -- checkpoints

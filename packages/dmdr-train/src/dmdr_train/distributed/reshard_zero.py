@@ -6,6 +6,7 @@ and 2 divide the concatenated parameters, stage 3 divides every parameter by its
 
 import itertools
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,8 @@ def _moments(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int
     ours: dict[int, dict[str, Any]] = {i: {} for i in range(len(cuts.flats))}
     for name, value in first.items():
         rows = [[state["state"][i][name] for i in group["params"]] for state in states]
-        flats = [value.clone() for _ in ours] if value.dim() == 0 else cut(rows, cuts, rank, world)
+        counts = not isinstance(value, Tensor) or value.dim() == 0
+        flats = [deepcopy(value) for _ in ours] if counts else cut(rows, cuts, rank, world)
         for i, flat in enumerate(flats):
             ours[i][name] = flat
     return {"state": ours if first else {}, "param_groups": [{**group, "params": list(ours)}]}

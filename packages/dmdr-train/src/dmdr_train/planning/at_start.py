@@ -2,7 +2,7 @@
 
 import torch
 
-from dmdr_train.planning.checkpointing import CHOICES, fitted, with_checkpointing
+from dmdr_train.planning.checkpointing import MOST, fitted, with_checkpointing
 from dmdr_train.planning.gpus import GPU, GPUS
 from dmdr_train.planning.plan import USABLE, make_plan
 from dmdr_train.planning.table import short_lines
@@ -36,7 +36,7 @@ def automatic_checkpointing(settings: Recipe, device: torch.device, world: int) 
         try:
             chosen, _ = fitted(settings, world, int(torch.cuda.get_device_properties(device).total_memory * USABLE))
         except Exception as error:  # of a plug-in's family, which only its author knows
-            chosen, why = with_checkpointing(settings, CHOICES[-1]), f", since there is no plan ({error})"
+            chosen, why = with_checkpointing(settings, MOST), f", since there is no plan ({error})"
     parts = list(chosen.memory.gradient_checkpointing)
     return parts, f"memory.gradient_checkpointing: auto is {', '.join(parts) or 'none'}{why}"
 

@@ -1,20 +1,30 @@
 """`memory.gradient_checkpointing: auto`: what memory asks for, and no more, since checkpointing repeats operations."""
 
+from bisect import bisect_left
+from dataclasses import replace
+from functools import cache
+
 from dmdr_models import registry
 
 from dmdr_train.planning.costs import Costs, costs_of
 from dmdr_train.planning.memory import memory
+from dmdr_train.planning.schedule import uses_pictures
 from dmdr_train.recipe.schema import Recipe
 
-CHOICES: tuple[list[str], ...] = ([], ["network"], ["network", "vae", "rewards"])
-"""What is repeated in backward passes, the least first."""
+BLOCKS: tuple[list[str], ...] = ([], ["network/4"], ["network/2"], ["network"])
+"""The blocks of the network that backward passes compute again, the fewest first."""
+PICTURES = ["vae", "rewards"]
+"""What else they compute again; it is less than a quarter of a large network."""
+MOST = [*BLOCKS[-1], *PICTURES]
 
 SHARE = 0.9
 """The share of the usable memory that a choice may need by the plan, which is wrong by up to a tenth."""
 
 
 def with_checkpointing(settings: Recipe, parts: list[str]) -> Recipe:
-    """The recipe with these parts checkpointed, as far as its family has them."""
+    """The recipe with these parts checkpointed, as far as it has them."""
+    if not any(map(uses_pictures, settings.objectives)):
+        parts = [part for part in parts if part not in PICTURES]
     if "vae" not in registry.find(settings.model.family).parts:
         parts = [part for part in parts if part != "vae"]
     kept = settings.memory.model_copy(update={"gradient_checkpointing": parts})
@@ -31,9 +41,21 @@ def fitted(settings: Recipe, world: int, capacity: int) -> tuple[Recipe, Costs]:
     """
     if settings.memory.gradient_checkpointing != "auto":
         return settings, costs_of(settings)
-    for parts in CHOICES:
-        chosen = with_checkpointing(settings, parts)
-        costs = costs_of(chosen)
-        if memory(chosen, costs, world).total <= SHARE * capacity:
-            break
-    return chosen, costs
+
+    def fits(chosen: Recipe, costs: Costs) -> bool:
+        return memory(chosen, costs, world).total <= SHARE * capacity
+
+    @cache
+    def with_pictures(level: int) -> tuple[Recipe, Costs]:
+        chosen = with_checkpointing(settings, [*BLOCKS[level], *PICTURES])
+        return chosen, costs_of(chosen)
+
+    none = with_checkpointing(settings, [])
+    plain = none, costs_of(none)
+    if fits(*plain):
+        return plain
+    least = bisect_left(range(len(BLOCKS) - 1), True, key=lambda level: fits(*with_pictures(level)))
+    chosen, costs = with_pictures(least)
+    alone = with_checkpointing(settings, BLOCKS[least])
+    alone_costs = replace(costs, decoder=plain[1].decoder, rewards=plain[1].rewards)
+    return (alone, alone_costs) if fits(alone, alone_costs) else (chosen, costs)

@@ -8,7 +8,7 @@ import torch
 from dmdr_models.folder.quantisation import BYTES_PER_WEIGHT, Quantisation
 from torch import nn
 
-from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of, mean_cost
+from dmdr_train.planning.counting import Cost, bytes_of, cost, count_of, failing_as, mean_cost
 from dmdr_train.planning.meta_models import Models, depth_of, empty, models_of
 from dmdr_train.planning.meta_rewards import RewardCost, lpips_cost, reward_cost
 from dmdr_train.planning.schedule import decodes, is_lpips
@@ -16,8 +16,8 @@ from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.picture_sizes import PictureSize, Size
 from dmdr_train.recipe.schema import Recipe
 
-FEW, DEEP = 2, 6
-"""Blocks that are counted, and the depth above which a network is not counted whole."""
+FEW = 4
+"""Blocks that are counted at least."""
 NETWORKS = ("generator", "fake_score", "teacher")
 
 
@@ -62,9 +62,10 @@ def costs_of(settings: Recipe) -> Costs:
         UserError: the sizes of a model are not known, or the recipe does not go with it.
     """
     sizes = settings.model.sizes
-    if len(sizes) < 2:
-        return costs_at_size(settings)
-    found = [(size.share, costs_at_size(with_size(settings, size))) for size in sizes]
+    with failing_as("model.family", f"the family {settings.model.family}"):
+        if len(sizes) < 2:
+            return costs_at_size(settings)
+        found = [(size.share, costs_at_size(with_size(settings, size))) for size in sizes]
 
     def mixed(part: Callable[[Costs], Cost]) -> Cost:
         return mean_cost([(share, part(costs)) for share, costs in found])
@@ -92,18 +93,19 @@ def with_size(settings: Recipe, size: Size) -> Recipe:
 def costs_at_size(settings: Recipe) -> Costs:
     """Count the parts of a recipe with pictures of one size.
 
-    A deep network of equal blocks is counted with two and with four of them. Every cost is linear in their number, and
-    two suffice for what the first and the last block do otherwise than the others.
+    A deep network of equal blocks is counted with `FEW` of them and with one more, since every cost is linear in their
+    number once the first and the last are left out. If every n-th block is checkpointed, it is linear in steps of n.
     """
-    depth = depth_of(settings)
-    if depth is None or depth <= DEEP:
+    depth, step = depth_of(settings), settings.memory.checkpointed_blocks or 1
+    few = FEW if depth is None else FEW + (depth - FEW) % step
+    if depth is None or depth <= few + step:
         with models_of(settings) as models:
             return counted(settings, models, *reward_costs(settings, models))
-    with models_of(settings, FEW) as models:
-        few = counted(settings, models, *reward_costs(settings, models))
-    with models_of(settings, 2 * FEW, network_alone=True) as models:
-        twice = counted(settings, models, {}, [])
-    return extended(few, twice, (depth - FEW) / FEW)
+    with models_of(settings, few) as models:
+        less = counted(settings, models, *reward_costs(settings, models))
+    with models_of(settings, few + step, network_alone=True) as models:
+        more = counted(settings, models, {}, [])
+    return extended(less, more, (depth - few) // step)
 
 
 def counted(settings: Recipe, models: Models, rewards: dict[int, RewardCost], unknown: list[str]) -> Costs:
@@ -127,15 +129,15 @@ def counted(settings: Recipe, models: Models, rewards: dict[int, RewardCost], un
     )
 
 
-def extended(few: Costs, twice: Costs, times: float) -> Costs:
-    """The costs few + times · (twice − few)."""
+def extended(less: Costs, more: Costs, times: int) -> Costs:
+    """The costs less + times · (more − less)."""
 
     def grown(a: Any, b: Any) -> Any:
-        return type(a)(*(x + round(times * (y - x)) for x, y in zip(astuple(a), astuple(b), strict=True)))
+        return type(a)(*(x + times * (y - x) for x, y in zip(astuple(a), astuple(b), strict=True)))
 
-    changed = {name: grown(getattr(few, name), getattr(twice, name)) for name in NETWORKS}
-    roles = few.roles | {name: grown(few.roles[name], twice.roles[name]) for name in few.roles if name in NETWORKS}
-    return replace(few, roles=roles, **changed)
+    changed = {name: grown(getattr(less, name), getattr(more, name)) for name in NETWORKS}
+    roles = less.roles | {name: grown(less.roles[name], more.roles[name]) for name in less.roles if name in NETWORKS}
+    return replace(less, roles=roles, **changed)
 
 
 def decoder_cost(settings: Recipe, models: Models) -> Cost:
@@ -164,7 +166,9 @@ def reward_costs(settings: Recipe, models: Models) -> tuple[dict[int, RewardCost
     for i, section in enumerate(settings.objectives):
         reward: Any = getattr(section, "reward", None)
         if reward is not None and "reward" in needs(section):
-            made = reward_cost(f"objectives.{i}.reward", reward, checkpointing)
+            key = f"objectives.{i}.reward"
+            with failing_as(key, f"the reward {reward.name}"):
+                made = reward_cost(key, reward, checkpointing)
             if made is None:
                 unknown.append(reward.name)
             found[i] = made or RewardCost()

@@ -5,7 +5,8 @@ no memory, and autograd keeps and frees the same tensors as on a GPU.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from dmdr_train.base.errors import UserError
 
 FUSED_WIDTH = 256
 """The widest attention head that flash attention computes; a wider one goes to the memory-efficient kernel."""
@@ -90,6 +93,22 @@ def cost(call: Callable[[], Tensor], parameters: Any = (), backward: bool = Fals
     for hook in hooks:
         hook.remove()
     return Cost(forward, meter.flops - forward, peak_forward, held, meter.peak)
+
+
+@contextmanager
+def failing_as(key: str, what: str) -> Iterator[None]:
+    """Name what could not be counted: a plug-in's model may fail in any way where tensors have no values.
+
+    Raises:
+        UserError: for every exception; names `key`, and says what failed and how.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(key, f"{what} cannot be counted without weights ({why}); a run needs no plan") from error
 
 
 def _drop_gradient(parameter: nn.Parameter) -> None:

@@ -1,6 +1,6 @@
 """The plan of a recipe: parameters, operations, memory, communication, time and cost, before anything is paid for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,11 +180,20 @@ def switches(settings: Recipe, costs: Costs, world: int) -> Iterator[tuple[str, 
             yield f"optim.accumulation={parts}", with_optim(settings, accumulation=parts), False
     if optim.zero_stage and not kept.offload_optimizer:
         yield "memory.offload_optimizer=true", with_memory(settings, offload_optimizer=True), False
-    for part in ("network", "vae", "rewards"):
-        if part not in kept.gradient_checkpointing:
-            parts_now = [*kept.gradient_checkpointing, part]
-            name = f"memory.gradient_checkpointing=[{','.join(parts_now)}]"
-            yield name, with_memory(settings, gradient_checkpointing=parts_now), True
+    for parts_now in more_checkpointing(kept.gradient_checkpointing, kept.checkpointed_blocks):
+        name = f"memory.gradient_checkpointing=[{','.join(parts_now)}]"
+        yield name, with_memory(settings, gradient_checkpointing=parts_now), True
+
+
+def more_checkpointing(parts: Sequence[str], every: int) -> Iterator[list[str]]:
+    """`memory.gradient_checkpointing` with one part more, or with more of the network's blocks than each `every`-th."""
+    others = [part for part in parts if not part.startswith("network")]
+    for blocks, part in ((4, "network/4"), (2, "network/2"), (1, "network")):
+        if every == 0 or blocks < every:
+            yield [*others, part]
+    for part in ("vae", "rewards"):
+        if part not in parts:
+            yield [*parts, part]
 
 
 def with_memory(settings: Recipe, **changes: Any) -> Recipe:

@@ -248,6 +248,16 @@ def check_memory(recipe: Sections) -> None:
             "memory.offload_optimizer: true does not go with optim.eight_bit, which updates weights on a GPU only; "
             "set one of them to false"
         )
+    if memory.offloaded_adam != "torch" and not memory.offload_optimizer:
+        raise ValueError(
+            f"memory.offloaded_adam: {memory.offloaded_adam} has no effect without memory.offload_optimizer; "
+            "set it to true, or use torch"
+        )
+    if memory.channels_last and optim.zero_stage == 3:
+        raise ValueError(
+            "memory.channels_last: true does not go with optim.zero_stage 3, which stores all weights flat; "
+            "use stage 2, or false"
+        )
     if memory.compile and optim.zero_stage == 3:
         raise ValueError(
             "memory.compile: true does not go with optim.zero_stage 3, which fetches the weights within a block; "

@@ -272,8 +272,9 @@ class Optim(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
 
 
+Part = Literal["network", "network/2", "network/4", "vae", "rewards"]
 Checkpointing = Annotated[
-    Annotated[Literal["auto"], Tag("choice")] | Annotated[list[Literal["network", "vae", "rewards"]], Tag("parts")],
+    Annotated[Literal["auto"], Tag("choice")] | Annotated[list[Part], Tag("parts")],
     Discriminator(lambda given: "choice" if isinstance(given, str) else "parts"),
 ]
 
@@ -281,7 +282,8 @@ Checkpointing = Annotated[
 class Memory(Section):
     """What costs time and saves memory.
 
-    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile` changes rounding.
+    None of it changes results, except `quantize`, and what pictures rewards and LPIPS see. `compile`, `channels_last`
+    and `offloaded_adam` change rounding.
     """
 
     shared_backbone: bool | None = Field(
@@ -295,19 +297,44 @@ class Memory(Section):
     compile: bool = Field(
         default=False, description="compile the network's blocks with torch.compile; needs a C++ compiler"
     )
+    channels_last: bool = Field(
+        default=False, description="frozen convolutions, of SDXL's UNet and of VAEs, store their channels last"
+    )
     gradient_checkpointing: Checkpointing = Field(
-        default=[], description="what backward passes compute again; auto: as little as the GPU's memory allows"
+        default=[],
+        description="what backward passes compute again, network/2 being every second block of the network; auto: as "
+        "little as the GPU's memory allows",
     )
     vae_slicing: bool = Field(default=False, description="decode one picture at a time")
     vae_tiling: bool = Field(default=False, description="decode in tiles, which blend at their seams")
     offload_text_encoders: bool = Field(default=False, description="they stay on the CPU")
     offload_optimizer: bool = Field(default=False, description="its state stays on the CPU; needs ZeRO 1, 2 or 3")
+    offloaded_adam: Literal["torch", "deepspeed"] = Field(
+        default="torch", description="whose AdamW updates it; deepspeed's is faster, and is compiled at its first use"
+    )
     reward_crop: Positive | None = Field(
         default=None, description="side in pixels of the square that rewards and LPIPS see, cut at a random place"
     )
     reward_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="rewards and LPIPS see a picture decoded at this share of the resolution"
     )
+
+    @field_validator("gradient_checkpointing")
+    @classmethod
+    def _one_share_of_blocks(cls, parts: Checkpointing) -> Checkpointing:
+        shares = [part for part in parts if part.startswith("network")]
+        if parts != "auto" and len(shares) > 1:
+            raise ValueError(f"{' and '.join(shares)} contradict each other; keep one of them")
+        return parts
+
+    @property
+    def checkpointed_blocks(self) -> int:
+        """n, if every n-th block of the network is checkpointed; 0 if none is."""
+        for part in self.gradient_checkpointing:
+            name, _, every = part.partition("/")
+            if name == "network":
+                return int(every or 1)
+        return 0
 
 
 class Run(Section):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from dmdr_models.families.protocols import Family
+from dmdr_models.networks.channels_last import channels_last
 from dmdr_models.networks.lora import LoRANetwork
 
 from dmdr_train.base.errors import naming
@@ -45,10 +46,13 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
         pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
     source = None if resumed else start_from(settings, family, networks)
-    offload = settings.memory.offload_optimizer
+    offload = settings.memory.offloaded_adam if settings.memory.offload_optimizer else None
     generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
     updates = sum(map(len, settings.matching)) * settings.guidance.ratio
     guidance = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
+    if settings.memory.channels_last:  # not before: DeepSpeed sends weights around as they lie in memory
+        for network in networks:
+            channels_last(getattr(network, "base", network))
     with naming("memory.reward_crop"):
         view = View(family, settings.memory, [size.shape for size in settings.model.sizes])
     discriminator = None

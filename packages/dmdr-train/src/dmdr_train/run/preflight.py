@@ -141,6 +141,7 @@ def check_options(settings: Recipe) -> None:
         return
     for key, on in (
         ("model.vae", model.vae is not None),
+        ("memory.channels_last", memory.channels_last),
         ("memory.vae_tiling", memory.vae_tiling),
         ("memory.vae_slicing", memory.vae_slicing),
         ("memory.gradient_checkpointing", "vae" in memory.gradient_checkpointing),
@@ -246,6 +247,8 @@ def check_memory(settings: Recipe) -> None:
         raise UserError("memory.offload_optimizer", "true needs optim.zero_stage 1, 2 or 3; set one, or use false")
     if memory.compile:
         check_compiler(settings.run.device)
+    if memory.offloaded_adam == "deepspeed":
+        check_extensions("memory.offloaded_adam", "torch")
     if memory.offload_text_encoders and (settings.data.prompts is None or settings.data.embeddings is not None):
         raise UserError("memory.offload_text_encoders", "true has no effect without text encoders; set it to false")
 
@@ -256,11 +259,24 @@ def check_compiler(device: str) -> None:
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError(key, "triton is not installed; install the torch that brings it, or use false")
     compilers = [os.environ.get("CXX", "g++")] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    check_building(key, compilers, "false")
+
+
+def check_extensions(key: str, otherwise: str) -> None:
+    """Check what torch compiles an extension in C++ with: ninja, and a compiler with Python's headers."""
+    if shutil.which("ninja") is None:
+        raise UserError(key, f"there is no ninja, which compiles it; pip install ninja, or use {otherwise}")
+    check_building(key, [os.environ.get("CXX", "c++")], otherwise)
+
+
+def check_building(key: str, compilers: Sequence[str], otherwise: str) -> None:
+    """Check that there is one of these compilers, and Python's headers."""
     if not any(shutil.which(compiler) for compiler in compilers):
-        raise UserError(key, f"there is no compiler {' or '.join(compilers)}; install one, or use false")
+        raise UserError(key, f"there is no compiler {' or '.join(compilers)}; install one, or use {otherwise}")
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if not headers.is_file():
-        raise UserError(key, f"there is no {headers}; install Python's headers, such as python3-dev, or use false")
+        fix = f"install Python's headers, such as python3-dev, or use {otherwise}"
+        raise UserError(key, f"there is no {headers}; {fix}")
 
 
 def installed(key: str, package: str, extra: str) -> None:

@@ -7,6 +7,8 @@ import torch
 from dmdr_models.families.protocols import Family
 from dmdr_models.folder.quantisation import method_of
 from dmdr_models.networks.applied_loras import fold_loras
+from dmdr_models.networks.channels_last import channels_last
+from dmdr_models.networks.checkpointed import checkpoint_blocks
 from dmdr_models.networks.compiled import compile_blocks
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_models.networks.lora_files import LoRA
@@ -66,6 +68,9 @@ def open_decoder(settings: schema.Recipe, family: Family) -> None:
             vae_slicing=memory.vae_slicing,
             offload_text=memory.offload_text_encoders,
         )
+    if memory.channels_last:
+        latent_family: Any = family  # one with a VAE, as preflight has checked
+        channels_last(latent_family.vae)
 
 
 def load_network(model: schema.Model, family: Family, generator: bool = False) -> nn.Module:
@@ -150,8 +155,9 @@ def make_generator(settings: schema.Recipe, family: Family) -> nn.Module:
 
 
 def prepared(network: Any, settings: schema.Recipe) -> Any:
-    if "network" in settings.memory.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+    if every := settings.memory.checkpointed_blocks:
+        with naming("memory.gradient_checkpointing"):
+            checkpoint_blocks(network, every)
     if settings.memory.compile:
         with naming("memory.compile"):
             compile_blocks(network)

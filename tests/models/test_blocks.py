@@ -1,12 +1,14 @@
-"""Compiled blocks: they compute what the plain ones do, and how many graphs that takes."""
+"""Compiled and checkpointed blocks: they compute what the plain ones do, with how many graphs, calls and bytes."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dmdr_models import tiny
+from dmdr_models.networks.checkpointed import EveryNth, checkpoint_blocks
 from dmdr_models.networks.compiled import compile_blocks
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_models.sit.transformer import SiTTransformer
@@ -72,9 +74,9 @@ def unet_inputs(rows: int, size: int) -> tuple[Tensor, ...]:
 
 
 def adapted(network: Any, targets: tuple[str, ...], names: tuple[str, ...]) -> list[LoRANetwork]:
-    """Adapters with an effect on a network with gradient checkpointing."""
+    """Adapters with an effect on a network with gradient checkpointing of every second block."""
     tiny.randomise(network, std=0.1)
-    network.enable_gradient_checkpointing()
+    checkpoint_blocks(network, 2)
     noise = torch.Generator().manual_seed(1)
     loras = [LoRANetwork(network, 4, 8, targets, noise, name).eval() for name in names]
     for lora in loras:
@@ -158,3 +160,94 @@ def test_no_size_takes_a_graph_of_its_own(make: Any, make_inputs: Any, targets: 
 def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear names no repeated blocks, which could be compiled; use false"):
         compile_blocks(nn.Linear(2, 2))
+
+
+# -- gradient checkpointing
+
+NETWORKS = {
+    "sit": (sit, lambda: sit_inputs(2)),
+    "sd3": (sd3, lambda: sd3_inputs(2, 8)),
+    "sdxl": (unet, lambda: unet_inputs(2, 8)),
+}
+
+
+def gradients(network: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The output and the gradients of all weights that have one."""
+    output = network(*inputs)
+    output = output if isinstance(output, Tensor) else output[0]
+    output.square().sum().backward()
+    return [output, *(p.grad for p in network.parameters() if p.grad is not None)]
+
+
+def calls(network: nn.Module) -> Counter[nn.Module]:
+    """Count the calls of every module from now on."""
+    count: Counter[nn.Module] = Counter()
+    for module in network.modules():
+        module.register_forward_pre_hook(lambda module, _: count.update([module]))
+    return count
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_gradient_changes(name: str, every: int) -> None:
+    make, inputs = NETWORKS[name]
+    found = []
+    for checkpointed in (False, True):
+        network: Any = tiny.randomise(make(), std=0.1).eval()
+        if checkpointed:
+            checkpoint_blocks(network, every)
+        found.append(gradients(network, inputs()))
+    assert len(found[0]) > 10
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize(("every", "twice"), [(1, [0, 1, 2]), (2, [0, 2]), (3, [0]), (4, [0])])
+def test_every_nth_block_is_called_again(every: int, twice: list[int]) -> None:
+    network = sit().train()
+    checkpoint_blocks(network, every)
+    counted = calls(network)
+    for again in (1, 2):
+        gradients(network, sit_inputs(2))
+        assert [counted[block] for block in network.blocks] == [again * (1 + (i in twice)) for i in range(3)]
+
+
+def test_the_blocks_of_a_unet_take_turns() -> None:
+    """Transformer blocks and residual blocks in one order, that of the forward pass."""
+    network: Any = unet()
+    counted = calls(network)
+    order: list[nn.Module] = []
+    checkpoint_blocks(network, 2)
+    every = network.mid_block._gradient_checkpointing_func
+    assert isinstance(every, EveryNth)
+    gradients(network, unet_inputs(2, 8))
+    order = list(every._numbers)
+    assert [counted[block] for block in order] == [2 if i % 2 == 0 else 1 for i in range(len(order))]
+    assert {type(block).__name__ for block in order} == {"ResnetBlock2D", "BasicTransformerBlock"}
+
+
+def held(make: Callable[[], Any], every: int) -> int:
+    """The bytes that wait for the backward pass."""
+    network, found = make(), {}
+    if every:
+        checkpoint_blocks(network, every)
+
+    def keep(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(*sit_inputs(2))
+    return sum(found.values())
+
+
+def test_fewer_bytes_wait_for_the_backward_pass() -> None:
+    none, half, all_of_them = (held(sit, every) for every in (0, 2, 1))
+    assert none > half > all_of_them
+
+
+def test_a_network_without_checkpointing_is_refused() -> None:
+    network = sit()
+    network._supports_gradient_checkpointing = False
+    with pytest.raises(ValueError, match="SiTTransformer does not support gradient checkpointing"):
+        checkpoint_blocks(network)
