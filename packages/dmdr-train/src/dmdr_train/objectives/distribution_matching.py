@@ -26,8 +26,13 @@ class DistributionMatchingSection(ObjectiveSection):
         return frozenset() if self.divergence == "reverse_kl" else frozenset({"discriminator"})
 
     def check(self, recipe: Any, key: str) -> None:
-        """A density ratio is what the discriminator's logistic loss estimates."""
+        """The discriminator's logistic loss estimates a density ratio, and that of renoised x0."""
         found = recipe.guidance.discriminator
+        if self.also_needs and recipe.guidance.renoise_from != "x0":
+            raise ValueError(
+                f"{key}.divergence: {self.divergence} compares renoised x0, and guidance.renoise_from is "
+                f"{recipe.guidance.renoise_from}; use x0 there, or reverse_kl"
+            )
         if self.also_needs and found is not None and found.loss != "logistic":
             raise ValueError(
                 f"guidance.discriminator.loss: {found.loss} gives no density ratio, which {key}.divergence "

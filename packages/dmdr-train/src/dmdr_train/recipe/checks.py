@@ -222,10 +222,6 @@ def check_discriminator(recipe: Sections) -> None:
         )
     if recipe.optim.zero_stage == 3:
         raise ValueError("guidance.discriminator: does not go with optim.zero_stage 3; use 2, or leave it out")
-    if recipe.guidance.renoise_from != "x0":
-        raise ValueError(
-            "guidance.discriminator: judges renoised x0, and does not go with guidance.renoise_from: next_state; use x0"
-        )
     if recipe.memory.compile:
         raise ValueError(
             "memory.compile: true does not go with guidance.discriminator, which reads the features of a block; "
