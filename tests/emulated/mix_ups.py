@@ -99,9 +99,9 @@ MIX_UPS = {
         of_texts,
     ),
     "noise stays on the CPU": MixUp(
-        "dmdr_train.training.guide",
-        'draws.each("renoise_noise"), device=x0.device)',
-        'draws.each("renoise_noise"))',
+        "dmdr_train.training.renoising",
+        "draws.each(purpose), device=x0.device)",
+        "draws.each(purpose))",
         of_labels,
     ),
     "times stay on the CPU": MixUp(

@@ -46,10 +46,11 @@ def faults(tree: ast.AST, loads_models: bool = True) -> Iterator[str]:
 
 
 def _reads_no_weights(call: ast.Call) -> bool:
-    """`from_pretrained` may load tokenizers, configs, checked adapters, and models whose weights are given."""
+    """`from_pretrained` may load processors, configs, checked adapters, and models whose weights are given."""
     name = ast.unparse(call.func).lower()
     handed_over = bool(call.args) and isinstance(call.args[0], ast.Constant) and call.args[0].value is None
-    return handed_over or any(kind in name for kind in ("tokenizer", "config", "peftmodel", "embedding"))
+    kinds = ("tokenizer", "imageprocessor", "config", "peftmodel", "embedding")
+    return handed_over or any(kind in name for kind in kinds)
 
 
 def _is(node: ast.expr | None, value: bool) -> bool:

@@ -332,7 +332,7 @@ def test_it_makes_no_stage_of_its_own(make_recipe: Callable[..., Recipe]) -> Non
         ),
         (
             {"guidance": {"discriminator": {}, "renoise_from": "next_state"}, "rollout": {"steps": 2}},
-            "objectives.0.divergence: jeffreys compares renoised x0, and guidance.renoise_from is next_state; use x0 there",
+            "objectives.0.divergence: jeffreys compares renoised x0, and guidance.renoise_from is next_state; use x0",
         ),
         (
             {"guidance": {"discriminator": {}}, "memory": {"compile": True}},

@@ -16,6 +16,8 @@ BLOCKS: tuple[list[str], ...] = ([], ["network/4"], ["network/2"], ["network"])
 PICTURES = ["vae", "rewards"]
 """What else they compute again; it is less than a quarter of a large network."""
 MOST = [*BLOCKS[-1], *PICTURES]
+CHOICES: tuple[list[str], ...] = (*BLOCKS, MOST)
+"""What a recipe may name, the fewest operations first."""
 
 SHARE = 0.9
 """The share of the usable memory that a choice may need by the plan, which is wrong by up to a tenth."""
