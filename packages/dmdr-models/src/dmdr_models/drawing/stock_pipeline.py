@@ -16,7 +16,7 @@ from dmdr_models.base.errors import SizeError, UsageError
 from dmdr_models.base.picture_size import Resolution, as_size
 from dmdr_models.drawing.prompts import read_texts
 from dmdr_models.drawing.settings import DTYPES, Settings, adapters, check_device, read_object
-from dmdr_models.folder.adapter_files import check_adapter
+from dmdr_models.folder.adapter_files import check_adapter, step_folders
 from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import check_vae, describe
 from dmdr_models.folder.layout import Layout
@@ -26,6 +26,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METHODS = ("euler", "sde")
+
+
+class StepSwitch:
+    """Switches a network between the LoRAs of a student's steps while a pipeline draws.
+
+    Args:
+        network: with LoRAs of `dmdr_models.networks.applied_loras.add_loras`.
+        at_step: the step that each LoRA is for; None for all steps.
+    """
+
+    def __init__(self, network: Any, at_step: Sequence[int | None]):
+        self.network, self.at_step = network, at_step
+
+    def begin(self, steps: int) -> dict[str, Any]:
+        """Take the LoRAs of the first step; returns what the pipeline is called with to take those of the others.
+
+        Raises:
+            ValueError: there is not one LoRA for each of the steps.
+        """
+        own = len({at for at in self.at_step if at is not None})
+        if steps != own:
+            raise ValueError(f"the student has a LoRA for each of {own} steps: draw with {own} steps, not {steps}")
+        self.take(0)
+        return {"callback_on_step_end": self.after}
+
+    def after(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What the pipeline calls after each step."""
+        self.take(step + 1)
+        return tensors
+
+    def take(self, step: int) -> None:
+        from dmdr_models.networks.applied_loras import activate
+
+        activate(self.network, [index for index, at in enumerate(self.at_step) if at in (None, step)])
+
+
+def check_step_loras(args: argparse.Namespace, settings: Settings) -> None:
+    """Check that there are as many steps as a student has LoRAs for them.
+
+    Raises:
+        UsageError: there are not.
+    """
+    for place, _ in adapters(args.adapter):
+        count = len(step_folders(place))
+        if count not in (0, settings["steps"]):
+            raise UsageError(
+                f"{settings.origin('steps')} does not go with --adapter {place}, which has LoRAs for {count} steps: "
+                f"give {count}"
+            )
 
 
 class StockPipeline(ABC):
@@ -41,6 +90,7 @@ class StockPipeline(ABC):
 
     def __init__(self, layout: Layout):
         self.layout = layout
+        self.switch: StepSwitch | None = None
 
     @abstractmethod
     def check(self, settings: Settings) -> None:
@@ -83,6 +133,7 @@ class StockPipeline(ABC):
     def open(self, args: argparse.Namespace, settings: Settings, prompts: Sequence[str]) -> "Callable[..., Tensor]":
         """See `dmdr_models.drawing.interface.Drawing.open`."""
         self._check(settings)
+        check_step_loras(args, settings)
         self._check_files(args, settings)
         check_device(args.device)
         pipeline = self._load(args)
@@ -115,6 +166,7 @@ class StockPipeline(ABC):
         pictures = []
         for index, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(seed + index)
+            switching = {} if self.switch is None else self.switch.begin(sampling["steps"])
             result = pipeline(
                 prompt,
                 guidance_scale=guidance,
@@ -122,6 +174,7 @@ class StockPipeline(ABC):
                 width=width,
                 generator=generator,
                 output_type="pt",
+                **switching,
                 **self.prepare(pipeline, generator, **sampling),
             )
             pictures.append(result.images.cpu().float())
@@ -151,7 +204,8 @@ class StockPipeline(ABC):
                 check_weights(self.layout, args.weights, layers)
             for place, _ in adapters(args.adapter):
                 option = f"--adapter {place}"
-                check_adapter(place, layers, self.layout.network_part)
+                for each in step_folders(place) or [place]:
+                    check_adapter(each, layers, self.layout.network_part)
         except (OSError, ValueError) as error:
             if isinstance(error, SizeError):
                 option = settings.origin("size")
@@ -182,6 +236,7 @@ class StockPipeline(ABC):
         part, network = self.layout.network_part, getattr(diffusers, self.layout.network_classes[0])
         parts: dict[str, Any] = {}
         loras: list[tuple[Any, float]] = []
+        at_step: list[int | None] = []
         option = f"--model {args.model}"
         try:
             self._check_configs(args)
@@ -190,10 +245,15 @@ class StockPipeline(ABC):
             parts[part] = load_network(network, args.model, part, args.weights, dtype)
             for place, strength in adapters(args.adapter):
                 option = f"--adapter {place}"
-                lora = read_lora(place, self.layout, getattr(diffusers, self.pipeline), parts[part].config)
-                lora.check(parts[part])
-                loras.append((lora, strength))
+                folders = step_folders(place)
+                for each in folders or [place]:
+                    lora = read_lora(each, self.layout, getattr(diffusers, self.pipeline), parts[part].config)
+                    lora.check(parts[part])
+                    loras.append((lora, strength))
+                at_step += range(len(folders)) if folders else [None]
             add_loras(parts[part], loras)
+            if any(step is not None for step in at_step):
+                self.switch = StepSwitch(parts[part], at_step)
             if args.vae is not None:
                 option = f"--vae {args.vae}"
                 parts["vae"] = load_vae(args.vae, "", dtype)

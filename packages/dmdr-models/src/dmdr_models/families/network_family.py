@@ -76,6 +76,10 @@ class NetworkFamily(ABC):
         assert isinstance(self.process, FlowMatching)
         return StepGrid(steps, shift, self.process.t_end)
 
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network is given as the time, for times `[B]` of the process."""
+        return t
+
     @abstractmethod
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
         """See `dmdr_models.families.protocols.Family.predict`."""

@@ -66,22 +66,27 @@ class StockStudents(NetworkStudents):
     ) -> str:
         """See `dmdr_models.families.protocols.Students.usage`."""
         option, own = "--adapter" if lora else "--weights", flags(device, dtype)
-        model = self.family.path
+        model, scheduler = self.family.path, self.scheduler_class(sampling)
+        apart = sampling["steps"] if sampling.get("lora_per_step") else 0
         return f"""    dmdr-generate --model {model} {option} {folder} "a photo of a fox in the snow"{own} -o fox.png
 
 Or with diffusers alone, at the times of the training (a plain call with as many steps visits others):
 
 ```python
-{self.snippet(*self.opening(str(folder), self.scheduler_class(sampling), lora, device, dtype), sampling)}```
+{self.snippet(*self.opening(str(folder), scheduler, lora, device, dtype, apart), sampling)}```
 """
 
-    def opening(self, folder: str, scheduler: str, lora: bool, device: str, dtype: str) -> tuple[str, str]:
+    def opening(
+        self, folder: str, scheduler: str, lora: bool, device: str, dtype: str, apart: int = 0
+    ) -> tuple[str, str]:
         """The names of diffusers that a snippet imports, and its code that opens the model as `pipe`, with the student.
 
         Args:
             folder: of the student: that of the LoRA, or the one above the sub-folder of its whole network. Its
                 `scheduler/` is the one of the training; the model's own may have any flags.
             scheduler: the class of the student's scheduler.
+            apart: the number of steps that have a LoRA each, in sub-folders; 0 if one serves all. The code then has a
+                function `switch` for the pipeline to call after each step.
         """
         whole, own = self.pipeline_class.__name__, self.family.network_class.__name__
         part = self.family.layout.network_part
@@ -92,6 +97,8 @@ Or with diffusers alone, at the times of the training (a plain call with as many
         )
         if lora:
             code = f"{times}pipe = {whole}.from_pretrained({base}, scheduler=scheduler, {dtype}){there}\n"
+            if apart:
+                return f"{scheduler}, {whole}", f"{code}{step_loras(folder, apart)}"
             return f"{scheduler}, {whole}", f"{code}pipe.load_lora_weights({folder})\n"
         code = f'{part} = {own}.from_pretrained({folder}, subfolder="{part}", {dtype})\n'
         code += f"{times}pipe = {whole}.from_pretrained({base}, {part}={part}, scheduler=scheduler, {dtype}){there}\n"
@@ -109,6 +116,31 @@ Or with diffusers alone, at the times of the training (a plain call with as many
             names, opening: what `opening` gives.
             sampling: the student's dmdr.json.
         """
+
+
+def step_loras(folder: str, steps: int) -> str:
+    """Code that loads the LoRA of each step, takes the first, and defines `switch`, which takes the next.
+
+    Args:
+        folder: of the student, as Python code.
+    """
+    return f"""student = {folder}
+for step in range({steps}):
+    pipe.load_lora_weights(f"{{student}}/step-{{step}}", adapter_name=f"step-{{step}}")
+pipe.set_adapters("step-0")
+
+
+def switch(pipe, step, timestep, tensors):  # after the last step, back to the first for the next picture
+    pipe.set_adapters(f"step-{{(step + 1) % {steps}}}")
+    return tensors
+
+
+"""
+
+
+def switching(sampling: Mapping[str, Any]) -> str:
+    """The argument of a pipeline's call that switches LoRAs between steps, with a line's end; empty for one LoRA."""
+    return "    callback_on_step_end=switch,\n" if sampling.get("lora_per_step") else ""
 
 
 def folded(name: str, tensor: Tensor, network: LoRANetwork) -> Tensor:

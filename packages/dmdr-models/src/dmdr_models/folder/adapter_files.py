@@ -68,6 +68,19 @@ def find_adapter(path: str | Path) -> AdapterFiles:
     return AdapterFiles(files[0], None)
 
 
+def step_folder(step: int) -> str:
+    """The sub-folder with the LoRA of a step, of a student whose steps have a LoRA each."""
+    return f"step-{step}"
+
+
+def step_folders(path: str) -> list[str]:
+    """The folders of the LoRAs of a student's steps, in their order; none if one LoRA serves all steps."""
+    found: list[str] = []
+    while (folder := Path(path) / step_folder(len(found))).is_dir():
+        found.append(str(folder))
+    return found
+
+
 def check_adapter(path: str | Path, layers: Collection[str] | None = None, part: str = "") -> None:
     """Check what can be known of a LoRA without torch; `dmdr_models.networks.lora_files.read_lora` checks the rest.
 

@@ -1,7 +1,7 @@
 """LoRAs of others on a network: beside its weights, as PEFT adds them, or folded into its weights."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -37,7 +37,12 @@ def add_loras(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> None:
                 layer.lora_A[name].weight = nn.Parameter(a.to(device), requires_grad=False)
                 layer.lora_B[name].weight = nn.Parameter(b.to(device), requires_grad=False)
                 layer.scaling[name] = strength * scale
-    names = [f"lora_{index}" for index in range(len(loras))]
+    activate(network, range(len(loras)))
+
+
+def activate(network: nn.Module, loras: Iterable[int]) -> None:
+    """Let the next calls of a network add the contributions of these LoRAs alone, by their places in `add_loras`."""
+    names = [f"lora_{index}" for index in loras]
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             layer._active_adapter = [name for name in names if name in layer.lora_A]

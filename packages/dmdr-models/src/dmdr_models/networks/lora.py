@@ -89,7 +89,7 @@ class LoRANetwork(nn.Module):
         self.network: nn.Module = nn.Module() if shared else base
         if shared:
             for at, parameter in self._adapter_parameters().items():
-                _register(self.network, at, parameter)
+                register(self.network, at, parameter)
 
     @property
     def base(self) -> nn.Module:
@@ -218,7 +218,8 @@ def start_values(init: Init, a: Tensor, weight: Tensor, generator: torch.Generat
     return (z.T @ weight.detach().cpu().float().flatten(1)).view(a.shape)
 
 
-def _register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+def register(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under a dotted path, in new empty modules where there are none."""
     *parents, leaf = path.split(".")
     for part in parents:
         if part not in module._modules:

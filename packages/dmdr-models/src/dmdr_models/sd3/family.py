@@ -70,7 +70,10 @@ class SD3(TextFamily):
     def students(self) -> Students:
         return SD3Students(self)
 
+    def timestep(self, t: Tensor) -> Tensor:
+        """See `NetworkFamily.timestep`; as integers, which no engine rounds to its own precision."""
+        return (t.float() * 1000).round().long()
+
     def predict(self, network: Any, x_t: Tensor, t: Tensor, condition: Condition, **named: Any) -> Tensor:
         x_t, texts = in_own_dtype(network, x_t, condition)
-        timestep = (t.float() * 1000).round().long()  # as integers, which no engine rounds to its own precision
-        return network(x_t, timestep=timestep, return_dict=False, **texts, **named)[0].float()
+        return network(x_t, timestep=self.timestep(t), return_dict=False, **texts, **named)[0].float()

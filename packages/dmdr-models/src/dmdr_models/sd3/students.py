@@ -8,7 +8,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from dmdr_models.base.picture_size import as_size
 from dmdr_models.families.original_layout import Place
-from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.families.stock_students import StockStudents, switching
 from dmdr_models.sd3.original_layout import place
 from dmdr_models.sd3.student_scheduler import student_scheduler
 from dmdr_models.sd3.times import T_END
@@ -49,6 +49,6 @@ from diffusers import {names}
     width={width},
     max_sequence_length={sampling["max_tokens"]},
     generator=generator,
-).images[0]
+{switching(sampling)}).images[0]
 image.save("fox.png")
 """

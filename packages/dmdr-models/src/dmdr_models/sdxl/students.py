@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from dmdr_models.base.picture_size import as_size
 from dmdr_models.families.original_layout import Place
-from dmdr_models.families.stock_students import StockStudents
+from dmdr_models.families.stock_students import StockStudents, switching
 from dmdr_models.sdxl.original_layout import place
 from dmdr_models.sdxl.student_scheduler import student_scheduler
 
@@ -42,6 +42,6 @@ from diffusers import {names}
     height={height},
     width={width},
     generator=torch.Generator().manual_seed(0),
-).images[0]
+{switching(sampling)}).images[0]
 image.save("fox.png")
 """

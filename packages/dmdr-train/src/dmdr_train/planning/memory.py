@@ -52,8 +52,9 @@ def memory(settings: Recipe, costs: Costs, world: int) -> Memory:
 
 def moments(settings: Recipe, costs: Costs, batch: int) -> dict[str, int]:
     """The bytes of activations at each moment of a step, by its name; for a micro-batch of `batch` samples."""
-    found = {"backward pass of the generator": costs.generator.peak}
-    held = costs.generator.held
+    before = settings.rollout.steps - 1 if settings.rollout.through else 0  # steps that gradients flow through
+    found = {"backward pass of the generator": costs.generator.peak + before * costs.generator.held}
+    held = costs.generator.held * (1 + before)
     matching = bool(settings.matching)
     if matching:
         found["backward pass of the fake score"] = costs.fake_score.peak

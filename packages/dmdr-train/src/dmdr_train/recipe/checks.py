@@ -38,6 +38,8 @@ def check(recipe: Sections) -> None:
     check_reuse(recipe)
     check_renoising(recipe)
     check_backbone(recipe)
+    check_steps_apart(recipe)
+    check_through(recipe)
     check_alignment(recipe)
     check_discriminator(recipe)
     check_quantize(recipe)
@@ -184,6 +186,55 @@ def check_backbone(recipe: Sections) -> None:
         raise ValueError("memory.shared_backbone: true does not go with optim.zero_stage 3; use 2, or null")
     if recipe.model.generator is not None:
         raise ValueError("memory.shared_backbone: true does not go with a model.generator of its own; use null")
+
+
+def check_steps_apart(recipe: Sections) -> None:
+    """Check that there are steps for LoRAs of their own, and that nothing needs the student as one network."""
+    lora, model = recipe.model.generator_lora, recipe.model
+    if lora is None or not lora.per_step:
+        return
+    key, memory, zero = "model.generator_lora.per_step", recipe.memory, recipe.optim.zero_stage
+    if recipe.rollout.steps == 1:
+        raise ValueError(f"{key}: true has no effect with rollout.steps 1; use 2 or more steps, or false")
+    final = recipe.needing("final_sample")
+    if final and not recipe.rollout.through:
+        kind = next(iter(final.values())).kind
+        raise ValueError(f"{key}: {kind} trains the last step alone; set rollout.through: true")
+    for on, what, fix in (
+        (registry.find(model.family).takes == "labels", f"family {model.family}, which keeps no LoRA", "use false"),
+        (lora.start is not None, "model.generator_lora.start, which is one LoRA", "leave it out"),
+        (model.generator is not None, "a model.generator of its own", "leave it out"),
+        (bool(model.teacher_loras), "model.teacher_loras, into which the student would be merged", "leave them out"),
+        (memory.shared_backbone is False, "memory.shared_backbone: false", "use null"),
+        (memory.quantize is not None, "memory.quantize", "use null"),
+        (memory.compile, "memory.compile", "use false"),
+        (zero > 0, f"optim.zero_stage {zero}, which needs the same gradients on all processes", "use 0"),
+        (recipe.guidance.alignment is not None, "guidance.alignment, which follows one LoRA", "use null"),
+        (recipe.run.init_from is not None, "run.init_from", "leave it out"),
+    ):  # fmt: skip
+        if on:
+            raise ValueError(f"{key}: true does not go with {what}; {fix}")
+
+
+def check_through(recipe: Sections) -> None:
+    """Check that there are earlier steps for gradients to flow through, and that the objectives allow it."""
+    rollout, key = recipe.rollout, "rollout.through"
+    if not rollout.through:
+        return
+    if rollout.steps == 1:
+        raise ValueError(f"{key}: true has no effect with rollout.steps 1; use 2 or more steps, or false")
+    if rollout.states == "authors":
+        raise ValueError(f"{key}: true does not go with rollout.states authors; use visited")
+    if rollout.reuse == "states":
+        raise ValueError(f"{key}: true does not go with rollout.reuse states; use sample, or none")
+    if recipe.optim.zero_stage:
+        raise ValueError(f"{key}: true does not go with optim.zero_stage {recipe.optim.zero_stage}; use 0")
+    if recipe.memory.compile:
+        raise ValueError(f"{key}: true does not go with memory.compile; use false")
+    for kind in (o.kind for o in recipe.needing("final_pictures").values()):
+        raise ValueError(
+            f"{key}: true does not go with {kind}, which takes the state before a step as given; use false"
+        )
 
 
 def check_alignment(recipe: Sections) -> None:

@@ -104,6 +104,11 @@ class Sections(Section):
         return self.model.generator_lora is not None and self.optim.zero_stage < 3 and self.model.generator is None
 
     @property
+    def lora_per_step(self) -> bool:
+        """Whether every step of the rollout has a LoRA of its own."""
+        return self.model.generator_lora is not None and self.model.generator_lora.per_step
+
+    @property
     def lora_stands_alone(self) -> bool:
         """Whether the student is a LoRA that fits the weights at `model.path` as they are."""
         model = self.model

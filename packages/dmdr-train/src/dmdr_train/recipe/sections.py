@@ -31,6 +31,7 @@ class GeneratorLora(Lora):
         default=None,
         description="a LoRA to continue, folder or file, of the same rank and layers; null: a new one",
     )
+    per_step: bool = Field(default=False, description="one LoRA for each step of the rollout, all on one network")
 
 
 class TeacherLora(Section):
@@ -127,6 +128,10 @@ class Rollout(Section):
         default="none",
         description="what the fake score learns from: new samples for every update; the samples of the generator's own "
         "update, with new noise; or all states of these samples' rollouts in turn",
+    )
+    through: bool = Field(
+        default=False,
+        description="gradients also flow through the steps before the one that a sample is trained at",
     )
     group_size: Positive = Field(
         default=1, description="samples of each prompt, for an objective that compares the samples of a prompt"

@@ -22,8 +22,8 @@ def predictions(recipe: Sections) -> dict[str, float]:
         generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
     asked = {
-        "generator": generator,
-        "generator trained": 1,
+        "generator": generator - (own if rollout.through else 0),
+        "generator trained": 1 + (own if rollout.through else 0),
         "fake_score": len(matching) + (ratio if guidance.self_consistency else 0),
         "fake_score trained": ratio,
         "teacher": sum(section.teacher_predictions(guided) for section in matching.values())

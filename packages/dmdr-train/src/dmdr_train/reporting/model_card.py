@@ -18,7 +18,8 @@ from dmdr_train.reporting.tables import markdown_table
 
 def sampling_settings(settings: Recipe, family: Family) -> dict[str, Any]:
     """The contents of dmdr.json: how the student is to be sampled."""
-    return {"family": settings.model.family, **asdict(student_plan(settings)), **family.students.sampling}
+    plan = {"family": settings.model.family, **asdict(student_plan(settings)), **family.students.sampling}
+    return plan | ({"lora_per_step": True} if settings.lora_per_step else {})
 
 
 def usage(settings: Recipe, family: Family, folder: Path) -> str:

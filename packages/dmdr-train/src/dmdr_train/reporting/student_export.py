@@ -1,8 +1,9 @@
 """Export of the trained student as a folder that `dmdr-generate`, diffusers and PEFT open.
 
 The LoRA of a text-to-image model is written as a LoRA, unless it builds on other weights than the model's; other
-students are written as a whole network, with all LoRAs in it. The folder also says how to sample the student, in
-dmdr.json and for diffusers in scheduler/, and has a model card.
+students are written as a whole network, with all LoRAs in it. If every step has a LoRA of its own, each has a
+sub-folder. The folder also says how to sample the student, in dmdr.json and for diffusers in scheduler/, and has a
+model card.
 """
 
 import json
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 from dmdr_models.families.protocols import Family
+from dmdr_models.folder.adapter_files import step_folder
 from dmdr_models.folder.state_dicts import save_state_dict
 from dmdr_models.networks.lora import LoRANetwork
+from dmdr_models.networks.step_loras import StepLoRAs
 
 from dmdr_train.base.atomic_files import write_folder
 from dmdr_train.base.errors import UserError
@@ -39,7 +42,10 @@ def export_student(
     sampling = sampling_settings(settings, family)
 
     def write(new: Path) -> None:
-        if isinstance(network, LoRANetwork):
+        if isinstance(network, StepLoRAs):
+            for step, lora in enumerate(network.steps):
+                family.students.save_lora(lora, new / step_folder(step))
+        elif isinstance(network, LoRANetwork):
             family.students.save_lora(network, new)
         else:
             family.students.save(network, new)
@@ -81,13 +87,18 @@ def load_student(settings: schema.Recipe, source: Path, whole: bool = False) -> 
     """Load the averaged generator of a checkpoint, and its family.
 
     Args:
-        whole: merge a LoRA. Otherwise the result is a LoRANetwork if `keeps_lora`.
+        whole: merge a LoRA. Otherwise the result is a LoRANetwork, or StepLoRAs, if `keeps_lora`.
 
     Raises:
-        UserError: the checkpoint is of another model, or the LoRA would be merged into quantised weights.
+        UserError: the checkpoint is of another model, or the LoRA would be merged into quantised weights, or
+            there is one for each step.
     """
     family = load_family(settings)
     as_lora = keeps_lora(settings, family) and not whole
+    if not as_lora and settings.lora_per_step:
+        raise UserError(
+            "--output", "the student has a LoRA for each step, and one network cannot hold them; give a folder"
+        )
     if not as_lora and (method := quantised_by(family)) is not None:
         merging = f"{settings.model.path} has quantised weights ({method}), into which no LoRA is merged"
         raise UserError("--output", f"{merging}; give a folder for the LoRA alone")

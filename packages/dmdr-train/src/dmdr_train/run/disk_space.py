@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdr_models.networks.lora import LoRANetwork
+from dmdr_models.networks.step_loras import StepLoRAs
 from torch import nn
 
 from dmdr_train.base.errors import UserError
@@ -141,10 +142,10 @@ def moment_bytes(size: int, eight_bit: bool) -> int:
 
 def student_bytes(generator: nn.Module, as_lora: bool) -> int:
     """The exported student, at most: in float32 a LoRA that stays one, or the whole network."""
-    if isinstance(generator, LoRANetwork) and as_lora:
+    if isinstance(generator, LoRANetwork | StepLoRAs) and as_lora:
         copies = 3  # for PEFT, for diffusers and for programs that read kohya's layout
         return copies * 4 * sum(full_size(p) for p in generator.parameters() if p.requires_grad)
-    network = generator.base if isinstance(generator, LoRANetwork) else generator
+    network = generator.base if isinstance(generator, LoRANetwork | StepLoRAs) else generator
     return 4 * sum(map(full_size, network.parameters()))
 
 

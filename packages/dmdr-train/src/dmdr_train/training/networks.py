@@ -13,6 +13,7 @@ from dmdr_models.networks.compiled import compile_blocks
 from dmdr_models.networks.lora import LoRANetwork
 from dmdr_models.networks.lora_files import LoRA
 from dmdr_models.networks.quantised import quantise
+from dmdr_models.networks.step_loras import StepLoRAs
 from torch import nn
 
 from dmdr_train.base.errors import naming
@@ -117,10 +118,8 @@ def make_networks(settings: schema.Recipe, family: Family, device: torch.device)
             check_quantised_folder(settings, method, family.students.keeps_lora)
     if settings.shares_backbone:
         base = frozen_network(settings, family, device)
-        lora = settings.model.generator_lora
-        assert lora is not None
         return Networks(
-            add_lora(base, lora, family, settings.run.seed, "generator", shared=True).to(device),
+            add_generator_lora(base, settings, family, shared=True).to(device),
             add_lora(base, settings.model.fake_score_lora, family, settings.run.seed, "fake_score", shared=True).to(
                 device
             ),
@@ -151,7 +150,19 @@ def make_generator(settings: schema.Recipe, family: Family) -> nn.Module:
     network = prepared(load_network(settings.model, family, generator=True), settings)
     if settings.model.generator_lora is None:
         return network.requires_grad_(True)
-    return add_lora(network, settings.model.generator_lora, family, settings.run.seed, "generator")
+    return add_generator_lora(network, settings, family)
+
+
+def add_generator_lora(network: nn.Module, settings: schema.Recipe, family: Any, shared: bool = False) -> nn.Module:
+    """A network with the generator's adapter, or with one for each step of the grid."""
+    lora, seed = settings.model.generator_lora, settings.run.seed
+    assert lora is not None
+    if not lora.per_step:
+        return add_lora(network, lora, family, seed, "generator", shared)
+    with torch.device("cpu"):
+        times = family.timestep(family.grid(settings.rollout.steps, settings.rollout.shift).times[:-1])
+    steps = [add_lora(network, lora, family, seed, "generator", shared=True, step=step) for step in range(len(times))]
+    return StepLoRAs(steps, times, shared).eval()
 
 
 def prepared(network: Any, settings: schema.Recipe) -> Any:
@@ -165,13 +176,24 @@ def prepared(network: Any, settings: schema.Recipe) -> Any:
 
 
 def add_lora(
-    network: nn.Module, lora: schema.Lora, family: Family, seed: int, role: str, shared: bool = False
+    network: nn.Module,
+    lora: schema.Lora,
+    family: Family,
+    seed: int,
+    role: str,
+    shared: bool = False,
+    step: int | None = None,
 ) -> LoRANetwork:
-    """A network with an adapter in float32; the optimizer keeps its master copy of the adapter."""
-    draws = named_generator(seed, "lora", role)
+    """A network with an adapter in float32; the optimizer keeps its master copy of the adapter.
+
+    Args:
+        step: of the grid, where every step has an adapter of its own.
+    """
+    name = role if step is None else f"{role}_step_{step}"
+    draws = named_generator(seed, "lora", name)
     with naming(f"model.{role}_lora.targets"):
         targets = lora.targets or family.lora_targets
-        adapted = LoRANetwork(network, lora.rank, lora.alpha, targets, draws, role, shared, lora.init)
+        adapted = LoRANetwork(network, lora.rank, lora.alpha, targets, draws, name, shared, lora.init)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -35,7 +35,7 @@ class Made(NamedTuple):
 
     Attributes:
         positions: `[B]` int64, the position in the grid that each sample is trained at; on the CPU.
-        x_t: `[B, C, H, W]`, the states there.
+        x_t: `[B, C, H, W]`, the states there; with gradient if gradients flow through the steps before.
         prediction: `[B, C, H, W]`, of the generator at these states.
     """
 
@@ -87,7 +87,7 @@ class Rollouts:
     def draw(self, draws: Draws, step: int, needs: Collection[str] = ()) -> Sample:
         """The generator's x0 at a grid time drawn per sample, on the state that `rollout.states` says.
 
-        Only the last prediction carries gradient.
+        Only the last prediction carries gradient; with `rollout.through`, so do those before it.
 
         Args:
             step: of the training.
@@ -116,7 +116,7 @@ class Rollouts:
         condition = self.family.condition(start.prompts)
         positions = self.choose_steps(draws, needs)
         walk = None
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.settings.through and torch.is_grad_enabled()):
             if self.settings.reuse == "states":
                 walk = self._walk(draws, start, condition)
                 x_t, t = _pick(walk[0], positions), self._times(positions)
@@ -127,7 +127,11 @@ class Rollouts:
                 )  # fmt: skip
         made = Made(start, condition, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
         if self.settings.reuse != "none":
-            self._kept[tuple(draws.samples)] = step, made._replace(prediction=made.prediction.detach()), walk
+            self._kept[tuple(draws.samples)] = (
+                step,
+                made._replace(x_t=x_t.detach(), prediction=made.prediction.detach()),
+                walk,
+            )
         return made
 
     def _predict_rows(self, condition: Condition) -> Any:
@@ -174,7 +178,8 @@ class Rollouts:
         x0 = self.family.process.to_x0(made.x_t, made.prediction, t)
         group = [index // self.settings.group_size for index in draws.samples]
         return Sample(
-            x0, start.prompts, made.condition, draws, step, made.x_t, t, self._times(made.positions + 1), group,
+            x0, start.prompts, made.condition, draws, step,
+            made.x_t.detach(), t, self._times(made.positions + 1), group,
             self.decode, advance, start.target,
             made.positions.tolist(), self.grid.num_steps, self._spread, self._finish,
         )  # fmt: skip
