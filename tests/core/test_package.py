@@ -28,6 +28,7 @@ SIGNATURES = {
     "CoefficientsPreserving": "(eta)",
     "gaussian_step": "(process, x_t, x0, t, t_next, eta=1.0)",
     "gaussian_log_density": "(x, mean, std)",
+    "gaussian_kl": "(mean, other, std)",
     "policy_loss": "(log_density, old_log_density, advantage, clip)",
     "randn": "(shape, generator=None, *, device=None, dtype=torch.float32)",
     "dmd_gradient": "(x0, x0_real, x0_fake, eps=1e-08)",

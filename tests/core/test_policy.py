@@ -11,6 +11,7 @@ from dmdr_core import (
     TimestepGrid,
     VariancePreserving,
     final_samples,
+    gaussian_kl,
     gaussian_log_density,
     gaussian_step,
     policy_loss,
@@ -18,7 +19,7 @@ from dmdr_core import (
     visited_states,
 )
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, dim=0)
 FLOW, VP = FlowMatching(), VariancePreserving(ALPHAS)
@@ -69,6 +70,12 @@ def test_the_log_density_is_that_of_torch() -> None:
     x, mean, std = drawn(4, 3, 2), drawn(4, 3, 2, seed=1), torch.tensor([0.5, 1.0, 2.0, 0.1]).double().view(4, 1, 1)
     expected = Normal(mean, std).log_prob(x).sum(dim=(1, 2))
     torch.testing.assert_close(6 * gaussian_log_density(x, mean, std), expected)
+
+
+def test_the_divergence_is_that_of_torch() -> None:
+    mean, other, std = drawn(4, 3, 2), drawn(4, 3, 2, seed=1), torch.tensor([0.5, 1.0, 2.0, 0.1]).double().view(4, 1, 1)
+    expected = kl_divergence(Normal(mean, std), Normal(other, std)).sum(dim=(1, 2))
+    torch.testing.assert_close(6 * gaussian_kl(mean, other, std), expected)
 
 
 def test_the_surrogate_is_clipped_where_it_would_gain_more() -> None:

@@ -47,7 +47,7 @@ def counted(recipe: dict[str, Any]) -> dict[str, int]:
 LABELS = {
     "dmdr_train.training.trainer": 1,  # the values to log, in one transfer
     "dmdr_train.distributed.deepspeed_engine": 2,  # is the norm of the gradients finite? once per update
-    "dmdr_train.objectives.guarded_scores": 1,  # can the reward see these pictures?
+    "dmdr_train.base.guarded_scores": 1,  # can the reward see these pictures?
 }
 TEXTS = {
     "dmdr_train.training.trainer": 1,

@@ -197,6 +197,62 @@ def test_recipes_for_one_card_take_the_authors_values() -> None:
     assert load_recipe("sd35-large-48gb").run.init_from == load_recipe("sd35-large-24gb").run.output
 
 
+RTDMD: list[tuple[str, Any, Any]] = [
+    ("model.resolution", 1024, 1024),
+    ("model.generator_lora.rank", 32, 32),
+    ("model.generator_lora.alpha", 64, 64),
+    ("model.generator_lora.init", "gaussian", "gaussian"),
+    ("model.fake_score_lora.rank", 32, 32),
+    ("model.fake_score_lora.alpha", 64, 64),
+    ("rollout.steps", 4, 4),
+    ("rollout.mode", "cps", "cps"),
+    ("rollout.eta", 0.9, 0.9),
+    ("rollout.shift", 3, 3),
+    ("rollout.group_size", 1, 16),
+    ("guidance.renoise_from", "next_state", "next_state"),
+    ("guidance.consistency", 0.01, 0.01),
+    ("guidance.cfg", 7, 7),
+    ("guidance.cfg_jitter", 0, 0),
+    ("guidance.fake_scale", 1, 1),
+    ("optim.generator.lr", 3e-5, 3e-6),
+    ("optim.generator.weight_decay", 0, 1e-4),
+    ("optim.fake_score.lr", 3e-5, 3e-5),
+    ("optim.fake_score.weight_decay", 0, 0),
+    ("optim.clip", 1, 1),
+    ("optim.ema", 0.99, 0.9),
+    ("run.seed", 42, 42),
+]
+"""Both stages of arXiv 2605.26108 on SD3-Medium, from the configuration that its authors publish."""
+
+
+def test_rtdmds_setting() -> None:
+    cold, both = load_recipe("sd3-medium-rtdmd-cold-start"), load_recipe("sd3-medium-rtdmd")
+    assert {key: (value(cold, key), value(both, key)) for key, *_ in RTDMD} == {key: (a, b) for key, a, b in RTDMD}
+    assert (cold.guidance.ratio, cold.run.steps, cold.optim.batch_size) == (10, 15000, 8 * 9)
+    assert both.run.init_from == cold.run.output
+    assert [(o.kind, o.weight) for o in both.objectives[:4]] == [("distribution_matching", 1e-3), *3 * [("grpo", 1)]]
+    assert all(o.steps == 2 for o in both.objectives[1:4])
+    trained, last = ([(o.reward, o.kind) for o in both.objectives[i : i + 3]] for i in (1, 4))
+    assert [reward for reward, _ in trained] == [reward for reward, _ in last]
+    assert [kind for _, kind in last] == 3 * ["final_refl"]
+    scale = {"clip": 1, "hpsv2.1": 1, "pickscore": 26}  # theirs is a 26th
+    for objective in both.objectives[4:]:
+        assert objective.weight * scale[objective.reward.name] == pytest.approx(1e-4, rel=0.02)
+        assert objective.margin == 3 * scale[objective.reward.name]
+    for name in ("sd3-medium-rtdmd", "sd3-medium-rtdmd-cold-start"):
+        assert "Not run at full size yet." in text(name)
+
+
+def test_decoupled_recipes_differ_in_their_objective_alone() -> None:
+    for name, basis in (("sd35-large-decoupled", "sd35-large-cold-start"), ("sdxl-4step-decoupled", "sdxl-4step")):
+        ours, theirs = load_recipe(name), load_recipe(basis)
+        assert [o.kind for o in ours.objectives] == ["decoupled_matching"]
+        assert ours.run.output == f"runs/{name}"
+        same = {"objectives": theirs.objectives, "run": theirs.run}
+        assert ours.model_copy(update=same) == theirs
+        assert "Not run at full size yet." in text(name)
+
+
 REGRESSION: list[tuple[str, str, Any]] = [
     ("8b, SDXL regression: LPIPS", "distance.kind", "lpips"),
     ("8b, SDXL regression: as DMD2's", "distance.pooling", "average"),

@@ -71,6 +71,8 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         values["data.embeddings"] = str(folders.embeddings(bench, model))
     if shipped.data.pairs is not None:
         values["data.pairs"] = str(folders.pairs(bench, model))
+    if shipped.rollout.group_size > 1:
+        values["rollout.group_size"] = batch
     if bench.tiny:
         values["guidance.ratio"] = 1
     if bench.tiny and shipped.model.resolution is not None:

@@ -20,7 +20,7 @@ from dmdr_core.losses import (
     mean_distance,
     surrogate_loss,
 )
-from dmdr_core.policy import gaussian_log_density, gaussian_step, policy_loss
+from dmdr_core.policy import gaussian_kl, gaussian_log_density, gaussian_step, policy_loss
 from dmdr_core.process import FlowMatching, Process, VariancePreserving
 from dmdr_core.randomness import Generators, randn
 from dmdr_core.renoise import BetaRenoise, UniformRenoise
@@ -54,6 +54,7 @@ __all__ = [
     "dmd_gradient",
     "dmd_loss",
     "final_samples",
+    "gaussian_kl",
     "gaussian_log_density",
     "gaussian_step",
     "generator_loss",

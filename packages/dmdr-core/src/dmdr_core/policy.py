@@ -84,6 +84,30 @@ def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (-0.5 * square - std.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(dim=1)
 
 
+def gaussian_kl(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
+    """Return the KL divergence of two Gaussians with equal standard deviations, divided by the number of dimensions.
+
+    ``mean over the dimensions of (mean − other)² / (2 std²)``. With the two means of :func:`gaussian_step` it is the
+    divergence of a stochastic step from that of another policy at the same state.
+
+    Args:
+        mean: ``[B, ...]``, of the one distribution.
+        other: of the shape of ``mean``, of the other.
+        std: one number per sample, broadcast against ``mean``; above 0.
+
+    Returns:
+        ``[B]``, in float32 or better.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes differ.
+    """
+    checks.samples(mean=mean, other=other)
+    checks.floating("std", std)
+    dtype = working_dtype(mean, other)
+    return 0.5 * ((mean.to(dtype) - other.to(dtype)) / std.to(dtype)).square().flatten(1).mean(dim=1)
+
+
 def policy_loss(log_density: Tensor, old_log_density: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """Return the clipped surrogate of a policy gradient.
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dmdr_train.base.errors import UserError, naming
-from dmdr_train.checkpoint.manifest import DISCRIMINATOR, ENGINES, FAKE_SCORE, GENERATOR, read_manifest
+from dmdr_train.checkpoint.manifest import DISCRIMINATOR, ENGINES, FAKE_SCORE, GENERATOR, OBJECTIVE, read_manifest
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.deepspeed_internals import (
     MODEL_FILES,
@@ -43,19 +43,20 @@ def load_checkpoint(path: Path, trainer: Trainer, average: Average) -> None:
     set_rate(trainer.generator, trainer.settings.optim.generator.lr)
     set_rate(trainer.guidance, trainer.settings.optim.fake_score.lr)
     if trainer.guide.state_dict():
-        trainer.guide.load_state_dict(_discriminator(path))
+        trainer.guide.load_state_dict(_state(path / DISCRIMINATOR))
     average.load(_listed(path, manifest, "average-rank", ".safetensors"))
     for objective in trainer.objectives:
         objective.weight.own, objective.weight.other = manifest["weights"].get(objective.name, (0.0, 0.0))
+        if (kept := OBJECTIVE.format(objective.name)) in manifest["files"]:
+            objective.load_state_dict(_state(path / kept, trainer.device))
     trainer.step = manifest["step"]
 
 
-def _discriminator(path: Path) -> dict[str, Any]:
-    file = path / DISCRIMINATOR
+def _state(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not file.is_file():
         raise UserError("run.resume", f"{file} is missing; give another checkpoint")
     with naming("run.resume"):
-        return load_file(file)
+        return load_file(file, device=str(device))
 
 
 def load_moments(path: Path, trainer: Trainer) -> None:

@@ -7,6 +7,7 @@
         student.safetensors       the same weights, averaged; export uses them
         fake_score.safetensors    the LoRA of the guidance network
         discriminator.safetensors the discriminator and its optimizer; only if the recipe has one
+        objective-NAME.safetensors what an objective keeps; only of those that keep something
         recipe.yaml
         metrics.jsonl             rows that could not be written to the run's own file; only if there are such rows
         manifest.json             step, world size, the norms behind automatic weights, versions of packages,
@@ -31,6 +32,7 @@ from dmdr_train.base.errors import UserError, naming
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
 GENERATOR, STUDENT, FAKE_SCORE = "generator.safetensors", "student.safetensors", "fake_score.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
+OBJECTIVE = "objective-{}.safetensors"
 ALWAYS = (RECIPE, GENERATOR, STUDENT, FAKE_SCORE)
 """Files that every checkpoint has, besides DeepSpeed's."""
 ENGINES = ("generator", "guidance")

@@ -23,6 +23,7 @@ from dmdr_train.checkpoint.manifest import (
     FAKE_SCORE,
     GENERATOR,
     MANIFEST,
+    OBJECTIVE,
     RECIPE,
     STUDENT,
     signed,
@@ -121,8 +122,11 @@ class Saving:
         save_weights(self.partial / FAKE_SCORE, masters(trainer.guidance), self.writes)
         save_weights(self.partial / STUDENT, average.shares(), self.writes)
         if trainer.rank == 0:
-            if state := trainer.guide.state_dict():
-                self.writes(save_file, state, self.partial / DISCRIMINATOR)
+            kept = {DISCRIMINATOR: trainer.guide.state_dict()}
+            kept |= {OBJECTIVE.format(o.name): o.state_dict() for o in trainer.objectives}
+            for name, state in kept.items():
+                if state:
+                    self.writes(save_file, state, self.partial / name)
             for name, text in self.texts.items():
                 self.writes(_save_text, text, self.partial / name)
 

@@ -21,13 +21,13 @@ from dmdr_rewards.score.archives import PICTURES, arrays_in
 from torch import Tensor
 
 from dmdr_train.base.errors import UserError
+from dmdr_train.base.guarded_scores import asked
 from dmdr_train.distributed.collectives import agreed, gather_rows, said_anywhere
 from dmdr_train.evaluation.finished_batches import FinishedBatches, Rows
 from dmdr_train.evaluation.measured import Measured, compare, describe, or_nan
 from dmdr_train.evaluation.reference_sets import ArrayOfPictures, Pictures, make_reference
 from dmdr_train.evaluation.scores import Scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
-from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dmdr_train.base.errors import StoppedError, UserError
 from dmdr_train.base.exit_codes import UNANSWERED
+from dmdr_train.base.guarded_scores import asked
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.distributed.collectives import gather_rows
 from dmdr_train.evaluation.intervals import diversities
@@ -28,7 +29,6 @@ from dmdr_train.evaluation.sample_sheets import sample_prompts
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, draw_latents
 from dmdr_train.monitoring.rules import PREFIX
 from dmdr_train.objectives.from_recipe import make_reward
-from dmdr_train.objectives.guarded_scores import asked
 from dmdr_train.recipe import schema
 from dmdr_train.training.trainer import Trainer
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dmdr_train.base.guarded_scores import scored
 from dmdr_train.objectives.decoupled_matching import DecoupledMatching, DecoupledMatchingSection
-from dmdr_train.objectives.guarded_scores import scored
 from dmdr_train.recipe.sections import Reward
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from dmdr_train.objectives.guarded_scores import asked
+from dmdr_train.base.guarded_scores import asked
 from dmdr_train.recipe.sections import ObjectiveSection, Reward, check_ratio, check_template
 from dmdr_train.training.objective import Objective
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dmdr_train.objectives.guarded_scores import scored
+from dmdr_train.base.guarded_scores import scored
 from dmdr_train.recipe.sections import RewardSection
 from dmdr_train.training.objective import Objective
 

@@ -38,6 +38,7 @@ def memory(settings: Recipe, costs: Costs, world: int) -> Memory:
     parts = {
         "frozen weights": sum(role.frozen for role in networks) // split,
         "trained weights": sum(engines) * item // split,
+        "frozen copies": len(settings.needing("frozen_copy")) * roles["generator"].trained * item,
         "gradients": sum(gradient_bytes(settings, trained, world) for trained in engines) + bucket(settings),
         "master weights and optimizer": sum(optimizer_bytes(settings, trained, world) for trained in engines),
         "decoder": roles["decoder"].frozen if "decoder" in roles else 0,

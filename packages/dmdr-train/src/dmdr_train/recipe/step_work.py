@@ -18,6 +18,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
     own = walk + authors  # the authors renoise a prediction
     new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
     generator = {"none": own + ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
+    generator += len(recipe.needing("frozen_copy"))
     if finishes(recipe):  # from the next state to the end; in step, all that follow the first
         generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0

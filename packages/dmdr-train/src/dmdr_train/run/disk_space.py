@@ -106,7 +106,8 @@ def checkpoint_bytes(generator: Any, guidance: Any, settings: Recipe, world: int
         files = world if optim.zero_stage else 1
         average = 4 * sum(_trained(generator)) + files * (len(_trained(generator)) * NAME + FILE)
     engines_bytes = sum(engine_bytes(engine, optim, world) for engine in engines)
-    return engines_bytes + 2 * weights[0] + weights[1] + average + texts  # generator and student, fake score
+    copies = 2 + len(settings.needing("frozen_copy"))  # generator, student, and what objectives keep
+    return engines_bytes + copies * weights[0] + weights[1] + average + texts
 
 
 def engine_bytes(engine: Any, optim: Optim, world: int) -> int:

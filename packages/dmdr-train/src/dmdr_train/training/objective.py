@@ -38,6 +38,7 @@ NEEDS = {
     "final_x0": "every rollout goes on to its end, for `sample.final_x0`",
     "final_pictures": "the same, for `sample.final_pictures`",
     "reference": "the teacher predicts at the samples' own states, by `guide.reference`",
+    "frozen_copy": "the generator predicts again at the samples' own states, with the weights that it began with",
     "final_sample": "samples are trained at the last step of the rollout, so that x0 is the final sample",
 }
 """What an objective can need, and what the trainer and the checks do for it."""
@@ -82,6 +83,22 @@ class Objective(ABC):
         own. It takes those at the pictures through the decoder, and sends the weighted sum of all objectives' gradients
         into the generator.
         """
+
+    def begin(self, generator: Any) -> None:  # noqa: B027
+        """Take what the objective keeps of the generator as it is before the step `settings.start`.
+
+        The trainer calls this once in a run, on every process. A run that resumes later has `load_state_dict` instead.
+
+        Args:
+            generator: engine (or module) of the generator.
+        """
+
+    def state_dict(self) -> "dict[str, Tensor]":
+        """What a checkpoint keeps of the objective besides its weight, the same on every process; here nothing."""
+        return {}
+
+    def load_state_dict(self, state: "Mapping[str, Tensor]") -> None:  # noqa: B027
+        """Restore what `state_dict` returned, from tensors on the device of the training."""
 
     def score(self, pictures: "Tensor", prompts: "Sequence[Any]", draws: "Draws") -> "Tensor":
         """The scores `[B]` of pictures `[B, 3, H, W]` in [0, 1], which early warning follows: here the reward's own."""

@@ -1,6 +1,6 @@
 """Where samples come from: the generator's own few-step simulation, of prompts and fresh noise or of pairs."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import Prompts, Start
+from dmdr_train.distributed.frozen_weights import with_weights
 from dmdr_train.recipe.picture_sizes import Size
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.sample import Sample
@@ -181,7 +182,8 @@ class Rollouts:
             x0, start.prompts, made.condition, draws, step,
             made.x_t.detach(), t, self._times(made.positions + 1), group,
             self.decode, advance, start.target,
-            made.positions.tolist(), self.grid.num_steps, self._spread, self._finish,
+            made.positions.tolist(), self.grid.num_steps,
+            None if self.settings.mode == "ode" else self._spread, self._finish, self._predict_with,
         )  # fmt: skip
 
     def _spread(self, sample: Sample, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,6 +197,13 @@ class Rollouts:
             self._predict_rows(sample.condition), self.family.process, self.grid, sample.next_state,
             torch.tensor(sample.positions) + 1, self.mode, sample.draws.each("finish"), self.in_step,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _predict_with(self, sample: Sample, weights: Mapping[str, Tensor]) -> Tensor:
+        """The x0 at the states of a sample by other weights; see `Sample.x0_with`."""
+        with with_weights(self.generator, weights):
+            prediction = self.family.predict(self.generator, sample.x_t, sample.t, sample.condition)
+        return self.family.process.to_x0(sample.x_t, prediction, sample.t)
 
     def _times(self, positions: Tensor) -> Tensor:
         """The grid's times at some positions, `[B]`, on the device."""

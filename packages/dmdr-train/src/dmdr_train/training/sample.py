@@ -1,6 +1,6 @@
 """What the generator made, and how: all that an objective is given of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,9 @@ class Sample:
         advance: makes the next states of a sample.
         positions: the step of the rollout that each sample is trained at, from 0.
         num_steps: of the rollout.
-        spread: makes the distributions of the next states around an x0 of a sample.
+        spread: makes the distributions of the next states around an x0 of a sample; None if the rollout draws no noise.
         finish: takes the next states of a sample to the ends of their rollouts.
+        predict: predicts a sample's x0 with other weights of the generator.
     """
 
     x0: "Tensor"
@@ -51,6 +52,7 @@ class Sample:
     num_steps: int = 1
     spread: "Callable[[Sample, Tensor], tuple[Tensor, Tensor]] | None" = None
     finish: "Callable[[Sample], Tensor] | None" = None
+    predict: "Callable[[Sample, Mapping[str, Tensor]], Tensor] | None" = None
 
     @cached_property
     def pictures(self) -> "Tensor":
@@ -85,6 +87,15 @@ class Sample:
         """
         assert self.spread is not None
         return self.spread(self, x0)
+
+    def x0_with(self, weights: "Mapping[str, Tensor]") -> "Tensor":
+        """The x0 `[B, C, H, W]` that the generator predicts at `x_t` with other trained weights, without gradient.
+
+        Args:
+            weights: as `dmdr_train.distributed.frozen_weights.copy_weights` returns them.
+        """
+        assert self.predict is not None
+        return self.predict(self, weights)
 
     @cached_property
     def final_x0(self) -> "Tensor":

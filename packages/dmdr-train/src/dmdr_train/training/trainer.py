@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
 
 class Trainer:
-    """Takes the steps of a run. Its state is in the checkpoint: two engines, discriminator, objectives' weights, step.
+    """Takes the steps of a run. Its state is in the checkpoint: two engines, discriminator, objectives, step.
 
     Args:
         generator: engine (or module) of the generator.
@@ -96,6 +96,9 @@ class Trainer:
         """
         self.trouble = []
         seed_others(self.settings.run.seed, self.step, self.rank)  # a reward might draw from the global generators
+        for objective in self.objectives:
+            if self.step == objective.settings.start:
+                objective.begin(self.generator)
         ratio = self.settings.guidance.ratio if "fake_score" in self.needs() else 0
         updates = range(self.step * self.settings.guidance.ratio, self.step * self.settings.guidance.ratio + ratio)
         if self.settings.rollout.reuse == "none":
