@@ -20,6 +20,7 @@ GPUS = {
     "sd35-large-24gb": ("RTX 4090", 1),
     "sd35-large-48gb": ("L40S", 1),
     "sdxl-1step-80gb": ("H100", 1),
+    "sd3-medium-rtdmd": ("H200", 8),
     "sit-xl-2-refl": ("H200", 8),
 }
 """The GPUs that a recipe is for, and their number; eight H100 for all others."""
