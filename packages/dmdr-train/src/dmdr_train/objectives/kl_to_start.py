@@ -63,7 +63,7 @@ class KLToStart(Objective):
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
         import torch
         from dmdr_core import gaussian_kl
-        from dmdr_core.devices import on_device
+        from dmdr_core.base.devices import on_device
 
         mean, other = sample.x0, sample.x0_with(self.weights)
         std = torch.ones_like(mean[:, :1, :1, :1])
