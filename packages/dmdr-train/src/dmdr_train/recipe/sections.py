@@ -98,7 +98,7 @@ class Data(Section):
     split: str = Field(default="train", description="of a dataset that has several")
     streaming: bool = Field(default=False, description="read the prompts as they come, without a copy on disk")
     embeddings: str | None = Field(
-        default=None, description="folder that dmdr-train encode wrote; null: the text encoders run along"
+        default=None, description="folder that dmdr-train encode wrote; null: the text encoders run in each step"
     )
     pairs: str | None = Field(default=None, description="folder that dmdr-train pairs wrote, for regression")
 

@@ -6,7 +6,7 @@ term of the generator's loss (DMD2, arXiv 2405.14867), the density ratio of an f
 reward that is trained online, on predictions from all steps of the rollout (AdvDMD, arXiv 2604.28126).
 
 Real samples are the teacher's own, for the prompts of the generator's samples: they can be reached, and no pictures are
-needed (Z-Image Turbo++, arXiv 2606.12575). They are drawn along, in a few steps, or come from `data.pairs`.
+needed (Z-Image Turbo++, arXiv 2606.12575). The teacher draws them in a few steps, or they come from `data.pairs`.
 """
 
 from typing import Any
