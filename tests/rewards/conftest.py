@@ -6,20 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_qwen import randomise, save_qwen
 from torch import Tensor
 
 CLASSES = 7
 SQUASH = {"size": {"height": 16, "width": 16}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
-
-
-def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Every tensor gets a say: layer scales and biases as published starts are ones and zeros, which hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensor.copy_(1 + noise.abs() if name.endswith("running_var") else 0.3 * noise)
 
 
 def save(model: torch.nn.Module, folder: Path, preprocessor: dict[str, Any] | None) -> Path:
@@ -153,64 +144,6 @@ def eight_bit(height: int, width: int, seed: int = 0) -> Any:
 
 
 SHAPES = {"square": (48, 48), "portrait": (61, 40), "landscape": (33, 70), "exact": (32, 32), "small": (9, 20)}
-
-
-QWEN_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-QWEN_CHAT = (  # of Qwen2-VL-Instruct, for messages of one picture and one text
-    "{% for message in messages %}{% if loop.first %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ message['role'] }}\n{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def qwen_tokenizer(folder: Path, words: tuple[str, ...] = ()) -> Any:
-    """A tokenizer of Qwen2 that knows single bytes, these words and the model's own tokens, saved in a folder."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import Qwen2Tokenizer
-
-    entries = [*sorted(ByteLevel.alphabet()), *words]
-    tokenizer = Qwen2Tokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS})
-    tokenizer.chat_template = QWEN_CHAT
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def qwen_config(tokenizer: Any, words: int, kind: str = "qwen2_vl") -> Any:
-    """A tiny model of the family, with patches as large as the real one's."""
-    from transformers import AutoConfig
-
-    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
-    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 1, "vocab_size": words, "rope_parameters": rope}
-    text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    vision: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2}
-    if kind == "qwen2_vl":
-        vision |= {"embed_dim": 32, "mlp_ratio": 2}
-    elif kind == "qwen2_5_vl":
-        vision |= {"out_hidden_size": 32, "intermediate_size": 48, "fullatt_block_indexes": [1]}
-    else:
-        text["head_dim"] = 16
-        vision |= {"out_hidden_size": 32, "intermediate_size": 48, "deepstack_visual_indexes": [0]}
-        vision["num_position_embeddings"] = 16
-    tokens = {key: tokenizer.convert_tokens_to_ids(name) for key, name in names.items()}
-    return AutoConfig.for_model(kind, text_config=text, vision_config=vision, **tokens)
-
-
-def save_qwen(folder: Path, kind: str) -> Path:
-    """A tiny model of the family with a language head, as transformers saves it."""
-    from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
-
-    tokenizer = qwen_tokenizer(folder, words=("Yes", "Ġyes", "Yesterday"))
-    config = qwen_config(tokenizer, len(tokenizer), kind)
-    patch = config.vision_config.patch_size
-    processor = Qwen2VLImageProcessor(patch_size=patch, min_pixels=(4 * patch) ** 2, max_pixels=(6 * patch) ** 2)
-    processor.save_pretrained(folder)
-    return save(AutoModelForImageTextToText.from_config(config), folder, None)
 
 
 @pytest.fixture(scope="session")

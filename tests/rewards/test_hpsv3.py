@@ -14,9 +14,8 @@ import torch
 from dmdr_rewards.models import hpsv3
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from .conftest import qwen_config, qwen_tokenizer, randomise
+from tiny_qwen import save_hpsv3
+from torch import Tensor
 
 PROMPTS = ["a {red} cat", "two birds in a tree, at night"]
 END = "<|Reward|>\n\nEND\n"
@@ -26,25 +25,7 @@ TAIL = f"{END}<|im_end|>\n<|im_start|>assistant\n"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that `describe("hpsv3").fetch` downloads, tiny."""
-    from transformers import Qwen2VLForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("hpsv3")
-    tokenizer = qwen_tokenizer(folder)
-    words = len(tokenizer) + 1
-    config = qwen_config(tokenizer, words=words + 40)  # the release cuts unused rows of the vocabulary
-    config.save_pretrained(folder)
-    config.text_config.vocab_size = words
-    model = Qwen2VLForConditionalGeneration(config)
-    head = nn.Sequential(nn.Linear(32, 1024), nn.ReLU(), nn.Dropout(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2))
-    randomise(model)
-    randomise(head, seed=1)
-    old = {"model.language_model.": "model.", "model.visual.": "visual."}
-    tensors = {f"rm_head.{name}": tensor for name, tensor in head.state_dict().items()}
-    for name, tensor in model.state_dict().items():
-        prefix = next((prefix for prefix in old if name.startswith(prefix)), "")
-        tensors[old.get(prefix, "") + name.removeprefix(prefix)] = tensor.contiguous()
-    save_file(tensors, folder / "HPSv3.safetensors")
-    return folder
+    return save_hpsv3(tmp_path_factory.mktemp("hpsv3"))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from dmdr_rewards.base.errors import MissingError
 from dmdr_rewards.judges.local import UnifiedReward
 from dmdr_rewards.networks.qwen_vl import ChatModel
 from PIL import Image
-
-from .conftest import save_qwen
+from tiny_qwen import save_qwen
 
 PROMPTS = ["a {red} cat", "two birds in a tree, at night"]
 YES = [256, 257]

@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("step", "schedule", "scale", "memory", "start_up", "losses", "rewards")
+NAMES = ("step", "schedule", "scale", "memory", "start_up", "losses", "rewards", "tiny_rewards")
 
 
 def main() -> None:
