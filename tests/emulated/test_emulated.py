@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / "tools"
 
 
-@pytest.mark.parametrize("cases", [["strictness"], ["mix_ups", "steps"]], ids=" ".join)
+@pytest.mark.parametrize("cases", [["strictness"], ["mix_ups", "steps", "objectives"]], ids=" ".join)
 def test_on_the_device(python: Callable[..., Any], tmp_path: Path, cases: list[str]) -> None:
     pytest_alone = ("-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "--noconftest", "-o", "addopts=-q")
     path = os.pathsep.join([str(TOOLS), os.environ.get("PYTHONPATH", "")])

@@ -182,7 +182,7 @@ def test_a_step_moves_the_master_weights(
     [
         (
             {"objectives": [{"kind": "regression"}], "data": {"pairs": "pairs"}},
-            "guidance.alignment: has no effect without an objective of kind distribution_matching; leave it out",
+            "guidance.alignment: has no effect without an objective that matches distributions; leave it out",
         ),
         (
             {"model__generator": "other", "model__generator_lora": LORA},

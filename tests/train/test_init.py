@@ -85,6 +85,15 @@ def test_it_asks_for_what_is_not_given(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().out.splitlines()[0] == "  give one of sit, sd3, sdxl"
 
 
+def test_an_input_that_ends_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ended)
+    with pytest.raises(UserError, match=r"^--gpu-memory: has no answer; give it"):
+        init.answer("gpu_memory", "GB of each GPU", "80", str)
+
+
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Plans whose GB are given: of the recipe as it is, per sample at once, and what means of saving save."""

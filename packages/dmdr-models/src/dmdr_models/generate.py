@@ -30,6 +30,7 @@ from dmdr_models.options import Parser, add_model, add_text_model, prepare
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The program `dmdr-generate`."""
     redact_tracebacks()
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["serve"]:

@@ -37,9 +37,8 @@ class Drawing(Protocol):
     def open(self, args: argparse.Namespace, settings: Settings, prompts: Sequence[Any]) -> "Callable[..., Tensor]":
         """Load the model, and return a function that draws with it: `draw(prompts, seed=0, **settings)`.
 
-        The function returns one picture per prompt, `[B, 3, H, W]` in [0, 1] on the CPU; settings that it is given
-        take the place of those that it was opened with. It raises a ValueError for a prompt or a setting that the model
-        cannot take.
+        The function returns one picture per prompt, `[B, 3, H, W]` in [0, 1] on the CPU. Its arguments replace the
+        settings of this call. It raises a ValueError for a prompt or a setting that the model cannot take.
 
         Args:
             prompts: the first prompts, which are checked before the network is loaded; may be empty.

@@ -7,7 +7,7 @@
         student.safetensors       the same weights, averaged; export uses them
         fake_score.safetensors    the LoRA of the guidance network
         discriminator.safetensors the discriminator and its optimizer; only if the recipe has one
-        objective-NAME.safetensors what an objective keeps; only of those that keep something
+        objective-NAME.safetensors what an objective keeps; only if it keeps something
         recipe.yaml
         metrics.jsonl             rows that could not be written to the run's own file; only if there are such rows
         manifest.json             step, world size, the norms behind automatic weights, versions of packages,

@@ -9,6 +9,7 @@ HELP = "write the embeddings of a recipe's prompts to a folder"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_recipe_options(parser)
     parser.add_argument("-o", "--output", required=True, help="folder to write, or to add to")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16", help="of the embeddings (default: bf16)")

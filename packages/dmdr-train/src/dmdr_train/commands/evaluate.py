@@ -10,6 +10,7 @@ HELP = "score teacher, checkpoints and student of a run"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     from dmdr_train.run.python_api import ROWS
 
     parser.add_argument("run", help="folder of the run")

@@ -6,6 +6,7 @@ HELP = "write the student of a run's newest checkpoint"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("run", help="folder of the run")
     parser.add_argument(
         "-o", "--output", required=True, help="folder, or .safetensors or .bin file of a state dict, to write"

@@ -17,6 +17,7 @@ CONTINUING = ("refl", "srpo")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("-o", "--output", default="recipe.yaml", help="file to write (default: recipe.yaml)")
     parser.add_argument("--family", choices=FAMILIES, help="of the model")
     parser.add_argument("--model", help="folder of the model, as diffusers has it, or the name of a well-known model")
@@ -88,10 +89,18 @@ def answer(name: str, question: str, default: str | None, read: Callable[[str], 
     Args:
         default: what an empty answer stands for; None where there must be one.
         read: turns the answer into a value, or raises an error whose text is shown.
+
+    Raises:
+        UserError: the input has ended.
     """
+    from dmdr_train.base.errors import UserError
+
     choices = {"family": FAMILIES, "objective": OBJECTIVES}.get(name)
     while True:
-        given = input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
+        try:
+            given = input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
+        except EOFError:
+            raise UserError(f"--{name.replace('_', '-')}", "has no answer; give it") from None
         if given == "":
             return None
         try:

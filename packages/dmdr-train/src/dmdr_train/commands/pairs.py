@@ -9,6 +9,7 @@ HELP = "write pairs of noise and what the teacher draws from it"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_recipe_options(parser)
     parser.add_argument("-o", "--output", required=True, help="folder to write, or to add to")
     parser.add_argument("--count", type=positive, required=True, help="pairs in the folder, existing ones included")

@@ -10,6 +10,7 @@ HELP = "show operations, memory, time and cost of a recipe, without weights and 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("recipe", help="a recipe file, or the name of a built-in recipe, such as demo")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the recipe's")
     parser.add_argument("--gpus", type=positive, default=1, help="GPUs in each machine (default: 1)")

@@ -9,6 +9,7 @@ HELP = "list, show or copy the built-in recipes"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     actions = parser.add_subparsers(metavar="action", dest="action")
     actions.add_parser("list", help="name every recipe, and say what it makes, needs and takes; the default")
     show = actions.add_parser("show", help="print a recipe with its comments")

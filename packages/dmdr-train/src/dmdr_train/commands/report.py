@@ -7,6 +7,7 @@ HELP = "write a page about a run, draw its curves again, and print its table"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("run", help="folder of the run")
     parser.add_argument(
         "-o",

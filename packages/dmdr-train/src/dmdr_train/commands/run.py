@@ -13,6 +13,7 @@ HELP = "train, as run.py does"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_recipe_options(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument(

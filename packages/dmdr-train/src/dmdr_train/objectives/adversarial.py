@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from dmdr_train.recipe.sections import ObjectiveSection
+from dmdr_train.recipe.sections import ObjectiveSection, check_ratio
 from dmdr_train.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ class AdversarialSection(ObjectiveSection):
     ratio: Annotated[float, Field(gt=0)] | None = Field(default=None, description="for weight: auto; null: 1")
 
     def check(self, recipe: Any, key: str) -> None:
-        if self.ratio is not None and self.weight != "auto":
-            raise ValueError(f"{key}.ratio: {self.ratio} has no effect beside a given weight; set weight: auto")
+        check_ratio(self, key)
 
 
 class Adversarial(Objective):

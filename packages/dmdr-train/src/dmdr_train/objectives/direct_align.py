@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from dmdr_train.base.guarded_scores import asked
+from dmdr_train.base.guarded_scores import scored
 from dmdr_train.objectives.srpo import SRPO
 from dmdr_train.recipe.sections import ObjectiveSection, Reward, check_ratio, check_template
 
@@ -71,23 +71,25 @@ class DirectAlign(SRPO):
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
         import torch
+        from dmdr_core.base.devices import on_device
 
-        settings, before = self.settings, getattr(self.reward, "skipped", None)
+        settings = self.settings
         inverted = torch.tensor([torch.rand((), generator=g).item() < 0.5 for g in sample.draws.each("branch")])
         k, steps = self.k(sample.step), sample.num_steps
         weights = [
             (1.0 if back else 1 + k) * (1 - (1 - settings.discount) * position / max(steps - 1, 1))
             for back, position in zip(inverted.tolist(), sample.positions, strict=True)
         ]
-        signs = torch.where(inverted, -settings.share, settings.share).to(sample.x0)
+        signs = on_device(torch.where(inverted, -settings.share, settings.share), sample.x0.device)
         end = sample.final_x0
         recovered = end + signs.reshape(-1, *[1] * (end.ndim - 1)) * (sample.x0 - end)
         pictures = sample.decode(replace(sample, x0=recovered))
-        score, failure = asked(lambda: self.reward.score(pictures, self.texts(sample, inverted.tolist())), pictures)
+        texts = self.texts(sample, inverted.tolist())
+        score, kept, failure = scored(self.reward, lambda: self.reward.score(pictures, texts), pictures)
         if failure:
             self.failure = f"{self.reward.info.name} of the objective {self.name}: {failure}"
-        found = score if before is None or self.reward.skipped == before else score.nan_to_num(0.0)
-        loss = -(found * torch.tensor(weights).to(found)).mean()
+        found = torch.where(kept, score, 0.0)
+        loss = -(found * on_device(torch.tensor(weights), found.device)).mean()
         values: dict[str, Tensor | float] = {
             f"reward/{self.reward.info.name}": score.detach().nanmean(),
             f"k/{self.name}": k,

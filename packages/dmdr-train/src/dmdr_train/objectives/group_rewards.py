@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from dmdr_train.base.guarded_scores import asked
+from dmdr_train.base.guarded_scores import scored
 from dmdr_train.recipe.sections import ObjectiveSection, Reward, check_ratio, check_template
 from dmdr_train.training.objective import Objective
 
@@ -80,19 +80,18 @@ class GroupRewards(Objective):
         """The rewards of the final pictures in groups, `[G, n]` without gradient, and values to log."""
         import torch
 
-        before = getattr(self.reward, "skipped", None)
         pictures, groups = sample.final_pictures, len(set(sample.group))
         with torch.no_grad():
-            score, failure = asked(lambda: self.score(pictures, sample.prompts, sample.draws), pictures)
+            score, kept, failure = scored(
+                self.reward, lambda: self.score(pictures, sample.prompts, sample.draws), pictures
+            )
         if failure:
             self.failure = f"{self.reward.info.name} of the objective {self.name}: {failure}"
         values: dict[str, Tensor | float] = {f"reward/{self.reward.info.name}": score.nanmean()}
-        found = score.float().reshape(groups, -1)
-        if before is not None:
-            values[f"unscored/{self.name}"] = score.isnan().float().mean()
-            if self.reward.skipped > before:
-                found = torch.where(found.isnan(), found.nanmean(dim=1, keepdim=True).nan_to_num(), found)
-        return found, values
+        if hasattr(self.reward, "skipped"):
+            values[f"unscored/{self.name}"] = 1 - kept.float().mean()
+        found, kept = score.float().reshape(groups, -1), kept.reshape(groups, -1)
+        return torch.where(kept, found, found.nanmean(dim=1, keepdim=True).nan_to_num()), values
 
     def trained(self, sample: "Sample") -> "Tensor":
         """Whether each sample is at a step that this objective trains, booleans `[B]` on the device."""

@@ -243,7 +243,7 @@ def check_alignment(recipe: Sections) -> None:
         return
     if not recipe.matching:
         raise ValueError(
-            "guidance.alignment: has no effect without an objective of kind distribution_matching; leave it out"
+            "guidance.alignment: has no effect without an objective that matches distributions; leave it out"
         )
     if recipe.model.generator is not None and recipe.model.generator_lora is not None:
         raise ValueError(
