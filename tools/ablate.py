@@ -7,7 +7,8 @@ A study is a file in tools/ablations: a recipe, the scores that are compared, an
 run has one process. Complete runs are not repeated, so an interrupted study goes on where it was. The table gives the
 mean over the seeds, and between brackets the 95% bootstrap interval of that mean. With few seeds the interval is too
 narrow: it cannot reach past the lowest and the highest seed. The figure shows fidelity against diversity, with an arrow
-from the first stage of each variant to the last.
+from the first stage of each variant to the last. A study can also name logged values, which a second table and a second
+figure follow over the steps.
 """
 
 import argparse
@@ -21,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 from dmdr_train.evaluation.scores import Scores, read_scores
+from dmdr_train.tracking.metrics_file import read_metrics
 from pydantic import BaseModel
 from sweeping import PORT, train, training_seconds
 
 STUDIES = Path(__file__).parent / "ablations"
+NO_TEACHER = "tracking.evaluation.teacher_steps=[]"
 MEASURES = {"FD": "frechet", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
 
 
@@ -33,15 +36,19 @@ class Study(BaseModel, extra="forbid"):
 
     Attributes:
         recipe: a built-in recipe.
-        stages: keys of evaluation.json: the first and the last stage, or one.
+        stages: keys of evaluation.json, in order. A variant shows those that it has.
         overrides: of the recipe, for every variant.
         variants: further overrides by the name of the variant.
+        first: overrides of a run whose end all variants of a seed start from, in place of `overrides`.
+        over_time: logged values that are followed over the steps, by their titles.
     """
 
     recipe: str
     stages: list[str]
     overrides: list[str] = []
     variants: dict[str, list[str]]
+    first: list[str] | None = None
+    over_time: dict[str, str] = {}
 
 
 def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
@@ -64,19 +71,64 @@ def folder_name(variant: str, seed: int) -> str:
     return f"{variant.replace(' ', '-').replace(',', '')}-seed-{seed}"
 
 
+def stages_of(study: Study, folders: Sequence[Path]) -> dict[str, list[Scores]]:
+    """The scores of a variant's runs by stage; stages that the variant does not have are left out."""
+    scores = [read_scores(folder) for folder in folders]
+    return {stage: [each[stage] for each in scores] for stage in study.stages if scores and stage in scores[0]}
+
+
 def table(study: Study, runs: dict[str, list[Path]]) -> str:
     """The Markdown table of the runs that are complete."""
     lines = [f"| variant | seeds | after | {' | '.join(MEASURES)} | training, s |"]
     lines.append(f"|---|---:|---|{'---|' * (len(MEASURES) + 1)}")
     for variant, folders in runs.items():
-        for stage in study.stages if folders else []:
-            scores = [read_scores(folder)[stage] for folder in folders]
+        for stage, scores in stages_of(study, folders).items():
             cells = [cell([getattr(each, name) for each in scores]) for name in MEASURES.values()]
             seconds = [training_seconds(folder) for folder in folders]
-            shown = cell(seconds, ".0f") if stage == study.stages[-1] else "–"
+            shown = cell(seconds, ".0f") if stage == list(stages_of(study, folders))[-1] else "–"
             title = stage.replace("_", " ")
             lines.append(f"| {variant} | {len(folders)} | {title} | {' | '.join(cells)} | {shown} |")
     return "\n".join(lines)
+
+
+def followed(folders: Sequence[Path], key: str) -> tuple[list[int], "np.ndarray"]:
+    """The steps at which all runs logged `key`, and its values, `[runs, steps]`."""
+    logged = [{row["step"]: row[key] for row in read_metrics(folder) if key in row} for folder in folders]
+    steps = sorted(set.intersection(*(set(each) for each in logged)))
+    return steps, np.array([[each[step] for step in steps] for each in logged])
+
+
+def table_over_time(study: Study, runs: dict[str, list[Path]], columns: int = 5) -> str:
+    """The Markdown table of the mean of each value at steps from the first to the last."""
+    lines = []
+    for variant, folders in runs.items():
+        for title, key in study.over_time.items() if folders else []:
+            steps, values = followed(folders, key)
+            chosen = sorted({round(each) for each in np.linspace(0, len(steps) - 1, columns)})
+            if not lines:
+                lines = [f"| variant | value | {' | '.join(f'step {steps[i]}' for i in chosen)} |"]
+                lines.append(f"|---|---|{'---:|' * len(chosen)}")
+            cells = [f"{mean:.3f}" for mean in values.mean(0)[chosen]]
+            lines.append(f"| {variant} | {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figure_over_time(study: Study, runs: dict[str, list[Path]], path: Path) -> None:
+    """A panel per value: the mean of each variant over the steps, with a band from the lowest to the highest seed."""
+    import matplotlib.pyplot as plt
+
+    size = {"figsize": (4 * len(study.over_time), 3.6), "layout": "constrained"}
+    fig, panels = plt.subplots(1, len(study.over_time), squeeze=False, **size)
+    for axes, (title, key) in zip(panels[0], study.over_time.items(), strict=True):
+        for variant, folders in ((name, found) for name, found in runs.items() if found):
+            steps, values = followed(folders, key)
+            axes.plot(steps, values.mean(0), label=variant, linewidth=1.5)
+            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].legend(frameon=False, fontsize=8)
+    fig.savefig(path, dpi=130)
 
 
 def figure(study: Study, runs: dict[str, list[Path]], path: Path) -> None:
@@ -87,15 +139,15 @@ def figure(study: Study, runs: dict[str, list[Path]], path: Path) -> None:
     for number, (variant, folders) in enumerate((name, found) for name, found in runs.items() if found):
         colour = f"C{number}"
         points = []
-        for stage in study.stages:
-            scores: list[Scores] = [read_scores(folder)[stage] for folder in folders]
+        stages = stages_of(study, folders)
+        for stage, scores in stages.items():
             recall, frechet = [each.recall for each in scores], [each.frechet for each in scores]
             x, y = float(np.mean(recall)), float(np.mean(frechet))
             bars = [
                 [[max(m - low, 0)], [max(high - m, 0)]]
                 for m, (low, high) in ((x, interval(recall)), (y, interval(frechet)))
             ]
-            last = stage == study.stages[-1]
+            last = stage == list(stages)[-1]
             axes.errorbar(
                 x,
                 y,
@@ -137,6 +189,13 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folders = {(seed, name): output / folder_name(name, seed) for seed in options.seeds for name in variants}
+    starts: dict[int, list[str]] = {seed: [] for seed in options.seeds}
+    if study.first is not None:
+        for seed in options.seeds:
+            folder = output / folder_name("first", seed)
+            starts[seed] = [f"run.init_from={folder}"]
+            if not options.show:
+                train(study.recipe, folder, seed, [NO_TEACHER, *study.first], 1, options.port)
     if not options.show:
         with ThreadPoolExecutor(options.jobs) as pool:
             waiting = [
@@ -145,7 +204,7 @@ def main() -> None:
                     study.recipe,
                     folder,
                     seed,
-                    ["tracking.evaluation.teacher_steps=[]", *study.overrides, *variants[name]],
+                    [NO_TEACHER, *starts[seed], *study.overrides, *variants[name]],
                     1,
                     options.port + i,
                 )
@@ -159,6 +218,9 @@ def main() -> None:
     }
     print(table(study, runs))
     figure(study, runs, output / "fidelity_and_diversity.png")
+    if study.over_time and any(runs.values()):
+        print(f"\n{table_over_time(study, runs)}")
+        figure_over_time(study, runs, output / "over_time.png")
 
 
 if __name__ == "__main__":
