@@ -70,7 +70,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("run.steps=1.5", "run.steps: should be a valid integer, got a number with a fractional part, got 1.5"),
-        ("optim=3", "optim: should be a valid dictionary or instance of Optim, got 3"),
+        ("optim=3", "optim: should be a section of keys and values, as in {key: value}, got 3"),
         ("optim.generator.lr=null", "optim.generator.lr: should be a valid number, got None"),
         ("data.classes=some", "data.classes"),
         # out of range
@@ -106,7 +106,7 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
             "objectives.1.kind=zzz",
             "objectives.1.kind: unknown kind of objective 'zzz'; valid are ",
         ),
-        ("objectives.1=3", "objectives.1: should be a valid dictionary"),
+        ("objectives.1=3", "objectives.1: should be a section of keys and values"),
         ("objectives.1={weight: 1}", "objectives.1.kind: is required; add it to the recipe or give key=value"),
         (
             "watch.rules=[{kind: limit, metric: contrast}]",

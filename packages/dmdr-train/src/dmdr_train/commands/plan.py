@@ -40,7 +40,7 @@ def command(options: argparse.Namespace) -> None:
     from dmdr_train.planning.gpus import find_gpu
     from dmdr_train.recipe.load import load_recipe
 
-    settings, gpu = load_recipe(options.recipe, options.overrides), find_gpu(options.gpu)
+    settings, gpu = load_recipe(options.recipe, options.overrides, "recipe"), find_gpu(options.gpu)
     from dmdr_train.planning.plan import make_plan
     from dmdr_train.planning.table import as_json, as_text
 

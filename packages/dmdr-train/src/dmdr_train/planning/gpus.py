@@ -61,7 +61,7 @@ def find_gpu(name: str) -> GPU:
     known = {found.replace("-", " "): gpu for found, gpu in GPUS.items()}
     if key in known:
         return known[key]
-    names = ", ".join(gpu.name for gpu in GPUS.values())
     near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {known[near[0]].name}?" if near else "give a name that is known"
-    raise UserError("--gpu", f"no GPU {name!r} in the table; {hint} Known are {names}")
+    names = ", ".join(gpu.name for gpu in GPUS.values())
+    hint = f"did you mean {known[near[0]].name}? The table has" if near else "give one of"
+    raise UserError("--gpu", f"no GPU {name!r} in the table; {hint} {names}")

@@ -38,6 +38,8 @@ def explain(problem: Any, data: Any) -> UserError:
     if problem["type"] == "missing":
         return UserError(key, "is required; add it to the recipe or give key=value")
     message = problem["msg"].replace("Input should", "should", 1)
+    if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        message = "should be a section of keys and values, as in {key: value}"
     if problem["type"] == "union_tag_invalid":
         message = f"kind must be one of {problem['ctx']['expected_tags']}"
     return UserError(key, f"{message}, got {_short(problem['input'])}")

@@ -26,14 +26,17 @@ INPUT_PATHS = {
 INPUT_LISTS = {"prompt_files"}
 
 
-def load_recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(config: str, overrides: Sequence[str] = (), key: str = "--config") -> Recipe:
     """Read a recipe file, or a built-in recipe by name, and apply `key=value` overrides.
+
+    Args:
+        key: the option that gives `config`, for errors.
 
     Raises:
         UserError: for anything that is not a valid recipe.
     """
-    path = find_recipe(config)
-    data = read_yaml(path)
+    path = find_recipe(config, key)
+    data = read_yaml(path, key)
     for override in overrides:
         apply_override(data, override)
     return parse_recipe(resolve_paths(data, path.parent))
@@ -60,13 +63,13 @@ def find_recipe(config: str, key: str = "--config") -> Path:
     raise UserError(key, f"no recipe {config!r}; {hint}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, key: str = "--config") -> dict[str, Any]:
     try:
         data = from_yaml(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError("--config", f"{path} is not YAML text: {error}") from None
+        raise UserError(key, f"{path} is not YAML text: {error}") from None
     if not isinstance(data, dict):
-        raise UserError("--config", f"{path} holds no sections; it must map section names to settings")
+        raise UserError(key, f"{path} holds no sections; it must map section names to settings")
     return data
 
 
