@@ -127,7 +127,7 @@ def figure_over_time(study: Study, runs: dict[str, list[Path]], path: Path) -> N
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].legend(frameon=False, fontsize=8)
+    fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     fig.savefig(path, dpi=130)
 
 
