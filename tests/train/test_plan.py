@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -321,6 +322,16 @@ def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.C
     printed = capsys.readouterr().err
     assert printed.startswith(line)
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["plan", "demo", "--gpu", "h20"], ["init", "--gpu", "h20"]], ids=lambda c: c[0])
+def test_deepspeed_does_not_look_for_a_gpu_and_print_that_there_is_none(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
 
 
 def failing(*_: Any, **__: Any) -> Any:

@@ -41,8 +41,10 @@ def command(options: argparse.Namespace) -> None:
     from dmdr_train.base.atomic_files import write_whole
     from dmdr_train.base.errors import UserError
     from dmdr_train.base.folders import check_writable
+    from dmdr_train.distributed.device_name import name_device
     from dmdr_train.planning.gpus import find_gpu
 
+    name_device("cpu")  # where DeepSpeed looks for a GPU and finds none, it says so on standard output
     file, gpu = Path(options.output), find_gpu(options.gpu)
     if file.exists():
         raise UserError("--output", f"{file} already exists; give a new file")

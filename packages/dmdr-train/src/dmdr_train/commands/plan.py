@@ -37,9 +37,11 @@ def amount(text: str) -> float:
 
 def command(options: argparse.Namespace) -> None:
     """Count everything on torch's meta device and print the plan."""
+    from dmdr_train.distributed.device_name import name_device
     from dmdr_train.planning.gpus import find_gpu
     from dmdr_train.recipe.load import load_recipe
 
+    name_device("cpu")  # where DeepSpeed looks for a GPU and finds none, it says so on standard output
     settings, gpu = load_recipe(options.recipe, options.overrides, "recipe"), find_gpu(options.gpu)
     from dmdr_train.planning.plan import make_plan
     from dmdr_train.planning.table import as_json, as_text
