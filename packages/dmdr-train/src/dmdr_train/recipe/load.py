@@ -99,7 +99,14 @@ def from_yaml(text: str) -> Any:
             nodes += [(child, depth + 1) for child in node]
         elif node is not None and not isinstance(node, (str, int, float)):
             raise ValueError(f"{node} is a {type(node).__name__}; put it in quotes")
-    return data
+    return _apart(data)
+
+
+def _apart(data: Any) -> Any:
+    """A copy in which nothing is shared: an override of a section must not change another that is an alias of it."""
+    if isinstance(data, dict):
+        return {key: _apart(value) for key, value in data.items()}
+    return [_apart(value) for value in data] if isinstance(data, list) else data
 
 
 class _Loader(yaml.SafeLoader):
