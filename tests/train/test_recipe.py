@@ -51,7 +51,8 @@ def test_overrides_reach_into_lists_and_missing_sections(write: Callable[..., st
 
 def test_an_override_leaves_what_is_an_alias_of_its_section_alone() -> None:
     found = load_recipe("demo-t2i", ["model.generator_lora.rank=8", "objectives.1.reward.precision=bf16"])
-    assert found.model.generator_lora is not None and found.model.fake_score_lora is not None
+    assert found.model.generator_lora is not None
+    assert found.model.fake_score_lora is not None
     assert (found.model.generator_lora.rank, found.model.fake_score_lora.rank) == (8, 32)
     assert [objective.reward.precision for objective in found.objectives[1:]] == ["bf16", "fp32"]
 
