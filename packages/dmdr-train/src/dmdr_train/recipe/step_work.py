@@ -23,15 +23,13 @@ def predictions(recipe: Sections) -> dict[str, float]:
     if finishes(recipe):  # from the next state to the end; in step, all that follow the first
         generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
+    taught = sum(section.teacher_predictions(guided) for section in matching.values())
     asked = {
         "generator": generator - (own if rollout.through else 0),
         "generator trained": updates + (own if rollout.through else 0),
         "fake_score": updates * len(matching) + (ratio if guidance.self_consistency else 0),
         "fake_score trained": ratio,
-        "teacher": updates
-        * (
-            sum(section.teacher_predictions(guided) for section in matching.values()) + len(recipe.needing("reference"))
-        ),
+        "teacher": updates * (taught + len(recipe.needing("reference"))),
     }
     beside = discriminating(recipe)
     return {role: count + updates * beside.get(role, 0) for role, count in asked.items()}

@@ -182,9 +182,8 @@ class Rollouts:
         return made._replace(positions=positions, x_t=_pick(walk[0], positions), prediction=_pick(walk[1], positions))
 
     def _sample(self, made: Made, draws: Draws, step: int) -> Sample:
-        start, prediction = made.start, made.prediction.detach()
-
-        positions = made.positions  # `advance` outlives this update, and must not keep its graph
+        start, positions = made.start, made.positions
+        prediction = made.prediction.detach()  # `advance` may outlive this update, without its graph
 
         def advance(sample: Sample) -> Tensor:
             return self.next_state(replace(sample, draws=draws), prediction, positions)
