@@ -51,6 +51,13 @@ def test_the_header_of_a_run(make_recipe: Callable[..., Recipe]) -> None:
     ]
 
 
+def test_the_header_says_how_often_a_rollout_is_used(make_recipe: Callable[..., Recipe]) -> None:
+    joint = [{"kind": "distribution_matching"}, {"kind": "grpo", "reward": {"name": "ocr"}}]
+    settings = make_recipe(objectives=joint, rollout={"steps": 2, "group_size": 2, "updates": 3})
+    said = header(settings, trainer(), [])
+    assert "x 2 processes on cpu, up to 3 updates of the generator for each rollout\n" in said
+
+
 def test_a_run_that_goes_on_says_so(make_recipe: Callable[..., Recipe]) -> None:
     settings = make_recipe(model__generator_lora={"rank": 8, "alpha": 8}, run__init_from="runs/first")
     going_on = trainer(step=3)

@@ -97,9 +97,11 @@ def test_operations_are_those_of_a_real_step(
 ) -> None:
     objectives: list[dict[str, Any]] = [{"kind": "distribution_matching"}]
     if family == "sit":
-        objectives.append({"kind": "refl", "reward": {"name": "class-label", "checkpoint": str(classifier)}})
+        reward = {"name": "class-label", "checkpoint": str(classifier)}
+        objectives += [{"kind": "refl", "reward": reward}, {"kind": "grpo", "reward": reward}]
+        rollout = {"steps": 2, "group_size": 2, "updates": 2}
         half = {"gradient_checkpointing": ["network/2"]}
-        settings = make_recipe(model__path=str(model), rollout={"steps": 2}, objectives=objectives, memory=half)
+        settings = make_recipe(model__path=str(model), rollout=rollout, objectives=objectives, memory=half)
     else:
         memory = {"gradient_checkpointing": ["network"]}
         settings = sd3_settings(make_recipe, sd3, prompts, memory=memory)

@@ -14,8 +14,7 @@ from dmdr_train.data.prompt_order import ClassLabels
 from dmdr_train.evaluation.seeded_sampling import student_plan
 from dmdr_train.objectives.direct_align import DirectAlign, DirectAlignSection
 from dmdr_train.objectives.dpo import DPO, DPOSection
-from dmdr_train.objectives.group_rewards import GroupRewardSection
-from dmdr_train.objectives.grpo import GRPO
+from dmdr_train.objectives.grpo import GRPO, GRPOSection
 from dmdr_train.objectives.refl import FinalReFL, FinalReFLSection, ReFL, ReFLSection
 from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.recipe import schema
@@ -65,7 +64,7 @@ def make_sample(make_recipe: Callable[..., Any], toy_family: Any, toy_generator:
 
 
 def grpo(reward: Any, **settings: Any) -> GRPO:
-    return GRPO(GroupRewardSection(kind="grpo", reward=REWARD, **settings), "grpo", reward)
+    return GRPO(GRPOSection(kind="grpo", reward=REWARD, **settings), "grpo", reward)
 
 
 def slope(loss: Tensor, sample: Sample) -> Tensor:
@@ -166,10 +165,10 @@ def test_unscored_pictures_count_as_the_mean_of_their_group(make_sample: Callabl
     nan = float("nan")
     given = [0.0, 1.0, nan, 1.0, *[nan] * 4, *[1.0, 0.0] * 4]
     filled = [0.0, 1.0, 2 / 3, 1.0, *[0.0] * 4, *[1.0, 0.0] * 4]
-    made = make_sample()
+    made, same = make_sample(), make_sample()
     loss, values = grpo(Steps(given, skipped=True))(made, NO_GUIDE)
-    expected, _ = grpo(Steps(filled))(made, NO_GUIDE)
-    torch.testing.assert_close(slope(loss, made), slope(expected, made))
+    expected, _ = grpo(Steps(filled))(same, NO_GUIDE)
+    torch.testing.assert_close(slope(loss, made), slope(expected, same))
     assert float(values["unscored/grpo"]) == 5 / 16
     assert float(values["reward/toy"]) == pytest.approx(6 / 11)
 

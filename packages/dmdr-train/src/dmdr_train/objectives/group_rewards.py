@@ -77,7 +77,14 @@ class GroupRewards(Objective):
         return self.settings.template.replace("{prompt}", prompt) if isinstance(prompt, str) else prompt
 
     def rewards(self, sample: "Sample") -> "tuple[Tensor, dict[str, Tensor | float]]":
-        """The rewards of the final pictures in groups, `[G, n]` without gradient, and values to log."""
+        """The rewards of the final pictures in groups, `[G, n]` without gradient, and values to log.
+
+        They are scored once for all updates of a rollout.
+        """
+        rewards, values = sample.once(f"rewards/{self.name}", lambda: self._score(sample))
+        return rewards, dict(values)
+
+    def _score(self, sample: "Sample") -> "tuple[Tensor, dict[str, Tensor | float]]":
         import torch
 
         pictures, groups = sample.final_pictures, len(set(sample.group))

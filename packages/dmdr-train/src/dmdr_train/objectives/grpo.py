@@ -1,9 +1,11 @@
 """GRPO: the density of the rollout's noisy steps follows a reward, which needs no gradient."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from dmdr_train.objectives.group_rewards import GroupRewards
+from pydantic import Field
+
+from dmdr_train.objectives.group_rewards import GroupRewards, GroupRewardSection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,21 +16,38 @@ if TYPE_CHECKING:
 CLIP = 0.2
 
 
+class GRPOSection(GroupRewardSection):
+    clip: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description=f"how far the ratio of densities may leave 1 before it stops training; null: {CLIP}"
+    )
+
+    def check(self, recipe: Any, key: str) -> None:
+        super().check(recipe, key)
+        if self.clip is not None and recipe.rollout.updates == 1:
+            raise ValueError(
+                f"{key}.clip: {self.clip} has no effect with rollout.updates 1, where the ratio of densities is 1; "
+                f"use 2 or more updates, or leave it out"
+            )
+
+
 class GRPO(GroupRewards):
-    """−mean min(ρ A, clamp(ρ, 1 ± 0.2) A), with ρ the ratio of the densities of the next state, now and when drawn.
+    """−mean min(ρ A, clamp(ρ, 1 ± clip) A), with ρ the ratio of the densities of the next state, now and when drawn.
 
     A = (r − mean) / std within a group, with r the reward of the picture at the rollout's end. A sample counts 0 at the
     last step, which draws no noise, and past the first `steps`. Positions are uniform, so the mean over samples is the
     policy gradient of all these steps together, up to a factor.
 
-    Every rollout serves one update. Then ρ is 1 and is not clipped, and its gradient is that of the log-density, of one
-    dimension on average (`dmdr_core.gaussian_log_density`). Groups lie within a micro-batch, so A needs no other
-    process.
+    In the first update of a rollout ρ is 1, and its gradient is that of the log-density, of one dimension on average
+    (`dmdr_core.gaussian_log_density`). In later ones, of `rollout.updates`, the generator has moved on: a sample whose
+    ρ is past the clip, on the side that its A asks for, has no gradient. Rewards and A stay those of the first update.
+    Groups lie within a micro-batch, so A needs no other process.
 
     There is no KL term: distribution matching, another objective of the recipe, keeps the generator near the teacher.
     Sources: GRPO, arXiv 2402.03300; for flow models Flow-GRPO, arXiv 2505.05470; for few-step students together with
-    distribution matching RTDMD, arXiv 2605.26108.
+    distribution matching RTDMD, arXiv 2605.26108. The clip is that of PPO, arXiv 1707.06347.
     """
+
+    Section = GRPOSection
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
         import torch
@@ -41,7 +60,15 @@ class GRPO(GroupRewards):
         mean, std = sample.next_distribution(sample.x0)
         std = torch.where(trained.reshape(std.shape), std, 1.0)  # the last step has no density
         log_density = gaussian_log_density(sample.next_state, mean, std)
-        loss = policy_loss(log_density, log_density.detach(), trained * advantage, CLIP).mean() * poison
+        drawn = sample.once(f"log_density/{self.name}", log_density.detach)
+        clip = self.settings.clip or CLIP
+        loss = policy_loss(log_density, drawn, trained * advantage, clip).mean() * poison
+        if sample.again:
+            ratio = (log_density.detach() - drawn).exp()
+            stopped = ratio.clamp(1 - clip, 1 + clip) * advantage < ratio * advantage
+            count = trained.sum().clamp(min=1)
+            values[f"clipped/{self.name}"] = (trained & stopped).sum() / count
+            values[f"ratio/{self.name}"] = 1 + (trained * (ratio - 1)).sum() / count
         values[f"constant_groups/{self.name}"] = (rewards == rewards[:, :1]).all(dim=1).float().mean()
         values[f"reward_std/{self.name}"] = rewards.std(dim=1, correction=0).mean()
         return loss, values

@@ -124,7 +124,7 @@ def sent_bytes(settings: Recipe, costs: Costs, calls: Calls, world: int) -> int:
     reduced = parts if zero >= 2 else 1
     generator, fake_score = costs.roles["generator"], costs.roles["fake_score"]
     asked = {role: round(count) for role, count in calls.predictions.items()}
-    updates = [(generator.trained, 1), (fake_score.trained, asked["fake_score trained"])]
+    updates = [(generator.trained, calls.updates), (fake_score.trained, asked["fake_score trained"])]
     sent = sum(count * times * item * (reduced + 1) for count, times in updates)
     if zero == 3:
         sent = sum(count * times * item * reduced for count, times in updates)

@@ -137,8 +137,8 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
         "teacher": asked["teacher"] * costs.teacher.forward,
         "decoder": (made.decodings + made.other_decodings) * decoder.forward
         + made.decoding_backwards * decoder.backward,
-        "rewards": sum(reward_flops(settings, costs, i) for i in range(len(settings.objectives))
-                       if settings.objectives[i] in stage.objectives),
+        "rewards": sum(reward_flops(settings, costs, i) * (1 if "final_pictures" in needs(section) else made.updates)
+                       for i, section in enumerate(settings.objectives) if section in stage.objectives),
         "text encoders": made.encodings * costs.texts,
     }  # fmt: skip
     return {name: float(batch * flops) for name, flops in per_sample.items() if flops}

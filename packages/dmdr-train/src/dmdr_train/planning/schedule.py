@@ -6,7 +6,7 @@ from typing import Any
 
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.recipe.step_work import predictions
+from dmdr_train.recipe.step_work import generator_updates, predictions
 
 
 @dataclass(frozen=True)
@@ -14,14 +14,17 @@ class Calls:
     """Calls in a step, per sample of the batch.
 
     Attributes:
+        updates: of the generator.
         predictions: of the networks by role, as `dmdr_train.recipe.step_work.predictions` counts them.
         decodings: forward passes of the decoder with gradient.
-        decoding_backwards: backward passes through it: one, or with automatic weights one of each objective.
+        decoding_backwards: backward passes through it: in each of the generator's updates one, or with automatic
+            weights one of each objective.
         other_decodings: forward passes of the decoder without gradient: of targets, of final pictures, and for rewards
             without gradient.
         encodings: forward passes of the text encoders.
     """
 
+    updates: int
     predictions: dict[str, float]
     decodings: int
     decoding_backwards: int
@@ -58,17 +61,19 @@ def in_stage(settings: Recipe, stage: Stage) -> Recipe:
 
 def calls(settings: Recipe, stage: Stage) -> Calls:
     """The calls of a step in a stage; see `dmdr_train.training.trainer`."""
-    asked = predictions(in_stage(settings, stage))
+    active = in_stage(settings, stage)
+    asked, updates = predictions(active), generator_updates(active)
     pictures = [o for o in stage.objectives if uses_pictures(o)]
     followed = [o for o in pictures if takes_gradient(o)]
     decoded, apart = bool(followed), any(o.weight == "auto" for o in stage.objectives)
     alone = sum("final_x0" in needs(o) for o in stage.objectives)  # objectives that decode what they recover
     ends = any("final_pictures" in needs(o) for o in stage.objectives)  # decoded once for all
     return Calls(
+        updates=updates,
         predictions=asked,
-        decodings=int(decoded) + alone,
-        decoding_backwards=(len(followed) if apart else int(decoded)) + alone,
-        other_decodings=sum(is_lpips(o) or not takes_gradient(o) for o in pictures) + ends,
+        decodings=updates * (int(decoded) + alone),
+        decoding_backwards=updates * ((len(followed) if apart else int(decoded)) + alone),
+        other_decodings=updates * sum(is_lpips(o) or not takes_gradient(o) for o in pictures) + ends,
         encodings=1 + (round(asked["fake_score trained"]) if settings.rollout.reuse == "none" else 0),
     )
 

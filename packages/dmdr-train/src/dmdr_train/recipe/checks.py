@@ -34,6 +34,7 @@ def check(recipe: Sections) -> None:
         objective.check(recipe, f"objectives.{i}")
     check_data(recipe)
     check_groups(recipe)
+    check_updates(recipe)
     check_mode(recipe)
     check_reuse(recipe)
     check_renoising(recipe)
@@ -124,6 +125,15 @@ def check_groups(recipe: Sections) -> None:
         raise ValueError(f"rollout.group_size: {size} has no effect, since no objective compares samples; use 1")
     if grouped and recipe.needing("pairs"):
         raise ValueError("data.pairs: do not come in groups; leave one of the objectives out")
+
+
+def check_updates(recipe: Sections) -> None:
+    """Check that an objective can train several times on the samples of a rollout."""
+    updates = recipe.rollout.updates
+    if updates > 1 and not recipe.needing("final_pictures"):
+        raise ValueError(
+            f"rollout.updates: {updates} has no effect without an objective on final pictures such as grpo; use 1"
+        )
 
 
 def check_mode(recipe: Sections) -> None:

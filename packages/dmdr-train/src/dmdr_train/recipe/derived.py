@@ -52,6 +52,12 @@ class Sections(Section):
         return merged(o.span(self.run.steps) for o in self.needing("fake_score").values())
 
     @property
+    def generator_updates(self) -> int:
+        """The updates of the generator in the run: one in every step, and more where objectives train on rollouts."""
+        repeated = merged(o.span(self.run.steps) for o in self.needing("final_pictures").values())
+        return self.run.steps + (self.rollout.updates - 1) * sum(map(len, repeated))
+
+    @property
     def first_reward(self) -> int | None:
         """The step at which the first reward joins."""
         return min((o.start for o in self.needing("reward").values()), default=None)

@@ -1,7 +1,7 @@
 """The sections of a recipe. Every key is here, with its range and its default; those of objectives are beside them.
 
-Conventions: a *step* is one update of the generator, which goes with `guidance.ratio` updates of the fake score. Batch
-sizes are global: over all processes and all accumulated micro-batches.
+Conventions: a *step* is one rollout of the generator with one update, or with `rollout.updates`, and `guidance.ratio`
+updates of the fake score. Batch sizes are global: over all processes and all accumulated micro-batches.
 """
 
 from string import Formatter
@@ -135,6 +135,10 @@ class Rollout(Section):
     )
     group_size: Positive = Field(
         default=1, description="samples of each prompt, for an objective that compares the samples of a prompt"
+    )
+    updates: Positive = Field(
+        default=1,
+        description="of the generator on the samples of each rollout, while an objective such as grpo is at work",
     )
 
     @property

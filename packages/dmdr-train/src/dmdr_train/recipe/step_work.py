@@ -12,26 +12,32 @@ def predictions(recipe: Sections) -> dict[str, float]:
         with a backward pass. The teacher's predictions with and without the prompt count as two.
     """
     rollout, guidance, matching = recipe.rollout, recipe.guidance, recipe.needing("fake_score")
+    updates = generator_updates(recipe)
     ratio = guidance.ratio if matching else 0
     last, authors = rollout.steps - 1, rollout.states == "authors"
     walk = last / 2 if walks_at_random(recipe) else last  # up to the state that is trained at
     own = walk + authors  # the authors renoise a prediction
     new = (last if authors and rollout.mode == "ode" else own) + 1  # a sample of the fake score's
     generator = {"none": own + ratio * new, "sample": own, "states": float(rollout.steps)}[rollout.reuse]
-    generator += len(recipe.needing("frozen_copy"))
+    generator += updates * len(recipe.needing("frozen_copy"))
     if finishes(recipe):  # from the next state to the end; in step, all that follow the first
         generator += last if recipe.optim.zero_stage == 3 else last / 2
     guided = guidance.cfg > 1 or guidance.cfg_jitter > 0
+    taught = sum(section.teacher_predictions(guided) for section in matching.values())
     asked = {
         "generator": generator - (own if rollout.through else 0),
-        "generator trained": 1 + (own if rollout.through else 0),
-        "fake_score": len(matching) + (ratio if guidance.self_consistency else 0),
+        "generator trained": updates + (own if rollout.through else 0),
+        "fake_score": updates * len(matching) + (ratio if guidance.self_consistency else 0),
         "fake_score trained": ratio,
-        "teacher": sum(section.teacher_predictions(guided) for section in matching.values())
-        + len(recipe.needing("reference")),
+        "teacher": updates * (taught + len(recipe.needing("reference"))),
     }
     beside = discriminating(recipe)
-    return {role: count + beside.get(role, 0) for role, count in asked.items()}
+    return {role: count + updates * beside.get(role, 0) for role, count in asked.items()}
+
+
+def generator_updates(recipe: Sections) -> int:
+    """Updates of the generator in a step; all objectives take part."""
+    return recipe.rollout.updates if recipe.needing("final_pictures") else 1
 
 
 def discriminating(recipe: Sections) -> dict[str, float]:

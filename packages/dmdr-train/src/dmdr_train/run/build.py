@@ -40,14 +40,14 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     family.to(device)
     with naming("rollout.shift"):
         family.grid(settings.rollout.steps, settings.rollout.shift)
-    optim, steps = settings.optim, settings.run.steps
+    optim = settings.optim
     pairs = None
     if settings.data.pairs is not None:
         pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
     networks = make_networks(settings, family, device)
     source = None if resumed else start_from(settings, family, networks)
     offload = settings.memory.offloaded_adam if settings.memory.offload_optimizer else None
-    generator = make_engine(networks.generator, optim, optim.generator, steps, device, offload)
+    generator = make_engine(networks.generator, optim, optim.generator, settings.generator_updates, device, offload)
     updates = sum(map(len, settings.matching)) * settings.guidance.ratio
     guidance = make_engine(networks.fake_score, optim, optim.fake_score, updates, device, offload)
     if settings.memory.channels_last:  # not before: DeepSpeed sends weights around as they lie in memory

@@ -89,7 +89,9 @@ def batch(settings: Recipe, trainer: Trainer) -> str:
     optim, world = settings.optim, trainer.world
     each = optim.batch_size // world // optim.accumulation
     processes = f"{world} process{'es' if world > 1 else ''} on {trainer.device.type}"
-    return f"{optim.batch_size} = {each} per process x {optim.accumulation} accumulated x {processes}"
+    updates = settings.rollout.updates
+    more = f", up to {updates} updates of the generator for each rollout" if updates > 1 else ""
+    return f"{optim.batch_size} = {each} per process x {optim.accumulation} accumulated x {processes}{more}"
 
 
 def stages(settings: Recipe) -> list[str]:

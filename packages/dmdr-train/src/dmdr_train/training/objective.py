@@ -36,7 +36,7 @@ NEEDS = {
     "discriminator": "the recipe has a `guidance.discriminator`, which is trained while the objective takes part",
     "groups": "samples come in groups of `rollout.group_size` with the same prompt",
     "final_x0": "every rollout goes on to its end, for `sample.final_x0`",
-    "final_pictures": "the same, for `sample.final_pictures`",
+    "final_pictures": "the same, for `sample.final_pictures`; `rollout.updates` may be more than 1",
     "reference": "the teacher predicts at the samples' own states, by `guide.reference`",
     "frozen_copy": "the generator predicts again at the samples' own states, with the weights that it began with",
     "final_sample": "samples are trained at the last step of the rollout, so that x0 is the final sample",

@@ -96,6 +96,18 @@ class Rollouts:
         """
         return self._sample(self._make(draws, step, needs, STATES[self.settings.states]), draws, step)
 
+    def predict_again(self, sample: Sample, draws: Draws) -> Sample:
+        """A sample that `draw` made, with the x0 that the generator predicts at its states now, with gradient.
+
+        The states, the next states, and what the sample keeps of its rollout stay as they were drawn.
+
+        Args:
+            draws: of this update, for renoise times, noise, and whatever else is drawn anew.
+        """
+        prediction = self.family.predict(self.generator, sample.x_t, sample.t, sample.condition)
+        x0 = self.family.process.to_x0(sample.x_t, prediction, sample.t)
+        return replace(sample, x0=x0, draws=draws, again=True)
+
     @torch.no_grad()
     def draw_for_fake_score(self, draws: Draws, step: int, needs: Collection[str] = ()) -> Sample:
         """What the fake score learns from: by default a new sample as `draw` makes it, without gradient.
@@ -170,19 +182,20 @@ class Rollouts:
         return made._replace(positions=positions, x_t=_pick(walk[0], positions), prediction=_pick(walk[1], positions))
 
     def _sample(self, made: Made, draws: Draws, step: int) -> Sample:
-        start, prediction = made.start, made.prediction.detach()
+        start, positions = made.start, made.positions
+        prediction = made.prediction.detach()  # `advance` may outlive this update, without its graph
 
         def advance(sample: Sample) -> Tensor:
-            return self.next_state(sample, prediction, made.positions)
+            return self.next_state(replace(sample, draws=draws), prediction, positions)
 
-        t = self._times(made.positions)
+        t = self._times(positions)
         x0 = self.family.process.to_x0(made.x_t, made.prediction, t)
         group = [index // self.settings.group_size for index in draws.samples]
         return Sample(
             x0, start.prompts, made.condition, draws, step,
-            made.x_t.detach(), t, self._times(made.positions + 1), group,
+            made.x_t.detach(), t, self._times(positions + 1), group,
             self.decode, advance, start.target,
-            made.positions.tolist(), self.grid.num_steps,
+            positions.tolist(), self.grid.num_steps,
             None if self.settings.mode == "ode" else self._spread, self._finish, self._predict_with,
         )  # fmt: skip
 

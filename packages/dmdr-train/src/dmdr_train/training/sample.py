@@ -1,15 +1,17 @@
 """What the generator made, and how: all that an objective is given of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from dmdr_models.families.protocols import Condition
     from torch import Tensor
 
     from dmdr_train.base.random_draws import Draws
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Sample:
         spread: makes the distributions of the next states around an x0 of a sample; None if the rollout draws no noise.
         finish: takes the next states of a sample to the ends of their rollouts.
         predict: predicts a sample's x0 with other weights of the generator.
+        again: an earlier update has trained at the same states; see `dmdr_train.training.rollouts.Rollouts`.
+        kept: what `once` has made, the same for all updates of a rollout.
     """
 
     x0: "Tensor"
@@ -53,6 +57,19 @@ class Sample:
     spread: "Callable[[Sample, Tensor], tuple[Tensor, Tensor]] | None" = None
     finish: "Callable[[Sample], Tensor] | None" = None
     predict: "Callable[[Sample, Mapping[str, Tensor]], Tensor] | None" = None
+    again: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: "Callable[[], T]") -> "T":
+        """What `make` returns in the first update of a rollout; the same in all later updates.
+
+        Args:
+            name: of the value; an objective's own values have its name in it, as in `rewards/grpo`.
+            make: returns tensors without graph.
+        """
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     @cached_property
     def pictures(self) -> "Tensor":
@@ -75,15 +92,17 @@ class Sample:
     def next_state(self) -> "Tensor":
         """The states at `t_next`, `[B, C, H, W]` without gradient; x0 itself at the last step.
 
-        In a stochastic rollout their noise comes from the sample's own draws, under the purpose "next_state".
+        In a stochastic rollout their noise comes from the draws of the rollout, under the purpose "next_state". They
+        were drawn from the x0 of the rollout's first update, and stay as they are in later ones.
         """
         return self.advance(self)
 
     def next_distribution(self, x0: "Tensor") -> "tuple[Tensor, Tensor]":
         """Mean `[B, C, H, W]` and standard deviation `[B, 1, 1, 1]` of the next states after a prediction x0 at `x_t`.
 
-        `next_state` was drawn from the distribution of the sample's own x0. Gradients flow through x0. Only for a
-        rollout that draws noise; at the last step the standard deviation is that of the process's end, and may be 0.
+        `next_state` was drawn from the distribution of the x0 in the rollout's first update. Gradients flow through
+        x0. Only for a rollout that draws noise; at the last step the standard deviation is that of the process's end,
+        and may be 0.
         """
         assert self.spread is not None
         return self.spread(self, x0)
@@ -99,12 +118,13 @@ class Sample:
 
     @cached_property
     def final_x0(self) -> "Tensor":
-        """The ends of the rollouts that go on from `next_state`, `[B, C, H, W]` without gradient.
+        """The ends of the rollouts that go on from `next_state`, `[B, C, H, W]` without gradient; made once a rollout.
 
         An objective that uses them has the need `final_x0`, or `final_pictures` if it uses these.
         """
-        assert self.finish is not None
-        return self.finish(self)
+        finish = self.finish
+        assert finish is not None
+        return self.once("final_x0", lambda: finish(self))
 
     @cached_property
     def final_pictures(self) -> "Tensor":

@@ -1,8 +1,9 @@
 """The training step of DMDR. It knows neither the model family nor the objectives nor how many machines there are.
 
-A step is one update of the generator and `guidance.ratio` updates of the fake score. By default the fake score comes
-first, with new samples of the generator for every update. With `rollout.reuse` the generator comes first, and its
-samples serve the fake score. Where no objective matches distributions, the fake score is not trained.
+A step is one rollout of the generator with one update, or with `rollout.updates` where an objective trains on final
+pictures, and `guidance.ratio` updates of the fake score. By default the fake score comes first, with new samples of the
+generator for every update. With `rollout.reuse` the generator comes first, and its samples serve the fake score. Where
+no objective matches distributions, the fake score is not trained.
 """
 
 import math
@@ -129,19 +130,34 @@ class Trainer:
             seen.append(Seen(sample.prompts, {"loss/fake_score": self.guide.learn(sample)}))
         return seen
 
-    def update_generator(self) -> list[Seen]:
-        """Take this step's update of the generator, over this process's micro-batches."""
-        seen = []
+    def update_generator(self) -> list[list[Seen]]:
+        """Take this step's updates of the generator, over this process's micro-batches.
+
+        The first update draws the samples. In later ones the generator predicts again at the states of these samples,
+        and only what the updates draw besides, such as renoise times, is new.
+        """
+        updates = self.settings.rollout.updates if "final_pictures" in self.needs() else 1
+        drawn: list[Sample] = []
+        seen: list[list[Seen]] = [[]]
         for draws in self.micro_batches("generator", self.step):
             sample = self.rollouts.draw(draws, self.step, self.needs())
-            loss, values, gradients = self.generator_loss(sample)
-            self.generator.backward(loss)
-            self.generator.step()
-            values |= self.guide.learn_beside(sample, self.needs())
-            squares = {name: gradient.square().sum() for name, gradient in gradients.items()}
-            seen.append(Seen(sample.prompts, values, squares))
+            seen[0].append(self.learn(sample))
+            if updates > 1:
+                drawn.append(replace(sample, x0=sample.x0.detach()))
         self.guide.after_update(self.generator, self.step)
+        for update in range(2, updates + 1):
+            again = zip(drawn, self.micro_batches(f"generator-{update}", self.step), strict=True)
+            seen.append([self.learn(self.rollouts.predict_again(sample, draws)) for sample, draws in again])
+            self.guide.after_update(self.generator, self.step)
         return seen
+
+    def learn(self, sample: Sample) -> Seen:
+        """Take the generator's gradients on a micro-batch; the last micro-batch of an update takes the step."""
+        loss, values, gradients = self.generator_loss(sample)
+        self.generator.backward(loss)
+        self.generator.step()
+        values |= self.guide.learn_beside(sample, self.needs())
+        return Seen(sample.prompts, values, {name: slope.square().sum() for name, slope in gradients.items()})
 
     def generator_loss(self, sample: Sample) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         """Σ w_i · L_i over the objectives at work, all on one sample; and the gradient of each L_i at x0.
@@ -163,23 +179,24 @@ class Trainer:
         carrier = (sample.x0 * slope).sum()  # its gradient is the objectives'; its value becomes theirs
         return carrier - carrier.detach() + total, logs, dict(gradients)
 
-    def read(self, fake_score: list[list[Seen]], generator: list[Seen]) -> dict[str, float]:
-        """Values to log, of the last update of the fake score and of the generator's; they come in one transfer.
+    def read(self, fake_score: list[list[Seen]], generator: list[list[Seen]]) -> dict[str, float]:
+        """Values to log, of the last update of the fake score and of the generator; they come in one transfer.
 
-        Samples with numbers that are not finite become `trouble`, and the automatic weights learn the gradients' norms.
+        Samples with numbers that are not finite become `trouble`. The automatic weights learn the gradients' norms of
+        the generator's first update, since a policy's clip lowers those of later ones.
         """
-        every = [each for update in (*fake_score, generator) for each in update]
+        every = [each for update in (*fake_score, *generator) for each in update]
         found = numbers([each.values for each in every] + [each.squares for each in every])
         values, squares = found[: len(every)], found[len(every) :]
         for each, here, slopes in zip(every, values, squares, strict=True):
             for name in (key.removeprefix("loss/") for key in here if key.startswith("loss/")):
                 if not (math.isfinite(here[f"loss/{name}"]) and math.isfinite(slopes.get(name, 0.0))):
                     self.trouble.append((name, each.prompts))
-        own = len(every) - len(generator)  # where the generator's begin
-        logs = mean_of(values[own - len(fake_score[-1]) : own]) if fake_score else {}
-        logs |= mean_of(values[own:])
+        size = self.settings.optim.accumulation
+        own = size * len(fake_score)  # where the generator's begin
+        logs = mean_of(values[:own][-size:]) | mean_of(values[own:][-size:])
         totals: dict[str, float] = defaultdict(float)
-        for slopes in squares:
+        for slopes in squares[own : own + size]:
             for name, square in slopes.items():
                 totals[name] += square
         return logs | {f"grad_norm/{name}": norm for name, norm in self.balance(totals).items()}
