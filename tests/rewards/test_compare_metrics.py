@@ -186,6 +186,7 @@ def test_statistics_from_a_file(tmp_path: Path) -> None:
     [
         ({"mu": np.zeros(3)}, "sigma"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"mu \(3,\) and sigma \(2, 2\): give mu"),
+        ({"mu": np.zeros(1), "sigma": np.full((1, 1), np.nan)}, "holds statistics that are not finite"),
         ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "allow_pickle=False"),
     ],
 )

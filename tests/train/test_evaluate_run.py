@@ -146,6 +146,7 @@ def test_rows_and_columns(made: Path, scores: dict[str, Scores]) -> None:
     table = (made / "out/evaluation/evaluation.md").read_text()
     assert table.startswith("| pictures | FD | precision |")
     assert "| teacher, 1 step | " in table
+    assert "nan" not in table  # of the single photo
     low, high = scores["student"].intervals["clip-1"]
     assert f"{scores['student'].more['clip-1']:.3f} [{low:.3f}, {high:.3f}]" in table
 
@@ -260,6 +261,18 @@ MISTAKES = [
     (
         ["tracking.evaluation.labels=drawn"],
         "tracking.evaluation.labels: drawn has no effect beside prompt_files, which gives the labels; use in_turn",
+    ),
+    (
+        ["tracking.evaluation.classifier=."],
+        "tracking.evaluation.classifier: has no effect beside features, since the prompts are texts; leave it out",
+    ),
+    (
+        ["tracking.evaluation={prompt_files: one.txt, classifier: .}"],
+        "tracking.evaluation.classifier: has no effect without a reference, since the prompts are texts; leave it out",
+    ),
+    (
+        ["tracking.evaluation.rewards=true"],
+        "tracking.evaluation.rewards: true takes the rewards that are trained on, and there is none; give a list",
     ),
     (["tracking.evaluation.reference=shapes"], "tracking.evaluation.prompt_files: shapes has its own prompts"),
 ]

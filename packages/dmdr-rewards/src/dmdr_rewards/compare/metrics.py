@@ -41,7 +41,8 @@ class Statistics:
     def from_npz(cls, path: str | PathLike[str]) -> "Statistics":
         """Those in a file of arrays `mu` [D] and `sigma` [D, D], such as ADM's reference batches; no pickle is read.
 
-        Raises ValueError for a file that is missing or damaged, or that lacks these arrays.
+        Raises ValueError for a file that is missing or damaged, that lacks these arrays, or whose numbers are not all
+        finite.
         """
         import numpy as np
 
@@ -53,6 +54,8 @@ class Statistics:
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             shapes = f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}"
             raise ValueError(f"{path} has {shapes}: give mu [D] and sigma [D, D]")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError(f"{path} holds statistics that are not finite: compute them again")
         return cls(mean, covariance)
 
 

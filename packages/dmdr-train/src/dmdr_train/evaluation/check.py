@@ -33,6 +33,12 @@ def check_evaluation(settings: Recipe, found: Description | None) -> None:
     if evaluation.classifier is not None and not os.path.isdir(evaluation.classifier):
         fix = "give one that exists"
         raise UserError("tracking.evaluation.classifier", f"no folder {evaluation.classifier!r}; {fix}")
+    compared = evaluation.reference is not None or evaluation.per_prompt > 1
+    if evaluation.classifier is not None and texts and (evaluation.features is not None or not compared):
+        cause = "beside features" if compared else "without a reference"
+        raise UserError(
+            "tracking.evaluation.classifier", f"has no effect {cause}, since the prompts are texts; leave it out"
+        )
     if evaluation.reference in DRAWN and (evaluation.reference == "scenes") != texts:
         takes, fix = ("texts", "scenes, or a folder of") if texts else ("class labels", "shapes, or a folder of")
         message = f"{evaluation.reference} does not go with a model that takes {takes}; use {fix} pictures"

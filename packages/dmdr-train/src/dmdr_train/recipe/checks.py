@@ -383,5 +383,7 @@ def check_evaluation(recipe: Sections) -> None:
         raise ValueError(f"{key}.labels: drawn has no effect {cause}, which gives the labels; use in_turn")
     if found.per_prompt > found.pictures:
         raise ValueError(f"{key}.per_prompt: {found.per_prompt} is more than all pictures {found.pictures}; use fewer")
+    if found.rewards is True and not recipe.needing("reward"):
+        raise ValueError(f"{key}.rewards: true takes the rewards that are trained on, and there is none; give a list")
     if not (found.reference or found.classifier or found.rewards or found.per_prompt > 1):
         raise ValueError(f"{key}: measures nothing; give rewards, a reference, or 2 or more as per_prompt")
