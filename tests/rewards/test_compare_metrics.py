@@ -166,9 +166,10 @@ def test_no_block_of_distances_is_larger_than_asked(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("measure", [precision_recall, density_coverage, kernel_distance, frechet_distance])
 def test_too_few_pictures_are_refused(measure: Callable[[Tensor, Tensor], object]) -> None:
+    """None at all, too: every picture of a broken student is left out."""
     real, fake = two_sets()
-    for few in ((real, fake[:1]), (real[:1], fake)):
-        with pytest.raises(ValueError, match="a set of 1 pictures is too small: give at least"):
+    for few in ((real, fake[:1]), (real[:1], fake), (real, fake[:0]), (real[:0], fake)):
+        with pytest.raises(ValueError, match="a set of [01] pictures is too small: give at least"):
             measure(*few)
 
 

@@ -93,10 +93,11 @@ def inception_score(logits: Tensor, part: int = 5000) -> float:
     """exp(E KL(p(y|x) ‖ p(y))) of class logits Tensor[N, K].
 
     Sets of 2 · part pictures and more are split, and the mean over the parts of a random order is taken, as is usual:
-    50,000 pictures make ten parts.
+    50,000 pictures make ten parts. Raises ValueError for an empty set.
     """
     from torchmetrics.image.inception import InceptionScore
 
+    _enough(logits, 1)
     with _seeded():
         metric = InceptionScore(
             feature=_Given(logits.shape[1]), splits=max(1, len(logits) // part), sync_on_compute=False
@@ -111,6 +112,8 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3, rows: int 
     The manifold of a set is the union of balls around its points; each ball reaches to the point's k-th nearest
     neighbour. Raises ValueError for a set of at most `neighbours` pictures.
     """
+
+    _enough(fake, neighbours + 1)
 
     def inside(points: Tensor, manifold: Tensor) -> float:
         radius = _radii(manifold, neighbours, rows)
