@@ -11,7 +11,7 @@ import pytest
 from dmdr_rewards.base.errors import UserError
 from dmdr_rewards.score import cells
 from dmdr_rewards.score.prompts import with_prompts
-from dmdr_rewards.score.sources import Item, find, open_picture
+from dmdr_rewards.score.sources import ENDINGS, Item, find, open_picture
 from PIL import Image
 
 
@@ -312,6 +312,14 @@ def test_an_archive_without_its_end_is_refused(tmp_path: Path) -> None:
         path.write_bytes(first + rest)
         with pytest.raises(UserError, match=r"^IMAGES: .*s\.tar has no end after 1 pictures: it is cut off or damaged"):
             find(str(path))
+
+
+@pytest.mark.parametrize("ending", sorted(ENDINGS))
+def test_every_ending_that_is_scored_can_be_read(ending: str, tmp_path: Path) -> None:
+    kind = Image.registered_extensions().get(ending, "JPEG")
+    Image.new("RGB", (6, 4), (200, 0, 0)).save(tmp_path / f"a{ending}", kind)
+    (item,) = find(str(tmp_path))
+    assert shade(item) == pytest.approx(200, abs=3)
 
 
 def test_why_a_cell_holds_no_picture(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
 """The formats that Pillow may decode, whatever a file is called. Other formats run further programs (EPS), or have
 decoders that are rarely used and little tested."""
 
