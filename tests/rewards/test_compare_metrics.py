@@ -169,7 +169,7 @@ def test_too_few_pictures_are_refused(measure: Callable[[Tensor, Tensor], object
     """None at all, too: every picture of a broken student is left out."""
     real, fake = two_sets()
     for few in ((real, fake[:1]), (real[:1], fake), (real, fake[:0]), (real[:0], fake)):
-        with pytest.raises(ValueError, match="a set of [01] pictures is too small: give at least"):
+        with pytest.raises(ValueError, match=r"a set of [01] pictures is too small: give at least"):
             measure(*few)
 
 

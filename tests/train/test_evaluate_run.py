@@ -271,6 +271,10 @@ MISTAKES = [
         "tracking.evaluation.classifier: has no effect without a reference, since the prompts are texts; leave it out",
     ),
     (
+        ["tracking.evaluation.reference=null", "tracking.evaluation.per_prompt=1"],
+        "tracking.evaluation.features: clip has no effect without a reference or 2 per_prompt; leave it out",
+    ),
+    (
         ["tracking.evaluation.rewards=true"],
         "tracking.evaluation.rewards: true takes the rewards that are trained on, and there is none; give a list",
     ),
@@ -282,6 +286,16 @@ MISTAKES = [
 def test_a_mistake_is_one_line(made: Path, changes: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dmdr_train.evaluate(made / "out", *changes)
+
+
+def test_the_teacher_needs_no_checkpoint(made: Path, tmp_path: Path, one_process: None) -> None:
+    shutil.copy(made / "out" / RECIPE, tmp_path)
+    changes = ["tracking.evaluation.reference=null", "tracking.evaluation.teacher_steps=[1]"]
+    assert list(dmdr_train.evaluate(tmp_path, *changes, rows=["teacher"])) == ["teacher-1"]
+    with pytest.raises(UserError, match=r"^run: .* holds no checkpoint"):
+        dmdr_train.evaluate(tmp_path, *changes, rows=["teacher", "student"])
+    with pytest.raises(UserError, match=r"^--rows: .* has no pictures for real; give other rows"):
+        dmdr_train.evaluate(tmp_path, *changes, rows=["real"])
 
 
 def test_the_deepspeed_launcher_may_start_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,11 +49,11 @@ def evaluate_run(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, 
         newest, and `student` for the newest.
 
     Raises:
-        UserError: on every process, if a file of the run or of the evaluation cannot be used.
+        UserError: on every process, if there is no such row, or a file of the run or of the evaluation cannot be used.
     """
     device = choose_device(settings.run, settings.optim.precision)
     with processes(device, settings.run.timeout):
-        peers = Peers()
+        peers = Peers("the same command goes on")
         with peers.expected():
             check_shared(run, peers)
             return _evaluate(settings, run, rows, device)
@@ -62,6 +62,10 @@ def evaluate_run(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, 
 def _evaluate(settings: Recipe, run: Path, rows: Sequence[str], device: torch.device) -> dict[str, Scores]:
     evaluation = settings.tracking.evaluation
     assert evaluation is not None
+    asked: dict[str, Any] = {**teachers(settings, rows), **agreed(lambda: students(settings, run, rows))}
+    real = evaluation.has_pictures and "real" in rows
+    if not (asked or real):
+        raise UserError("--rows", f"{run} has no pictures for {', '.join(rows)}; give other rows")
     family = load_family(settings)
     open_decoder(settings, family)
     family.to(device)
@@ -70,9 +74,8 @@ def _evaluate(settings: Recipe, run: Path, rows: Sequence[str], device: torch.de
         finished = FinishedBatches(run / FOLDER / "batches", agreed(lambda: depends(settings)))
         evaluator = open_evaluator(settings, family, device, finished=finished, progress=bar.update)
         measures: dict[str, Callable[[], Scores]] = {}
-        if evaluation.has_pictures and "real" in rows:
+        if real:
             measures["real"] = evaluator.real
-        asked: dict[str, Any] = {**teachers(settings, rows), **agreed(lambda: students(settings, run, rows))}
         for key, (name, plan, checkpoint, own) in asked.items():
             source = Source(key, partial(networks.draw, evaluator, plan, checkpoint), own)
             measures[key] = partial(evaluator.source, name, source)
@@ -141,6 +144,8 @@ def students(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, Row]
     Raises:
         UserError: the weights of a student are damaged.
     """
+    if not {"checkpoints", "student"} & set(rows):
+        return {}
     plan, last = student_plan(settings), newest("run", str(run))
     earlier = [path for path in checkpoints_in(run / "checkpoints") if step_of(path) < step_of(last)]
     chosen = [*(earlier if "checkpoints" in rows else []), *([last] if "student" in rows else [])]
