@@ -19,6 +19,7 @@ from dmdr_train.evaluation import evaluator
 from dmdr_train.evaluation.scores import Scores, read_scores
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.evaluate_run import depends
 from dmdr_train.run.python_api import open_run
 from dmdr_train.training.networks import load_family, make_generator
 from PIL import Image
@@ -180,6 +181,17 @@ def test_an_interrupted_evaluation_goes_on(
     assert drawn == [3]  # the damaged one alone
     dmdr_train.evaluate(tmp_path / "out", "tracking.evaluation.seed=3", rows=["teacher"])
     assert sum(drawn) == 3 + 2 * 16
+
+
+def test_measurements_depend_on_the_files_in_options(made: Path, tmp_path: Path) -> None:
+    """Such as GenEval's metadata or an architecture: other contents under the same name give other scores."""
+    shutil.copy(made / "clip.json", tmp_path)
+    reward = f"[{{name: clip, checkpoint: {made / 'one.bin'}, options: {{model: {tmp_path / 'clip.json'}}}}}]"
+    settings = open_run(made / "out", [f"tracking.evaluation.rewards={reward}"])
+    before = depends(settings)
+    assert depends(settings) == before
+    (tmp_path / "clip.json").write_text((made / "clip.json").read_text().replace("}}", ', "quick_gelu": true}}'))
+    assert depends(settings) != before
 
 
 def test_two_processes_share_what_is_left(

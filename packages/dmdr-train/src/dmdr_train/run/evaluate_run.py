@@ -1,5 +1,6 @@
 """Scoring the networks of a run: teacher, checkpoints and student, on the recipe's device and over its processes."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -166,7 +167,7 @@ def depends(settings: Recipe) -> dict[str, Any]:
     assert evaluation is not None
     inputs = {k: v for k, v in fingerprints(settings).items() if k.startswith(("model", "tracking", "data.embeddings"))}
     rewards = [
-        (r.name, r.precision, r.options, r.checkpoint and content_fingerprint(r.checkpoint))
+        (r.name, r.precision, contents(r.options), r.checkpoint and content_fingerprint(r.checkpoint))
         for r in [*scored_by(settings).values(), *([evaluation.features] if evaluation.features else [])]
     ]
     model = settings.model.model_dump(include={"family", "resolution", "max_tokens", "generator_lora"}, mode="json")
@@ -178,6 +179,12 @@ def depends(settings: Recipe) -> dict[str, Any]:
     memory = settings.memory.model_dump(include={"vae_tiling"})
     more = [settings.optim.precision, settings.guidance.unconditional, strengths, memory]
     return {"inputs": inputs, "rewards": rewards, "model": model, "drawn": drawn, "more": more}
+
+
+def contents(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a reward, with fingerprints of the files and folders that they name."""
+    files = {name: value for name, value in options.items() if isinstance(value, str) and os.path.exists(value)}
+    return options | {name: content_fingerprint(value) for name, value in files.items()}
 
 
 def broken(scores: Scores, count: int, prompts: Callable[[range], list[Any]]) -> str:
