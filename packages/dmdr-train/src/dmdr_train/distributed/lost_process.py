@@ -33,7 +33,9 @@ class Peers:
         StoppedError: as in `expected`.
     """
 
-    def __init__(self, fix: str = "the checkpoints are complete; start again with run.resume=auto to resume") -> None:
+    fix = "the checkpoints are complete; start again with run.resume=auto to resume"
+
+    def __init__(self, fix: str = fix) -> None:
         self.fix = fix
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.names: list[Any] = ["unknown process"] * self.world
