@@ -10,6 +10,7 @@ import dmdr_rewards
 import pytest
 import torch
 import torch.nn.functional as F
+from dmdr_rewards.compare.networks import load
 from PIL import Image
 from torch import Tensor
 
@@ -192,6 +193,11 @@ def test_the_activation_is_said(clip: Any, dfn: Any, clip_file: Path, tmp_path: 
     (tmp_path / "quick.json").write_text(json.dumps(QUICK))
     quick = dmdr_rewards.create("clip", clip_file, model=str(tmp_path / "quick.json"))
     assert quick.info.preprocess.endswith("; QuickGELU")
+    for side in (None, 40):  # `dmdr-score compare` tells it, too
+        network = load(
+            "clip", str(clip_file), torch.device("cpu"), torch.float32, {"model": tmp_path / "quick.json"}, side
+        )
+        assert network.preprocess.endswith("; QuickGELU")
 
 
 @pytest.mark.parametrize(("model", "tags"), [("ViT-B-32", "openai, .*metaclip"), ("ViT-B-32-quickgelu", None)])

@@ -205,7 +205,7 @@ def test_shared_and_few_pictures_cause_warnings(home: Path, tmp_path: Path, caps
         (("a", "b", *NETWORK, "--option", "class-label.shape=3"), "class-label"),
         (("a", "b", *NETWORK, "--halves", "1"), "--halves: 1 has no spread"),
         (("a", "b", *NETWORK, "-o", "nowhere/out.json"), "-o: nowhere/out.json: nowhere is no folder"),
-        (("a", "none.npz", *NETWORK), "B: [Errno 2] No such file or directory: 'none.npz'"),
+        (("a", "none.npz", *NETWORK), "B: none.npz: No such file or directory; give one that exists"),
         (("a", "other.npz", *NETWORK), "B: other.npz cannot be read as statistics"),
     ],
 )

@@ -166,9 +166,10 @@ def test_no_block_of_distances_is_larger_than_asked(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("measure", [precision_recall, density_coverage, kernel_distance, frechet_distance])
 def test_too_few_pictures_are_refused(measure: Callable[[Tensor, Tensor], object]) -> None:
+    """None at all, too: every picture of a broken student is left out."""
     real, fake = two_sets()
-    for few in ((real, fake[:1]), (real[:1], fake)):
-        with pytest.raises(ValueError, match="a set of 1 pictures is too small: give at least"):
+    for few in ((real, fake[:1]), (real[:1], fake), (real, fake[:0]), (real[:0], fake)):
+        with pytest.raises(ValueError, match=r"a set of [01] pictures is too small: give at least"):
             measure(*few)
 
 
@@ -186,6 +187,7 @@ def test_statistics_from_a_file(tmp_path: Path) -> None:
     [
         ({"mu": np.zeros(3)}, "sigma"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"mu \(3,\) and sigma \(2, 2\): give mu"),
+        ({"mu": np.zeros(1), "sigma": np.full((1, 1), np.nan)}, "holds statistics that are not finite"),
         ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "allow_pickle=False"),
     ],
 )

@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_sixteen_bits_of_grey_are_scaled(ending: str, tmp_path: Path) -> None:
     for form in (tmp_path / f"p.{ending}", Image.fromarray(GREYS), big_endian):
         taken = images([form])
         assert (taken[0] * 255).round().tolist() == [GREYS_IN_8_BITS] * 3
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+def test_greys_of_a_tiff_are_scaled_as_it_says(bits: int, white_is_zero: bool, tmp_path: Path) -> None:
+    """A camera's 12 bits end at 4095, and 0 is white in some scans; Pillow reads both as 16 bits with black 0."""
+    grey = np.array([[0, 409], [2048, 4095]], np.uint16)
+    stored = 4095 - grey if white_is_zero else grey
+    data = (stored.astype(np.uint32) * 65535 // 4095).astype("<u2").tobytes()
+    if bits == 12:
+        data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in stored.tolist())
+    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: 1 - white_is_zero, 273: 8, 277: 1, 278: 2, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags))
+    (tmp_path / "p.tif").write_bytes(head + entries + bytes(4))
+
+    taken = images([tmp_path / "p.tif"])[0, 0]
+
+    torch.testing.assert_close(taken, torch.from_numpy(grey / 4095).float(), atol=1 / 255, rtol=0)
 
 
 def test_every_mode_of_pillow_is_scaled_or_refused() -> None:

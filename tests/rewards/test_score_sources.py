@@ -11,7 +11,7 @@ import pytest
 from dmdr_rewards.base.errors import UserError
 from dmdr_rewards.score import cells
 from dmdr_rewards.score.prompts import with_prompts
-from dmdr_rewards.score.sources import Item, find, open_picture
+from dmdr_rewards.score.sources import ENDINGS, Item, find, open_picture
 from PIL import Image
 
 
@@ -298,6 +298,37 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match=r"^IMAGES: .*s\.tar"):
         find(str(path))
+
+
+def test_an_archive_without_its_end_is_refused(tmp_path: Path) -> None:
+    """Python's tarfile takes a cut or damaged header for the end, so the pictures behind it would be passed over."""
+    path = archive(tmp_path / "s.tar", {"a.png": encoded(1), "b.png": encoded(2)})
+    second = find(str(path))[1].source
+    assert isinstance(second, cells.TarCell)
+    first = path.read_bytes()[: second.offset - tarfile.BLOCKSIZE]
+    path.write_bytes(first + bytes(tarfile.BLOCKSIZE))  # the least that an end can be
+    assert len(find(str(path))) == 1
+    for rest in (b"", b"b.png", b"b.png" + bytes(2 * tarfile.BLOCKSIZE)):
+        path.write_bytes(first + rest)
+        with pytest.raises(UserError, match=r"^IMAGES: .*s\.tar has no end after 1 pictures: it is cut off or damaged"):
+            find(str(path))
+
+
+@pytest.mark.parametrize("ending", sorted(ENDINGS))
+def test_every_ending_that_is_scored_can_be_read(ending: str, tmp_path: Path) -> None:
+    kind = Image.registered_extensions().get(ending, "JPEG")
+    Image.new("RGB", (6, 4), (200, 0, 0)).save(tmp_path / f"a{ending}", kind)
+    (item,) = find(str(tmp_path))
+    assert shade(item) == pytest.approx(200, abs=3)
+
+
+def test_why_a_cell_holds_no_picture(tmp_path: Path) -> None:
+    """The reasons are the same in every run: a file's output is."""
+    pq.write_table(pa.table({"image": [None, b"", b"no picture"]}), tmp_path / "t.parquet")
+    reasons = ["nothing is there", "nothing is there", "it is damaged, or none of PNG, JPEG"]
+    for item, reason in zip(find(str(tmp_path / "t.parquet")), reasons, strict=True):
+        with pytest.raises(ValueError, match=f"^cannot be read: {reason}"):
+            open_picture(item.source)
 
 
 @pytest.mark.parametrize("name", ["s.tar.gz", "s.TGZ"])

@@ -19,6 +19,7 @@ from dmdr_train.evaluation import evaluator
 from dmdr_train.evaluation.scores import Scores, read_scores
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run.evaluate_run import depends
 from dmdr_train.run.python_api import open_run
 from dmdr_train.training.networks import load_family, make_generator
 from PIL import Image
@@ -146,6 +147,7 @@ def test_rows_and_columns(made: Path, scores: dict[str, Scores]) -> None:
     table = (made / "out/evaluation/evaluation.md").read_text()
     assert table.startswith("| pictures | FD | precision |")
     assert "| teacher, 1 step | " in table
+    assert "nan" not in table  # of the single photo
     low, high = scores["student"].intervals["clip-1"]
     assert f"{scores['student'].more['clip-1']:.3f} [{low:.3f}, {high:.3f}]" in table
 
@@ -179,6 +181,17 @@ def test_an_interrupted_evaluation_goes_on(
     assert drawn == [3]  # the damaged one alone
     dmdr_train.evaluate(tmp_path / "out", "tracking.evaluation.seed=3", rows=["teacher"])
     assert sum(drawn) == 3 + 2 * 16
+
+
+def test_measurements_depend_on_the_files_in_options(made: Path, tmp_path: Path) -> None:
+    """Such as GenEval's metadata or an architecture: other contents under the same name give other scores."""
+    shutil.copy(made / "clip.json", tmp_path)
+    reward = f"[{{name: clip, checkpoint: {made / 'one.bin'}, options: {{model: {tmp_path / 'clip.json'}}}}}]"
+    settings = open_run(made / "out", [f"tracking.evaluation.rewards={reward}"])
+    before = depends(settings)
+    assert depends(settings) == before
+    (tmp_path / "clip.json").write_text((made / "clip.json").read_text().replace("}}", ', "quick_gelu": true}}'))
+    assert depends(settings) != before
 
 
 def test_two_processes_share_what_is_left(
@@ -261,6 +274,22 @@ MISTAKES = [
         ["tracking.evaluation.labels=drawn"],
         "tracking.evaluation.labels: drawn has no effect beside prompt_files, which gives the labels; use in_turn",
     ),
+    (
+        ["tracking.evaluation.classifier=."],
+        "tracking.evaluation.classifier: has no effect beside features, since the prompts are texts; leave it out",
+    ),
+    (
+        ["tracking.evaluation={prompt_files: one.txt, classifier: .}"],
+        "tracking.evaluation.classifier: has no effect without a reference, since the prompts are texts; leave it out",
+    ),
+    (
+        ["tracking.evaluation.reference=null", "tracking.evaluation.per_prompt=1"],
+        "tracking.evaluation.features: clip has no effect without a reference or 2 per_prompt; leave it out",
+    ),
+    (
+        ["tracking.evaluation.rewards=true"],
+        "tracking.evaluation.rewards: true takes the rewards that are trained on, and there is none; give a list",
+    ),
     (["tracking.evaluation.reference=shapes"], "tracking.evaluation.prompt_files: shapes has its own prompts"),
 ]
 
@@ -269,6 +298,16 @@ MISTAKES = [
 def test_a_mistake_is_one_line(made: Path, changes: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dmdr_train.evaluate(made / "out", *changes)
+
+
+def test_the_teacher_needs_no_checkpoint(made: Path, tmp_path: Path, one_process: None) -> None:
+    shutil.copy(made / "out" / RECIPE, tmp_path)
+    changes = ["tracking.evaluation.reference=null", "tracking.evaluation.teacher_steps=[1]"]
+    assert list(dmdr_train.evaluate(tmp_path, *changes, rows=["teacher"])) == ["teacher-1"]
+    with pytest.raises(UserError, match=r"^run: .* holds no checkpoint"):
+        dmdr_train.evaluate(tmp_path, *changes, rows=["teacher", "student"])
+    with pytest.raises(UserError, match=r"^--rows: .* has no pictures for real; give other rows"):
+        dmdr_train.evaluate(tmp_path, *changes, rows=["real"])
 
 
 def test_the_deepspeed_launcher_may_start_it(capsys: pytest.CaptureFixture[str]) -> None:

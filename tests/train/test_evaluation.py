@@ -15,7 +15,7 @@ from dmdr_core import randn
 from dmdr_rewards.compare.metrics import Statistics, frechet_distance, precision_recall
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import named_generator
-from dmdr_train.data.picture_folder import read_picture
+from dmdr_train.data.picture_folder import class_folders, pictures_in, read_picture
 from dmdr_train.evaluation.check import check_reference
 from dmdr_train.evaluation.evaluator import Evaluator, Source
 from dmdr_train.evaluation.intervals import bootstrap_interval
@@ -159,6 +159,16 @@ def test_pictures_of_other_sizes_are_resized_to_cover_and_cut_to_the_centre(tmp_
     assert cut.shape == (3, 40, 40)
     assert (cut[2] > 0.99).float().mean() > 0.9  # the middle third, apart from its edges
     assert torch.equal(read_picture(tmp_path / "wide.png", (20, 60))[0, 0, :20], torch.ones(20))
+
+
+def test_the_files_of_a_reference_are_those_that_are_scored(tmp_path: Path) -> None:
+    """A Mac's notes beside pictures are none, and a hidden folder is no class: the labels would not fit."""
+    for name in ("b.TIFF", "a.gif", "._a.gif", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    for name in ("cat", ".cache"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in pictures_in(tmp_path)] == ["a.gif", "b.TIFF"]
+    assert [path.name for path in class_folders(tmp_path)] == ["cat"]
 
 
 def counted_folder(path: Path, counts: Sequence[int]) -> Path:

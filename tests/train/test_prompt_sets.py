@@ -10,6 +10,8 @@ from dmdr_train.data.prompt_sets import read_prompt_sets
 GENEVAL = '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n'
 COUNTING = GENEVAL.replace("single_object", "counting").replace("a bench", "two benches")
 PARTI = "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tbiology-inspired concepts\n"
+PARTI += '"G I" in graffiti\tAbstract\tWriting & Symbols\t\na sign "KEEP" here\tAbstract\tBasic\t\n'
+DPG = 'item_id,text,proposition_id,tuple\n0,"a cat, big",1,cat\n0,"a cat, big",2,size\n1,a dog,1,dog\n'
 COCO = {
     "info": {"year": 2014},
     "images": [{"id": 9}, {"id": 5}],
@@ -27,7 +29,9 @@ FILES = {
         {"geneval/single_object": ["a photo of a bench"], "geneval/counting": ["a photo of two benches"]},
     ),
     "tags.jsonl": ('{"prompt": "a cat", "tag": "x"}\n', {"tags": ["a cat"]}),
-    "PartiPrompts.tsv": (PARTI, {"PartiPrompts": ["bond"]}),
+    "PartiPrompts.tsv": (PARTI, {"PartiPrompts": ["bond", '"G I" in graffiti', 'a sign "KEEP" here']}),
+    "quoted.tsv": ('Prompt\tNote\n"a ""big""\tcat"\t\n', {"quoted": ['a "big"\tcat']}),
+    "dpg_bench.csv": (DPG, {"dpg_bench": ["a cat, big", "a dog"]}),
     "table.csv": ("id,Caption\n3,\"a cat, and a dog\"\n", {"table": ["a cat, and a dog"]}),
     "anime.json": (json.dumps(["a girl", " ", "a boat "]), {"anime": ["a girl", "a boat"]}),
     "hpd.json": (json.dumps(STYLES), {"hpd/anime": ["a girl"], "hpd/photo": ["a street"]}),

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmdr_rewards.base.text_files import text_lines
 
@@ -13,6 +13,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 def csv_rows(path: Path, delimiters: str) -> Rows:
     """The rows of a table whose first line names the columns; all fields are texts, and blank rows are left out.
+
+    Between tabs, quotes that surround no field are part of the text.
 
     Args:
         delimiters: the characters that may separate fields. The header shows which of them does.
@@ -24,9 +26,8 @@ def csv_rows(path: Path, delimiters: str) -> Rows:
     fitting = [each for each in delimiters if len(next(csv.reader([first], delimiter=each))) > 1]
     if len(fitting) > 1:
         raise ValueError(f"the header of {path} has {' and '.join(map(repr, fitting))}; separate it by one of them")
-    # Line ends are put back for texts of several lines, which stand in quotes.
-    lines = (f"{line}\n" for _, line in text_lines(path))
-    reader = csv.reader(lines, delimiter=(fitting or delimiters)[0], skipinitialspace=True, strict=True)
+    delimiter = (fitting or delimiters)[0]
+    reader = _reader(path, delimiter, csv.QUOTE_NONE if _quotes_are_text(path, delimiter) else csv.QUOTE_MINIMAL)
     header: list[str] = []
     try:
         for row in reader:
@@ -43,6 +44,23 @@ def csv_rows(path: Path, delimiters: str) -> Rows:
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num} of {path} cannot be read: {error}; mend its quotes") from None
+
+
+def _reader(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Any:
+    # Line ends are put back for texts of several lines, which stand in quotes.
+    lines = (f"{line}\n" for _, line in text_lines(path))
+    return csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
+
+
+def _quotes_are_text(path: Path, delimiter: str) -> bool:
+    """Whether a table of tabs has quotes that surround no field, as in PartiPrompts.tsv."""
+    if delimiter != "\t":
+        return False
+    try:
+        rows = _reader(path, delimiter, csv.QUOTE_MINIMAL)
+        return len({len(row) for row in rows if any(field.strip() for field in row)}) > 1
+    except csv.Error:
+        return True
 
 
 def unique(header: list[str], path: Path) -> list[str]:

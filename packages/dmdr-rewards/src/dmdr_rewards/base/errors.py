@@ -57,7 +57,15 @@ def naming(key: str, kind: type[UserError] = UserError) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise kind(key, str(error)) from error
+        raise kind(key, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The error's text; of a system call, without the number of the error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        fix = "give one that exists" if isinstance(error, FileNotFoundError) else "give one that can be used"
+        return f"{error.filename}: {error.strerror}; {fix}"
+    return str(error)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
 """The formats that Pillow may decode, whatever a file is called. Other formats run further programs (EPS), or have
 decoders that are rarely used and little tested."""
 
@@ -30,9 +31,11 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     """The picture in RGB with 8 bits per channel, upright.
 
     An alpha channel is dropped, 16 bits of grey are rounded to 8, and the EXIF orientation is applied, as every viewer
-    does. Raises ValueError for a picture of 32-bit integers or floats: nothing says which value is white.
+    does. A TIFF says whether its greys have 12 or 16 bits, and whether 0 is white. Raises ValueError for a picture of
+    32-bit integers or floats: nothing says which value is white.
     """
     picture.load()
+    tags = getattr(picture, "tag_v2", {})
     if picture.mode in ("I", "F"):
         kind = "32-bit integers" if picture.mode == "I" else "floats"
         raise ValueError(f"its pixels are {kind}, whose white is unknown: save it with 8 or 16 bits per channel")
@@ -42,7 +45,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
         import numpy as np  # slow, and the command line does without it until there is something to score
 
         # Pillow's own conversion clips at 255, which makes almost every such picture white.
-        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+        white = (1 << tags.get(BITSPERSAMPLE, (16,))[0]) - 1
+        grey = (np.asarray(picture).astype(np.uint32) * 255 + white // 2) // white
+        grey = 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey
         picture = Image.fromarray(grey.astype(np.uint8))
     return picture.convert("RGB")
 

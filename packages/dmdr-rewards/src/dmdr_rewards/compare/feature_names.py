@@ -10,6 +10,9 @@ from dmdr_rewards.interface import registry
 FIRST = ("inception", "dinov2", "clip")
 """The networks that `compare.networks` loads in a way of its own; all others are image towers of rewards."""
 
+CLASSIFIERS = ("inception", "class-label")
+"""The networks with class logits, whose inception score needs no other pictures."""
+
 
 def check_features(name: str, checkpoint: str | os.PathLike[str] | None) -> None:
     """Check a network before anything is loaded.

@@ -41,7 +41,8 @@ class Statistics:
     def from_npz(cls, path: str | PathLike[str]) -> "Statistics":
         """Those in a file of arrays `mu` [D] and `sigma` [D, D], such as ADM's reference batches; no pickle is read.
 
-        Raises ValueError for a file that is missing or damaged, or that lacks these arrays.
+        Raises ValueError for a file that is missing or damaged, that lacks these arrays, or whose numbers are not all
+        finite.
         """
         import numpy as np
 
@@ -53,6 +54,8 @@ class Statistics:
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             shapes = f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}"
             raise ValueError(f"{path} has {shapes}: give mu [D] and sigma [D, D]")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError(f"{path} holds statistics that are not finite: compute them again")
         return cls(mean, covariance)
 
 
@@ -90,10 +93,11 @@ def inception_score(logits: Tensor, part: int = 5000) -> float:
     """exp(E KL(p(y|x) ‖ p(y))) of class logits Tensor[N, K].
 
     Sets of 2 · part pictures and more are split, and the mean over the parts of a random order is taken, as is usual:
-    50,000 pictures make ten parts.
+    50,000 pictures make ten parts. Raises ValueError for an empty set.
     """
     from torchmetrics.image.inception import InceptionScore
 
+    _enough(logits, 1)
     with _seeded():
         metric = InceptionScore(
             feature=_Given(logits.shape[1]), splits=max(1, len(logits) // part), sync_on_compute=False
@@ -108,6 +112,8 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3, rows: int 
     The manifold of a set is the union of balls around its points; each ball reaches to the point's k-th nearest
     neighbour. Raises ValueError for a set of at most `neighbours` pictures.
     """
+
+    _enough(fake, neighbours + 1)
 
     def inside(points: Tensor, manifold: Tensor) -> float:
         radius = _radii(manifold, neighbours, rows)

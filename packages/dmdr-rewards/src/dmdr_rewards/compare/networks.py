@@ -7,7 +7,7 @@ others      the image tower of that reward, such as class-label with a folder of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dmdr_rewards.interface import registry
 from dmdr_rewards.interface.reward import TowerReward
 from dmdr_rewards.models import dinov2
 from dmdr_rewards.models.class_label import ClassLabelReward
-from dmdr_rewards.models.clip import shorter_side
+from dmdr_rewards.models.clip import ClipReward, shorter_side
 from dmdr_rewards.networks.clip_towers import transformers_towers
 from dmdr_rewards.networks.frozen_network import FrozenNetwork
 from dmdr_rewards.networks.inception import FETCH, inception
@@ -34,12 +34,19 @@ from dmdr_rewards.score.scoring import Steps
 class FeatureNetwork:
     """A frozen network with its preprocessing: pixels Tensor[B, 3, h, w] -> features Tensor[B, D].
 
-    head  features -> class logits Tensor[B, K], if the network is a classifier
+    head        features -> class logits Tensor[B, K], if the network is a classifier
+    activation  of a CLIP, in words: the same weights give other features with another
     """
 
     tower: FrozenNetwork
     steps: Steps
     head: FrozenNetwork | None = None
+    activation: str | None = None
+
+    @property
+    def preprocess(self) -> str:
+        """The steps from a picture to pixels, and the activation, in words."""
+        return f"{self.steps}; {self.activation}" if self.activation else str(self.steps)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels on the network's device -> float32 Tensor[B, D]. Raises ValueError for features of another rank."""
@@ -102,50 +109,55 @@ def load(
     try:
         check_features(name, checkpoint)
         assert checkpoint is not None
-        tower, steps, head = _LOADERS.get(name, _of_reward)(name, checkpoint, device, dtype, options)
+        network = _LOADERS.get(name, _of_reward)(name, checkpoint, device, dtype, options)
     except MissingError as error:
         raise MissingError(
             f"{error}; the official weights: {_FETCH[name]}" if name in _FETCH else str(error)
         ) from error
     if side is not None:
-        return FeatureNetwork(tower, Square(side, steps), head)
-    if isinstance(steps, Preprocess) and steps.image_size is None:
-        raise ValueError(f"{name} takes pictures of any size ({steps}): give --size, so that all have the same")
-    return FeatureNetwork(tower, steps, head)
+        return replace(network, steps=Square(side, network.steps))
+    if isinstance(network.steps, Preprocess) and network.steps.image_size is None:
+        raise ValueError(f"{name} takes pictures of any size ({network.steps}): give --size, so that all have the same")
+    return network
 
 
 _ROWS = 4096
-_Loaded = tuple[FrozenNetwork, Steps, FrozenNetwork | None]
 
 
 def _inception(
     name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
-) -> _Loaded:
+) -> FeatureNetwork:
     _no_options(name, options)
-    return inception(checkpoint, device, dtype)
+    return FeatureNetwork(*inception(checkpoint, device, dtype))
 
 
-def _dinov2(name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> _Loaded:
+def _dinov2(
+    name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
+) -> FeatureNetwork:
     _no_options(name, options)
-    return *dinov2.backbone(checkpoint, device, dtype), None
+    return FeatureNetwork(*dinov2.backbone(checkpoint, device, dtype))
 
 
-def _clip(name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> _Loaded:
+def _clip(
+    name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
+) -> FeatureNetwork:
     folder = Path(checkpoint)
     if (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
         _no_options(name, options)
         towers = transformers_towers(folder, device, dtype)
-        return towers.image, shorter_side(towers.image_size), None
+        return FeatureNetwork(towers.image, shorter_side(towers.image_size), activation=towers.activation)
     return _of_reward(name, checkpoint, device, dtype, options)
 
 
 def _of_reward(
     name: str, checkpoint: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
-) -> _Loaded:
+) -> FeatureNetwork:
     reward = registry.create(name, checkpoint, device, dtype, **options)
     if not isinstance(reward, TowerReward):
         raise ValueError(f"the reward {name} has no image tower: give one of {', '.join(FIRST)} or class-label")
-    return reward.tower, reward.preprocess, reward.classifier.head if isinstance(reward, ClassLabelReward) else None
+    head = reward.classifier.head if isinstance(reward, ClassLabelReward) else None
+    activation = reward.towers.activation if isinstance(reward, ClipReward) else None
+    return FeatureNetwork(reward.tower, reward.preprocess, head, activation)
 
 
 def _no_options(name: str, options: dict[str, Any]) -> None:
@@ -154,4 +166,4 @@ def _no_options(name: str, options: dict[str, Any]) -> None:
 
 
 _FETCH = {"inception": FETCH, "dinov2": dinov2.FETCH}
-_LOADERS: dict[str, Callable[..., _Loaded]] = {"inception": _inception, "dinov2": _dinov2, "clip": _clip}
+_LOADERS: dict[str, Callable[..., FeatureNetwork]] = {"inception": _inception, "dinov2": _dinov2, "clip": _clip}

@@ -46,7 +46,7 @@ def as_json(
                 "sha256": sha256(str(each.checkpoint)),
                 "official": compared(each.reward, sha256(str(each.checkpoint))),
                 "options": each.options,
-                "preprocess": str(networks[each.name].steps),
+                "preprocess": networks[each.name].preprocess,
                 "width": sets[0].features[each.name].shape[1],
                 "measures": {name: asdict(estimate) for name, estimate in found[each.name].items()},
             }

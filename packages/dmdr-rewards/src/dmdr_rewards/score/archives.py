@@ -38,7 +38,7 @@ def from_tar(path: Path, endings: Collection[str]) -> list[tuple[str, TarCell, d
     endings  of pictures, such as ".png"
 
     Links, devices and names that begin with a dot are left out. Raises ValueError for a text that is too long or no
-    UTF-8, and any error of tarfile for a damaged archive.
+    UTF-8 and for an archive without its end, and any error of tarfile for a damaged archive.
     """
     compressed = path.suffix.lower() != ".tar"
     pictures: list[tuple[str, str, TarCell]] = []
@@ -59,6 +59,11 @@ def from_tar(path: Path, endings: Collection[str]) -> list[tuple[str, TarCell, d
                 pictures.append((sample, member.name, TarCell(path, member.offset_data, member.size, compressed)))
             elif ending in ("txt", "json", "cls"):
                 rows[sample].update(_row(ending, _text(archive, member, path), f"{path}, {member.name}"))
+        file.seek(archive.offset)  # where no further member was found
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(
+                f"{path} has no end after {len(pictures)} pictures: it is cut off or damaged; fetch it again"
+            )
     return [(name, cell, {"file_name": name, **rows[sample]}) for sample, name, cell in pictures]
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dmdr_rewards.base.errors import UserError, naming
-from dmdr_rewards.base.safe_reading import from_json, inside, open_rgb
+from dmdr_rewards.base.safe_reading import FORMATS, from_json, inside, open_rgb
 from dmdr_rewards.score import files, tables
 from dmdr_rewards.score.archives import from_npz, from_tar
 from dmdr_rewards.score.cells import Cell, DatasetCell, ParquetCell, open_dataset
@@ -90,7 +90,11 @@ def open_picture(source: Path | Cell) -> Image.Image:
         value = source if isinstance(source, Path) else source.value()
         if isinstance(value, Image.Image):  # from an array of pixels
             return value
+        if value is None or value == b"":
+            raise ValueError("nothing is there")
         return open_rgb(io.BytesIO(value) if isinstance(value, bytes) else value)
+    except UnidentifiedImageError as error:  # whose text holds an address, another one in every run
+        raise ValueError(f"cannot be read: it is damaged, or none of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise any exception for bytes that are not a picture
         raise ValueError(writable(f"cannot be read: {error or type(error).__name__}")) from error
 

@@ -24,7 +24,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises ValueError or OSError for a file that is missing, damaged or has another ending.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path}: give a file that ends in {', '.join(ENDINGS)}")
+        raise ValueError(f"{path}: give a file that ends in {', '.join(ENDINGS)}, or .txt for prompts in order")
     if path.suffix.lower() != ".parquet":
         return read_lines(path)
     file = open_parquet(path)

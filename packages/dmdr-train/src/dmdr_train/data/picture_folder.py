@@ -3,16 +3,24 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmdr_rewards.score.sources import ENDINGS
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-
 
 def pictures_in(path: Path) -> list[Path]:
-    """The picture files of a folder, sorted by name; sub-folders are not searched."""
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+    """The files of a folder that `dmdr-score` reads as pictures, sorted by name; sub-folders are not searched.
+
+    Names that begin with a dot are left out.
+    """
+    return sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in ENDINGS)
+
+
+def class_folders(path: Path) -> list[Path]:
+    """The sub-folders of a folder, one for each class, sorted by name; names that begin with a dot are left out."""
+    return sorted(p for p in path.glob("[!.]*") if p.is_dir())
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> "Tensor":

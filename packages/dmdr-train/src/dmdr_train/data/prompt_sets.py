@@ -4,7 +4,8 @@
     .json                                  a list of texts or of objects; styles with such lists, as HPSv2's benchmark;
                                            captions with their annotations, as COCO, whose first caption of each
                                            picture is taken
-    a folder of .txt files                 a prompt per file, as DPG-Bench
+    a folder of .txt files                 a prompt per file, as DPG-Bench; its table has a row for each question about
+                                           a prompt, whose first row is taken
 
 The prompts of a row are those in its column prompt, caption or text, in upper or lower case, or else in its only column
 of texts. Imports no torch.
@@ -61,6 +62,8 @@ def _read(key: str, path: Path) -> Sets:
             if len(tags) != len(prompts):
                 raise ValueError(f"{path} has {len(prompts)} prompts and {len(tags)} tags; give both in every row")
             return {f"{path.stem}/{tag}": [p for p, t in zip(prompts, tags, strict=True) if t == tag] for tag in tags}
+        if {"item_id", "proposition_id"} <= columns.keys():  # DPG-Bench's table
+            prompts = list(dict.fromkeys(prompts))
         return {path.stem: prompts}
 
 

@@ -26,11 +26,17 @@ WAIT = 10.0
 class Peers:
     """The names of all processes; every process creates this object at the same time, after joining the process group.
 
+    Args:
+        fix: what the user can do after a process is lost, for the message.
+
     Raises:
         StoppedError: as in `expected`.
     """
 
-    def __init__(self) -> None:
+    fix = "the checkpoints are complete; start again with run.resume=auto to resume"
+
+    def __init__(self, fix: str = fix) -> None:
+        self.fix = fix
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.names: list[Any] = ["unknown process"] * self.world
         if self.world > 1:
@@ -58,8 +64,7 @@ class Peers:
             reason = str(failure).splitlines()[0].partition("] ")[2] or str(failure)
             raise StoppedError(
                 LOST,
-                f"{named or 'another process'} ended, or did not answer in time ({reason[:80]}); "
-                f"the checkpoints are complete; start again with run.resume=auto to resume",
+                f"{named or 'another process'} ended, or did not answer in time ({reason[:80]}); {self.fix}",
                 speaker if 0 not in missing else self.rank,
             ) from error
 

@@ -8,9 +8,10 @@ from dmdr_models.base.picture_size import size_text
 from dmdr_models.folder.contents import Description
 from dmdr_rewards.score.archives import PICTURES as PICTURES_OF_NPZ
 from dmdr_rewards.score.archives import arrays_in, from_npz
+from dmdr_rewards.score.sources import ENDINGS
 
 from dmdr_train.base.errors import UserError, naming
-from dmdr_train.data.picture_folder import PICTURES, pictures_in
+from dmdr_train.data.picture_folder import class_folders, pictures_in
 from dmdr_train.data.prompt_sets import KEY, read_prompt_sets
 from dmdr_train.recipe.schema import DRAWN, Evaluation, Recipe
 
@@ -33,6 +34,12 @@ def check_evaluation(settings: Recipe, found: Description | None) -> None:
     if evaluation.classifier is not None and not os.path.isdir(evaluation.classifier):
         fix = "give one that exists"
         raise UserError("tracking.evaluation.classifier", f"no folder {evaluation.classifier!r}; {fix}")
+    compared = evaluation.reference is not None or evaluation.per_prompt > 1
+    if evaluation.classifier is not None and texts and (evaluation.features is not None or not compared):
+        cause = "beside features" if compared else "without a reference"
+        raise UserError(
+            "tracking.evaluation.classifier", f"has no effect {cause}, since the prompts are texts; leave it out"
+        )
     if evaluation.reference in DRAWN and (evaluation.reference == "scenes") != texts:
         takes, fix = ("texts", "scenes, or a folder of") if texts else ("class labels", "shapes, or a folder of")
         message = f"{evaluation.reference} does not go with a model that takes {takes}; use {fix} pictures"
@@ -73,7 +80,7 @@ def check_reference(evaluation: Evaluation, count: int, texts: bool, num_classes
     if texts:
         check_files(Path(path), 2 * count, count, len(pictures_in(Path(path))) // 2)
         return
-    classes = sorted(p for p in Path(path).iterdir() if p.is_dir())
+    classes = class_folders(Path(path))
     if num_classes is not None and len(classes) != num_classes:
         raise UserError(REFERENCE, f"{path} has {len(classes)} sub-folders; give one for each of {num_classes} classes")
     if not classes:
@@ -105,7 +112,7 @@ def check_files(folder: Path, needed: int, count: int, most: int) -> None:
     """
     here = len(pictures_in(folder))
     if not here:
-        raise UserError(REFERENCE, f"{folder} holds no picture; put some there ({', '.join(sorted(PICTURES))})")
+        raise UserError(REFERENCE, f"{folder} holds no picture; put some there ({', '.join(sorted(ENDINGS))})")
     if here < needed:
         fewer = f", or set tracking.evaluation.pictures to {most} or less" if most >= 100 else ""
         raise UserError(

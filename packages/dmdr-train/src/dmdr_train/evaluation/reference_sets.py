@@ -10,7 +10,7 @@ from dmdr_rewards.score.archives import from_npz
 from torch import Tensor
 
 from dmdr_train.base.random_draws import named_generator
-from dmdr_train.data.picture_folder import fitted, pictures_in, read_picture
+from dmdr_train.data.picture_folder import class_folders, fitted, pictures_in, read_picture
 from dmdr_train.data.prompt_sets import Sets, read_prompt_sets
 from dmdr_train.recipe import schema
 
@@ -136,7 +136,7 @@ class Folder(Labels):
     def __init__(self, folder: Path, num_classes: int, seed: int, size: tuple[int, int]):
         super().__init__(num_classes)
         self.size = size
-        self.classes = [pictures_in(each) for each in sorted(p for p in folder.iterdir() if p.is_dir())]
+        self.classes = [pictures_in(each) for each in class_folders(folder)]
         generator = named_generator(seed, "files")
         self.orders = [torch.randperm(len(files), generator=generator).tolist() for files in self.classes]
 

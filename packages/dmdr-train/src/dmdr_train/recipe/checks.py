@@ -1,6 +1,7 @@
 """What cannot be in one recipe together. Each check raises a ValueError "KEY: what is wrong; how to mend it"."""
 
 from dmdr_models import registry
+from dmdr_rewards.compare.feature_names import CLASSIFIERS
 
 from dmdr_train.base.plugins import nearest_name
 from dmdr_train.recipe.derived import Sections, merged
@@ -393,5 +394,11 @@ def check_evaluation(recipe: Sections) -> None:
         raise ValueError(f"{key}.labels: drawn has no effect {cause}, which gives the labels; use in_turn")
     if found.per_prompt > found.pictures:
         raise ValueError(f"{key}.per_prompt: {found.per_prompt} is more than all pictures {found.pictures}; use fewer")
+    compared = found.reference is not None or found.per_prompt > 1
+    if found.features is not None and not compared and found.features.name not in CLASSIFIERS:
+        name = found.features.name
+        raise ValueError(f"{key}.features: {name} has no effect without a reference or 2 per_prompt; leave it out")
+    if found.rewards is True and not recipe.needing("reward"):
+        raise ValueError(f"{key}.rewards: true takes the rewards that are trained on, and there is none; give a list")
     if not (found.reference or found.classifier or found.rewards or found.per_prompt > 1):
         raise ValueError(f"{key}: measures nothing; give rewards, a reference, or 2 or more as per_prompt")

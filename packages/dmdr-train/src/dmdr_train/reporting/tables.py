@@ -1,5 +1,6 @@
 """Tables of scores, for a terminal and in Markdown."""
 
+import math
 from collections.abc import Sequence
 
 from dmdr_train.evaluation.scores import Scores
@@ -39,8 +40,8 @@ def cells(scores: Scores, headings: Sequence[str] | None = None, intervals: bool
     made = []
     for title in columns({"": scores}) if headings is None else headings:
         name, value = found.get(title, (title, None))
-        given = scores.intervals.get(name) if intervals else None
-        made.append(_number(value) + (f" [{_number(given[0])}, {_number(given[1])}]" if given else ""))
+        low, high = scores.intervals.get(name, (math.nan, math.nan))  # a single prompt has no interval
+        made.append(_number(value) + (f" [{_number(low)}, {_number(high)}]" if intervals and low == low else ""))
     return made
 
 

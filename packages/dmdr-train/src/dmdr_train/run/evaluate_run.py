@@ -1,5 +1,6 @@
 """Scoring the networks of a run: teacher, checkpoints and student, on the recipe's device and over its processes."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -49,11 +50,11 @@ def evaluate_run(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, 
         newest, and `student` for the newest.
 
     Raises:
-        UserError: on every process, if a file of the run or of the evaluation cannot be used.
+        UserError: on every process, if there is no such row, or a file of the run or of the evaluation cannot be used.
     """
     device = choose_device(settings.run, settings.optim.precision)
     with processes(device, settings.run.timeout):
-        peers = Peers()
+        peers = Peers("the same command goes on")
         with peers.expected():
             check_shared(run, peers)
             return _evaluate(settings, run, rows, device)
@@ -62,6 +63,10 @@ def evaluate_run(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, 
 def _evaluate(settings: Recipe, run: Path, rows: Sequence[str], device: torch.device) -> dict[str, Scores]:
     evaluation = settings.tracking.evaluation
     assert evaluation is not None
+    asked: dict[str, Any] = {**teachers(settings, rows), **agreed(lambda: students(settings, run, rows))}
+    real = evaluation.has_pictures and "real" in rows
+    if not (asked or real):
+        raise UserError("--rows", f"{run} has no pictures for {', '.join(rows)}; give other rows")
     family = load_family(settings)
     open_decoder(settings, family)
     family.to(device)
@@ -70,9 +75,8 @@ def _evaluate(settings: Recipe, run: Path, rows: Sequence[str], device: torch.de
         finished = FinishedBatches(run / FOLDER / "batches", agreed(lambda: depends(settings)))
         evaluator = open_evaluator(settings, family, device, finished=finished, progress=bar.update)
         measures: dict[str, Callable[[], Scores]] = {}
-        if evaluation.has_pictures and "real" in rows:
+        if real:
             measures["real"] = evaluator.real
-        asked: dict[str, Any] = {**teachers(settings, rows), **agreed(lambda: students(settings, run, rows))}
         for key, (name, plan, checkpoint, own) in asked.items():
             source = Source(key, partial(networks.draw, evaluator, plan, checkpoint), own)
             measures[key] = partial(evaluator.source, name, source)
@@ -141,6 +145,8 @@ def students(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, Row]
     Raises:
         UserError: the weights of a student are damaged.
     """
+    if not {"checkpoints", "student"} & set(rows):
+        return {}
     plan, last = student_plan(settings), newest("run", str(run))
     earlier = [path for path in checkpoints_in(run / "checkpoints") if step_of(path) < step_of(last)]
     chosen = [*(earlier if "checkpoints" in rows else []), *([last] if "student" in rows else [])]
@@ -161,7 +167,7 @@ def depends(settings: Recipe) -> dict[str, Any]:
     assert evaluation is not None
     inputs = {k: v for k, v in fingerprints(settings).items() if k.startswith(("model", "tracking", "data.embeddings"))}
     rewards = [
-        (r.name, r.precision, r.options, r.checkpoint and content_fingerprint(r.checkpoint))
+        (r.name, r.precision, contents(r.options), r.checkpoint and content_fingerprint(r.checkpoint))
         for r in [*scored_by(settings).values(), *([evaluation.features] if evaluation.features else [])]
     ]
     model = settings.model.model_dump(include={"family", "resolution", "max_tokens", "generator_lora"}, mode="json")
@@ -173,6 +179,12 @@ def depends(settings: Recipe) -> dict[str, Any]:
     memory = settings.memory.model_dump(include={"vae_tiling"})
     more = [settings.optim.precision, settings.guidance.unconditional, strengths, memory]
     return {"inputs": inputs, "rewards": rewards, "model": model, "drawn": drawn, "more": more}
+
+
+def contents(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a reward, with fingerprints of the files and folders that they name."""
+    files = {name: value for name, value in options.items() if isinstance(value, str) and os.path.exists(value)}
+    return options | {name: content_fingerprint(value) for name, value in files.items()}
 
 
 def broken(scores: Scores, count: int, prompts: Callable[[range], list[Any]]) -> str:

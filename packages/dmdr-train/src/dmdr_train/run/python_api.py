@@ -114,7 +114,8 @@ def evaluate(run: str | Path, *overrides: str, rows: Sequence[str] = ROWS) -> di
         example = "'tracking.evaluation={prompt_files: FILE, rewards: [{name: NAME, checkpoint: FILE}]}'"
         raise UserError("tracking.evaluation", f"is not set in {Path(run) / RECIPE}; give it here, such as {example}")
     preflight.check_evaluation(settings, preflight.read_description(settings))
-    newest_verified("run", str(run))
+    if {"checkpoints", "student"} & set(rows):  # the teacher needs none
+        newest_verified("run", str(run))
     check_writable("run", Path(run))
     name_device(settings.run.device)
     from dmdr_train.run.evaluate_run import evaluate_run
