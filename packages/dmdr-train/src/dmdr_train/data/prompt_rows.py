@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dmdr_models.base.text_files import text_lines
-from dmdr_rewards.base.csv_files import Rows, csv_rows
+from dmdr_rewards.base.csv_files import Rows, csv_rows, unique
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -86,6 +86,7 @@ def _parquet_columns(path: Path, wanted: str | None) -> dict[str, Column]:
         schema = found.schema.to_arrow_schema()
     except Exception as error:  # readers of damaged files raise any exception
         raise ValueError(f"{path} cannot be read: {error}; give a .parquet file") from None
+    unique(schema.names, path)
     usual = (wanted, *USUAL_COLUMNS)
     return {field.name: Column(is_text(field.type, field.name in usual)) for field in schema if found.num_rows}
 
