@@ -187,6 +187,14 @@ def test_bytes_are_text_only_if_they_are_named() -> None:
 # -- folders
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bytes_that_are_no_text_are_a_line_also_in_the_midst_of_a_stream(streaming: bool) -> None:
+    kind = pa.binary()
+    parquet.write_table(pa.table({"prompt": pa.array([*10_000 * [b"a cat"], b"a \xff cat"], kind)}), "p.parquet")
+    with pytest.raises(UserError, match=r"^data.prompts: .*p.parquet cannot be read: .*; mend the file$"):
+        list(open_prompts(Data(prompts="p.parquet", streaming=streaming)))
+
+
 def test_two_columns_of_one_name_in_parquet() -> None:
     parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), "p.parquet")
     assert said_of(prompts="p.parquet") == "data.prompts: the header of p.parquet names two columns 'text'; rename one"

@@ -121,6 +121,8 @@ def open_prompts(data: Data) -> Any:
     except UserError:
         raise
     except Exception as error:  # readers of damaged files raise any exception
+        if isinstance(error.__cause__, UserError):  # of `prompt_builder`, which the library wraps
+            raise error.__cause__ from None
         raise UserError("data.prompts", f"{data.prompts} cannot be read: {error.__cause__ or error}") from error
     return texts
 

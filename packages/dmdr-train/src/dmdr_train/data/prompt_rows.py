@@ -146,13 +146,16 @@ def _values(path: Path, column: str, size: int) -> Iterator[tuple[int, Any]]:
         import pyarrow
         from pyarrow import parquet
 
-        with parquet.ParquetFile(path) as file:
-            rows = (
-                text
-                for batch in file.iter_batches(size, columns=[column])
-                for text in batch.column(0).cast(pyarrow.string()).to_pylist()
-            )
-            yield from enumerate(rows, 1)
+        try:
+            with parquet.ParquetFile(path) as file:
+                rows = (
+                    text
+                    for batch in file.iter_batches(size, columns=[column])
+                    for text in batch.column(0).cast(pyarrow.string()).to_pylist()
+                )
+                yield from enumerate(rows, 1)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error}; mend the file") from error
     else:
         for number, row in READERS[path.suffix.lower()](path):
             yield number, row.get(column)
