@@ -239,6 +239,24 @@ def test_what_is_refused(models, sdxl, tmp_path, capsys, fault):
     assert line in shown
 
 
+@pytest.mark.parametrize(
+    ("entries", "line"),
+    [
+        ({"lora_alpha": None}, "has a lora_alpha or an alpha_pattern that cannot be read: "),
+        ({"lora_alpha": "six"}, "has a lora_alpha or an alpha_pattern that cannot be read: "),
+        ({"lora_alpha": float("inf")}, "with numbers that are not finite: give another LoRA"),
+        ({"alpha_pattern": ["to_q"]}, "has a lora_alpha or an alpha_pattern that cannot be read: "),
+        ({"alpha_pattern": {"(": 4}}, "has a lora_alpha or an alpha_pattern that cannot be read: missing \\)"),
+    ],
+)
+def test_an_alpha_that_is_no_number_is_refused(sd3, tmp_path, entries, line):
+    sd3.students.save_lora(trained(sd3), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **entries}))
+    with pytest.raises(ValueError, match=line):
+        sd3.read_lora(tmp_path)
+
+
 QKV = "lora_unet_joint_blocks_0_x_block_attn_qkv"
 
 
@@ -253,6 +271,10 @@ QKV = "lora_unet_joint_blocks_0_x_block_attn_qkv"
         ({f"{QKV}.lora_down.weight": torch.tensor(1.0)}, rf"{QKV}.lora_down.weight of shape \(\), which is no matrix"),
         ({f"{QKV}.dora_scale": torch.zeros(2, 1)}, f"holds {QKV}.dora_scale, which has no place"),
         ({"lora_unet_joint_blocks_7_x_block_attn_proj.alpha": torch.zeros(1)}, "holds lora_unet_joint_blocks_7_x_"),
+        (
+            {f"{QKV}.alpha": torch.tensor(float("nan"))},
+            r"attn.to_. with numbers that are not finite: give another LoRA",
+        ),
     ],
 )
 def test_what_is_refused_of_sd3_in_kohyas_layout(sd3, tmp_path, change, line):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dmdr_models import registry, unpack
+from dmdr_models.folder.checks import check_weights
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.fingerprints import network_fingerprint, text_fingerprint
 from dmdr_models.folder.weight_files import weight_files
@@ -171,6 +172,38 @@ def test_what_is_refused(sd3_model, tmp_path, capsys, monkeypatch, fault):
     assert shown.startswith(f"dmdr-generate: --model {folder}: ")
     assert line in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["tokenizer_2", "tokenizer_3"])
+def test_a_tokenizer_without_its_files_is_refused(sd3_model, tmp_path, capsys, part):
+    """transformers would make one with a vocabulary of its own, and every text would be the same."""
+    layout, folder = registry.find("sd3"), shutil.copytree(sd3_model, tmp_path / "model")
+    place = folder / part
+    (place / "vocab.json").write_text("{}")  # half of what makes a vocabulary
+    for name, line in (
+        ("tokenizer.json", f"{place} holds no vocabulary (tokenizer.json): download the folder again"),
+        ("tokenizer_config.json", f"{place} holds no tokenizer_config.json: download the folder again"),
+        ("", f"{folder} holds no {part}: download the folder again"),
+    ):
+        (place / name).unlink() if name else shutil.rmtree(place)
+        family = dmdr_models.load("sd3", folder)
+        for read in (lambda: describe(layout, folder), lambda family=family: family.condition(["a fox"])):
+            with pytest.raises(FileNotFoundError, match=f"^{re.escape(line)}$"):
+                read()
+    describe(layout, folder, own_text=True)
+    with pytest.raises(SystemExit) as end:
+        drawn(folder, tmp_path / "a.png")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"dmdr-generate: --model {folder}: {line}\n"
+
+
+def test_a_network_by_its_authors_names_is_refused(sd3_model, tmp_path):
+    layout, file = registry.find("sd3"), tmp_path / "student.safetensors"
+    family = dmdr_models.load("sd3", sd3_model)
+    family.students.save_original(family.load_network(), file)
+    line = f"{file} names no layer as diffusers does: give a network that diffusers saved, or make a folder"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        check_weights(layout, file, describe(layout, sd3_model).layers)
 
 
 @pytest.mark.parametrize("options", [[], ["--family", "sdxl"]])

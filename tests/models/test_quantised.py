@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dmdr_models import registry
+from dmdr_models.base.reasons import reason
 from dmdr_models.folder.contents import describe
 from dmdr_models.folder.fingerprints import network_fingerprint
 from dmdr_models.folder.quantisation import BYTES_PER_WEIGHT, LIBRARIES
@@ -179,15 +181,19 @@ def test_a_folder_that_cannot_be_read_is_refused(sd3_model, tmp_path, monkeypatc
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_what_a_library_says_of_a_missing_gpu_is_one_line(sd3_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("No GPU found. A GPU is needed."), KeyError("group_size")])
+def test_what_a_library_says_of_quantised_weights_is_one_line(sd3_model, tmp_path, monkeypatch, error):
     folder = shutil.copytree(sd3_model, tmp_path / "model")
+    declare(folder / "transformer", "torchao")
+    monkeypatch.setattr("dmdr_models.folder.quantisation.importlib.util.find_spec", lambda name: name)
     family = dmdr_models.load("sd3", folder)
 
     def refuse(*place: str, **options: object) -> None:
-        raise RuntimeError("No GPU found. A GPU is needed for quantization.")
+        raise error
 
     monkeypatch.setattr(diffusers.SD3Transformer2DModel, "from_pretrained", refuse)
-    with pytest.raises(ValueError, match=r"has quantised weights that cannot be read here: No GPU found"):
+    said = re.escape(f"has quantised weights (torchao) that cannot be read here: {reason(error)}; give the folder")
+    with pytest.raises(ValueError, match=said):
         family.load_network()
 
 

@@ -216,7 +216,7 @@ def test_a_folder_is_described(dots: Path, tmp_path: Path) -> None:
     assert (found.num_classes, set(found.layers)) == (4, {"first", "last"})
     check_weights(layout, dots / "network/diffusion_pytorch_model.safetensors", found.layers)
     with pytest.raises(ValueError, match="lacks first"):
-        check_weights(layout, dots / "network/diffusion_pytorch_model.safetensors", ["first.0"])
+        check_weights(layout, dots / "network/diffusion_pytorch_model.safetensors", ["first.0", "last"])
     assert network_fingerprint(layout, dots) == network_fingerprint(layout, dots)
     config = dots / "network/config.json"
     config.write_text(json.dumps({"_class_name": "DotsNetwork"}))

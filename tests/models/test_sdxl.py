@@ -488,7 +488,7 @@ def test_files_that_are_refused(sdxl, sdxl_model, tmp_path, monkeypatch):
     early = {
         "state.ckpt": "is no state dict",
         "broken.safetensors": "is no safetensors file",
-        "other.safetensors": "other.safetensors lacks add_embedding.linear_1 and ",
+        "other.safetensors": "other.safetensors names no layer as diffusers does: give a network that diffusers saved",
     }
     for name, message in early.items():
         with pytest.raises(ValueError, match=message):

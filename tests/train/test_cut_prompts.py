@@ -9,11 +9,13 @@ import datasets
 import dmdr_models
 import pytest
 from dmdr_models import tiny
+from dmdr_train.base.errors import UserError
 from dmdr_train.data import cut_prompts
 from dmdr_train.data.cut_prompts import cuts
 from dmdr_train.data.prompt_order import TextPrompts
 from dmdr_train.recipe.schema import Model
 from dmdr_train.run import runner
+from dmdr_train.training.networks import load_family
 
 LONG = "a" * 100
 MAX_TOKENS = 20
@@ -72,6 +74,11 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     shutil.rmtree(path / "tokenizer_2")
     with pytest.raises(ValueError, match=r"^model.path: .* holds no tokenizer_2: download"):
         cuts("data.prompts", dataset(LONG), Model(family="sd3", path=str(path)), dmdr_models.load("sd3", path))
+
+
+def test_a_length_that_cannot_be_is_the_recipes_own_key(sd3: Path, make_recipe: Any) -> None:
+    with pytest.raises(UserError, match=r"^model.max_tokens: max_tokens 513 is not in 1 to 512, .*: give at most 512$"):
+        load_family(make_recipe(model__family="sd3", model__path=str(sd3), model__max_tokens=513))
 
 
 def test_a_run_says_it_of_its_prompts_and_its_samples(

@@ -111,6 +111,7 @@ def test_a_single_column_is_no_table_of_semicolons() -> None:
         ('prompt\n"a" cat\n', "line 2 of p.csv cannot be read: ',' expected after '\"'; mend its quotes"),
         ("id;prompt,note\n1;a,b\n", "the header of p.csv has ',' and ';'; separate it by one of them"),
         ("prompt,prompt\na,b\n", "the header of p.csv names two columns 'prompt'; rename one"),
+        ("id|prompt\n1|a cat\n", "the header of p.csv is separated by '|'; separate the columns by ','"),
     ],
 )
 def test_a_table_that_can_be_read_in_two_ways(content: str, said: str) -> None:
@@ -184,6 +185,48 @@ def test_bytes_are_text_only_if_they_are_named() -> None:
 
 
 # -- folders
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bytes_that_are_no_text_are_a_line_also_in_the_midst_of_a_stream(streaming: bool) -> None:
+    kind = pa.binary()
+    parquet.write_table(pa.table({"prompt": pa.array([*10_000 * [b"a cat"], b"a \xff cat"], kind)}), "p.parquet")
+    with pytest.raises(UserError, match=r"^data.prompts: .*p.parquet cannot be read: .*; mend the file$"):
+        list(open_prompts(Data(prompts="p.parquet", streaming=streaming)))
+
+
+def test_two_columns_of_one_name_in_parquet() -> None:
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), "p.parquet")
+    assert said_of(prompts="p.parquet") == "data.prompts: the header of p.parquet names two columns 'text'; rename one"
+
+
+# -- folders
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_file_of_a_folder_without_the_column_is_named(kind: str) -> None:
+    Path("folder").mkdir()
+    for name, column in (("a", "prompt"), ("b", "caption")):
+        path = f"folder/{name}.{kind}"
+        if kind == "parquet":
+            parquet.write_table(pa.table({column: [name]}), path)
+        else:
+            Path(path).write_text(f"{column}\n{name}\n" if kind == "csv" else json.dumps({column: name}))
+    said = said_of(opened=True, prompts="folder", streaming=True)
+    assert f"b.{kind} has no column prompt, only caption; rename one" in said
+
+
+def test_formats_that_the_library_would_leave_out_are_named() -> None:
+    """Of a folder with several formats the library reads the one that most files have."""
+    name = folder_of("a.jsonl", '{"prompt": "a cat"}\n')
+    Path("folder/.cache").mkdir()
+    Path("folder/.cache/note.txt").write_text("not a prompt\n")
+    assert prompts_of(prompts=name) == ["a cat"]
+    Path("folder/b.txt").write_text("a dog\n")
+    fix = "give one file, or a folder with one format"
+    assert said_of(opened=True, prompts=name) == (
+        f"data.prompts: folder holds files of several formats, a.jsonl and b.txt; {fix}"
+    )
 
 
 def test_text_files_in_a_folder_are_read_as_alone() -> None:

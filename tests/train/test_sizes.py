@@ -181,6 +181,9 @@ def test_views_of_rewards() -> None:
     assert View(family, schema.Memory(), shapes)(sample).shape == (1, 1, 16, 48)
     with pytest.raises(ValueError, match="18 must be a multiple of 2, at most the resolution 16"):
         View(family, schema.Memory(reward_crop=18), shapes)
+    assert View(family, schema.Memory(reward_scale=0.125), shapes)(sample).shape == (1, 1, 2, 6)
+    with pytest.raises(UserError, match=r"^memory.reward_scale: 0.12 of 16 pixels is none; use 0.125 or more$"):
+        View(family, schema.Memory(reward_scale=0.12), shapes)
 
 
 def test_the_card_names_the_sizes(make_recipe: Callable[..., Recipe]) -> None:

@@ -15,3 +15,7 @@ class ConversionError(ModelsError):
 
 class SizeError(ModelsError):
     """A model cannot draw pictures of the size that it is asked for."""
+
+
+class LengthError(ModelsError):
+    """A model cannot read texts of the length, `max_tokens`, that it is asked for."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmdr_models.families.protocols import Condition
 from dmdr_models.families.visit_device import visit
+from dmdr_models.folder.checks import check_tokenizer
 from dmdr_models.folder.layout import Layout
 from dmdr_models.folder.read_parts import load_text_encoder
 
@@ -64,10 +65,9 @@ class TextEncoders(ABC):
 
         found = []
         for part, kinds in self.present.items():
+            if Path(self.path).is_dir():
+                check_tokenizer(self.path, part)
             folder = part.replace("text_encoder", "tokenizer")
-            if Path(self.path).is_dir() and not (Path(self.path) / folder).is_dir():
-                # transformers would make a tokenizer with a vocabulary of its own.
-                raise FileNotFoundError(f"{self.path} holds no {folder}: download the folder again")
             found.append(getattr(transformers, TOKENIZERS[kinds[0]]).from_pretrained(self.path, subfolder=folder))
         return found
 

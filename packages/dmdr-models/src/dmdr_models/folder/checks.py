@@ -52,6 +52,29 @@ def check_part(path: str | Path, part: str, expected: Sequence[str], quantised: 
         weight_files(folder / part)
 
 
+def check_tokenizer(path: str | Path, part: str) -> None:
+    """Check that a local folder holds the tokenizer of a text encoder, with its vocabulary.
+
+    Without one, transformers makes a tokenizer with a vocabulary of its own, and says nothing.
+
+    Args:
+        part: the text encoder's sub-folder; the tokenizer's is called alike.
+
+    Raises:
+        FileNotFoundError: the folder or a file of the tokenizer is missing.
+    """
+    name = part.replace("text_encoder", "tokenizer")
+    folder = Path(path) / name
+    found = {file.name for file in folder.glob("*")}
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} holds no {name}: download the folder again")
+    if "tokenizer_config.json" not in found:
+        raise FileNotFoundError(f"{folder} holds no tokenizer_config.json: download the folder again")
+    whole = "tokenizer.json" in found or any(file.endswith(".model") for file in found)
+    if not whole and not {"vocab.json", "merges.txt"} <= found and "vocab.txt" not in found:
+        raise FileNotFoundError(f"{folder} holds no vocabulary (tokenizer.json): download the folder again")
+
+
 def check_class(where: str | Path, found: str | None, expected: Sequence[str]) -> None:
     """Check the name of a class; an empty sequence accepts any.
 
@@ -158,6 +181,11 @@ def check_weights(layout: Layout, path: str | Path, layers: Collection[str] | No
             found = set(layers_in(path))
         except ValueError as error:
             raise ValueError(f"{path} is no safetensors file") from error
+        if layers and not found & set(layers):
+            raise ValueError(
+                f"{path} names no layer as diffusers does: give a network that diffusers saved, or make a folder of a "
+                f"whole model in one file: python -m dmdr_models.unpack {shlex.quote(str(path))} BASE FOLDER"
+            )
         if layers:
             check_names(path, found, layers)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dmdr_models.base.json_files import read_json
 from dmdr_models.base.reasons import reason
-from dmdr_models.folder.checks import check_index, check_part, check_size, single_file
+from dmdr_models.folder.checks import check_index, check_part, check_size, check_tokenizer, single_file
 from dmdr_models.folder.layout import VAES, Layout
 from dmdr_models.folder.quantisation import method_of
 from dmdr_models.folder.safetensors_header import layers_in
@@ -63,6 +63,8 @@ def describe(
             fix = f'download it, or for a model without it set "{part}" to [null, null] in its model_index.json'
             raise FileNotFoundError(f"{path} holds no {part}: {fix}")
         check_part(path, part, expected, quantised and part == layout.network_part)
+        if part in layout.text_encoders and folder.is_dir():
+            check_tokenizer(folder, part)
     if not folder.is_dir():
         return None
     check_index(folder)

@@ -9,6 +9,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from dmdr_models.base.reasons import reason
 from dmdr_models.folder.checks import check_class, check_names, check_part
 from dmdr_models.folder.layout import VAES
 from dmdr_models.folder.quantisation import check_readable, method_of
@@ -130,6 +131,7 @@ def load_network(
         if not Path(weights).is_dir():
             raise FileNotFoundError(f"no folder {weights}, nor such a file")
     check_part(path, part, (model.__name__,), quantised=weights is None)
+    quantised = method_of(model.load_config(path, subfolder=part or None))
     try:
         network, faults = model.from_pretrained(
             path,
@@ -139,10 +141,13 @@ def load_network(
             variant=variant(path, part),
             output_loading_info=True,
         )
-    except (RuntimeError, ImportError) as error:
-        if "quantiz" not in str(error):  # such as that bitsandbytes' weights are read on a GPU only
+    except Exception as error:  # the libraries raise any, such as where weights of bitsandbytes are read without a GPU
+        if quantised is None:
             raise
-        raise ValueError(f"{path} has quantised weights that cannot be read here: {error}") from error
+        raise ValueError(
+            f"{path} has quantised weights ({quantised}) that cannot be read here: {reason(error)}; give the folder of "
+            "the weights before quantisation"
+        ) from error
     found = "; ".join(f"{fault}: {', '.join(map(str, names))}" for fault, names in faults.items() if names)
     if found:
         raise ValueError(f"the weights in {path} do not fit their config: {found}")

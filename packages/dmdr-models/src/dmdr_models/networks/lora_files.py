@@ -5,9 +5,10 @@ diffusers converts what it can. kohya's layout of SD3, which it cannot convert, 
 Every tensor of the file must find its place; otherwise the LoRA is refused with the name of the first that does not.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -100,6 +101,9 @@ def read_lora(path: str | Path, layout: Layout, pipeline: Any = None, config: Ma
             raise ValueError(f"{path} holds {name}, which has no place in the {part}: give a LoRA of the {part} alone")
     if not changes:
         raise ValueError(f"{path} adapts no layer")
+    for layer, (a, b, scale) in changes.items():
+        if not (isfinite(scale) and a.isfinite().all() and b.isfinite().all()):
+            raise ValueError(f"{path} adapts {layer} with numbers that are not finite: give another LoRA")
     return LoRA(str(path), changes)
 
 
@@ -138,7 +142,7 @@ def _pefts(
             continue
         alpha = names[id(a)].rpartition(".lora_down")[0] + ".alpha"
         used |= {names[id(a)], names[id(b)], alpha}
-        scale = raw[alpha].item() / len(a) if alpha in raw else _scale(settings, layer, len(a))
+        scale = raw[alpha].item() / len(a) if alpha in raw else _scale(files.weights, settings, layer, len(a))
         changes[layer] = Change(a.float(), b.float(), scale)
     return changes, used
 
@@ -158,10 +162,17 @@ def _converted(
     return own if any(name.endswith(A) for name in own) else convert_unet_state_dict_to_peft(own)
 
 
-def _scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
-    """alpha / r of a layer as PEFT's config says it; 1 without a config."""
+def _scale(source: Path, settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    """alpha / r of a layer as PEFT's config says it; 1 without a config.
+
+    Raises:
+        ValueError: what the config says is no number.
+    """
     from peft.utils.other import get_pattern_key
 
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), layer), settings.get("lora_alpha", rank))
+    try:
+        patterns = dict(settings.get("alpha_pattern") or {})
+        alpha = float(patterns.get(get_pattern_key(list(patterns), layer), settings.get("lora_alpha", rank)))
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{source} has a lora_alpha or an alpha_pattern that cannot be read: {error}") from None
     return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)

@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from dmdr_core import FlowMatching
 from torch import Tensor
 
+from dmdr_models.base.errors import LengthError
 from dmdr_models.base.picture_size import Resolution
 from dmdr_models.families.network_family import in_own_dtype
 from dmdr_models.families.protocols import Condition, Students
@@ -38,7 +39,8 @@ class SD3(TextFamily):
 
     Raises:
         FileNotFoundError: no such folder or hub name, or a part is missing.
-        ValueError: a part is of another class, or the resolution or the length is impossible.
+        SizeError, LengthError: the resolution, or the length, is impossible.
+        ValueError: a part is of another class.
     """
 
     layout = LAYOUT
@@ -61,7 +63,9 @@ class SD3(TextFamily):
         text = SD3TextEncoders(str(path), max_tokens, network["joint_attention_dim"], dtype)
         super().__init__(path, text, vae, resolution, dtype)
         if not 1 <= max_tokens <= 512:
-            raise ValueError(f"max_tokens {max_tokens} is not in 1 to 512, the length of T5's sequence")
+            raise LengthError(
+                f"max_tokens {max_tokens} is not in 1 to 512, the length of T5's sequence: give at most 512"
+            )
         config = part_config(FlowMatchEulerDiscreteScheduler, self.path, "scheduler")
         self.layout.check_config("scheduler", config)
         self.shift = config.get("shift", 1.0)

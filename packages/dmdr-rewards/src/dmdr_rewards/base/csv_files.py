@@ -20,12 +20,15 @@ def csv_rows(path: Path, delimiters: str) -> Rows:
         delimiters: the characters that may separate fields. The header shows which of them does.
 
     Raises:
-        ValueError: a row has more or fewer fields than the header, or quotes are wrong.
+        ValueError: a row has more or fewer fields than the header, quotes are wrong, or other characters separate the
+            fields.
     """
     first = next((line for _, line in text_lines(path) if line.strip()), "")
     fitting = [each for each in delimiters if len(next(csv.reader([first], delimiter=each))) > 1]
     if len(fitting) > 1:
         raise ValueError(f"the header of {path} has {' and '.join(map(repr, fitting))}; separate it by one of them")
+    if not fitting and "|" in first:
+        raise ValueError(f"the header of {path} is separated by '|'; separate the columns by {delimiters[0]!r}")
     delimiter = (fitting or delimiters)[0]
     reader = _reader(path, delimiter, csv.QUOTE_NONE if _quotes_are_text(path, delimiter) else csv.QUOTE_MINIMAL)
     header: list[str] = []

@@ -49,7 +49,7 @@ def naming(key: str) -> Iterator[None]:
     Raises:
         UserError: for a ValueError, an OSError, or a damaged safetensors file.
     """
-    from dmdr_models.base.errors import SizeError
+    from dmdr_models.base.errors import LengthError, SizeError
     from safetensors import SafetensorError
 
     try:
@@ -58,6 +58,8 @@ def naming(key: str) -> Iterator[None]:
         raise
     except SizeError as error:  # whatever was being opened
         raise UserError("model.resolution", str(error)) from error
+    except LengthError as error:
+        raise UserError("model.max_tokens", str(error)) from error
     except (ValueError, OSError, SafetensorError) as error:
         raise UserError(key, str(error)) from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pyarrow
 
+from dmdr_train.base.errors import naming
 from dmdr_train.data.prompt_rows import batches_of
 
 FEATURES = datasets.Features({"prompt": datasets.Value("string")})
@@ -41,8 +42,9 @@ class PromptFiles(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pyarrow.Table]]:
         for i, file in enumerate(files):
-            for j, batch in enumerate(batches_of(Path(file), self.config.column)):
-                yield (i, j), pyarrow.table({"prompt": pyarrow.array(batch, pyarrow.string())})
+            with naming("data.prompts"):  # a stream is read during the training
+                for j, batch in enumerate(batches_of(Path(file), self.config.column)):
+                    yield (i, j), pyarrow.table({"prompt": pyarrow.array(batch, pyarrow.string())})
 
 
 def read_files(files: Sequence[Path], column: str, streaming: bool) -> Any:

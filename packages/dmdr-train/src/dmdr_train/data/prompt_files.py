@@ -57,17 +57,24 @@ def column_of_files(data: Data, files: Sequence[Path]) -> str:
     """The column of the prompts in files, as `choose_column`.
 
     Raises:
-        UserError: a file is empty or damaged, or there is no such column.
+        UserError: a file is empty or damaged, or there is no such column, or a file lacks it.
     """
     columns: dict[str, Column] = {}
+    found: dict[Path, dict[str, Column]] = {}
     for path in files:
         with naming("data.prompts"):
-            for name, found in columns_of(path, data.column).items():
-                known = columns.get(name, Column(False))
-                columns[name] = Column(known.is_text or found.is_text, known.mixed or found.mixed)
-    column = choose_column(data, {name: found.is_text for name, found in columns.items()})
+            found[path] = columns_of(path, data.column)
+        for name, each in found[path].items():
+            known = columns.get(name, Column(False))
+            columns[name] = Column(known.is_text or each.is_text, known.mixed or each.mixed)
+    column = choose_column(data, {name: each.is_text for name, each in columns.items()})
     if columns[column].mixed:
         raise UserError("data.prompts", columns[column].mixed)
+    for path, own in found.items():
+        if column not in own:
+            raise UserError(
+                "data.prompts", f"{path} has no column {column}, only {', '.join(own)}; rename one, or move the file"
+            )
     return column
 
 
@@ -114,6 +121,8 @@ def open_prompts(data: Data) -> Any:
     except UserError:
         raise
     except Exception as error:  # readers of damaged files raise any exception
+        if isinstance(error.__cause__, UserError):  # of `prompt_builder`, which the library wraps
+            raise error.__cause__ from None
         raise UserError("data.prompts", f"{data.prompts} cannot be read: {error.__cause__ or error}") from error
     return texts
 
@@ -154,6 +163,8 @@ def _load(data: Data) -> Any:
     else:
         builder = _builder(data)
         splits = builder.config.data_files if path.is_dir() else None
+        if splits and builder.config.name == "default":
+            _check_all_read(path, [Path(file) for files in splits.values() for file in files])
     files = [Path(file) for file in choose_split(data, splits)] if splits else []
     if files and all(file.suffix.lower() in SUFFIXES for file in files):
         return read_files(files, column_of_files(data, files), data.streaming)
@@ -161,6 +172,27 @@ def _load(data: Data) -> Any:
         return _texts(data, choose_split(data, builder.as_streaming_dataset()))
     builder.download_and_prepare()
     return _texts(data, choose_split(data, builder.as_dataset()))
+
+
+def _check_all_read(folder: Path, read: Sequence[Path]) -> None:
+    """Refuse a folder with files of several formats, of which the library reads one without a word.
+
+    Raises:
+        UserError: a file of prompts is left out.
+    """
+    formats = {file.suffix.lower() for file in read}
+    others = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not _hidden(folder, file))
+    left = next((file for file in others if file.suffix.lower() not in formats), None)
+    if left is not None:
+        raise UserError(
+            "data.prompts",
+            f"{folder} holds files of several formats, {read[0].name} and {left.name}; give one file, "
+            "or a folder with one format",
+        )
+
+
+def _hidden(folder: Path, file: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
 
 
 def _builder(data: Data) -> Any:

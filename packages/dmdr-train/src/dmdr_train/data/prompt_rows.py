@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dmdr_models.base.text_files import text_lines
-from dmdr_rewards.base.csv_files import Rows, csv_rows
+from dmdr_rewards.base.csv_files import Rows, csv_rows, unique
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -86,6 +86,7 @@ def _parquet_columns(path: Path, wanted: str | None) -> dict[str, Column]:
         schema = found.schema.to_arrow_schema()
     except Exception as error:  # readers of damaged files raise any exception
         raise ValueError(f"{path} cannot be read: {error}; give a .parquet file") from None
+    unique(schema.names, path)
     usual = (wanted, *USUAL_COLUMNS)
     return {field.name: Column(is_text(field.type, field.name in usual)) for field in schema if found.num_rows}
 
@@ -145,13 +146,16 @@ def _values(path: Path, column: str, size: int) -> Iterator[tuple[int, Any]]:
         import pyarrow
         from pyarrow import parquet
 
-        with parquet.ParquetFile(path) as file:
-            rows = (
-                text
-                for batch in file.iter_batches(size, columns=[column])
-                for text in batch.column(0).cast(pyarrow.string()).to_pylist()
-            )
-            yield from enumerate(rows, 1)
+        try:
+            with parquet.ParquetFile(path) as file:
+                rows = (
+                    text
+                    for batch in file.iter_batches(size, columns=[column])
+                    for text in batch.column(0).cast(pyarrow.string()).to_pylist()
+                )
+                yield from enumerate(rows, 1)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error}; mend the file") from error
     else:
         for number, row in READERS[path.suffix.lower()](path):
             yield number, row.get(column)

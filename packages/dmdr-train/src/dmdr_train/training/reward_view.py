@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from dmdr_models.families.protocols import Family
 from torch import Tensor
 
+from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.recipe import schema
 from dmdr_train.training.sample import Sample
@@ -22,18 +23,24 @@ class View:
 
     Raises:
         ValueError: a crop that is larger than a picture, or that the decoder cannot give.
+        UserError: the lower resolution leaves nothing of the smallest picture.
     """
 
     def __init__(self, family: Family, memory: schema.Memory, sizes: Sequence[tuple[int, int]] = ()):
         self.family = family
         self.scale = memory.reward_scale
         self.side: int | None = None
+        most = min(min(size) for size in sizes or [family.size])
+        factor = family.size[0] // family.latent_shape(*family.size)[-2]
         if memory.reward_crop is not None:
-            most = min(min(size) for size in sizes or [family.size])
-            factor = family.size[0] // family.latent_shape(*family.size)[-2]
             self.side, rest = divmod(memory.reward_crop, factor)
             if rest or memory.reward_crop > most:
                 raise ValueError(f"{memory.reward_crop} must be a multiple of {factor}, at most the resolution {most}")
+        seen = memory.reward_crop or most
+        if seen // factor * self.scale < 1:
+            raise UserError(
+                "memory.reward_scale", f"{self.scale} of {seen} pixels is none; use {factor / seen:g} or more"
+            )
 
     def __call__(self, sample: Sample) -> Tensor:
         latents = sample.x0
