@@ -1,4 +1,4 @@
-"""The fonts of captions: DejaVu Sans, or another font of the machine for letters that it lacks, such as Chinese ones."""
+"""The fonts of captions: DejaVu Sans, or another font of the machine for letters that it lacks, as in Chinese."""
 
 import sys
 from collections.abc import Sequence
@@ -86,8 +86,8 @@ def letters() -> ImageFont.FreeTypeFont:
 def warn() -> None:
     """Say once what to install."""
     print(
-        "warning: no font of this machine has all letters of the captions, and sample sheets show codes such as \\u72d0 "
-        "in their place; install a font that has them, such as Noto Sans CJK (on Debian: fonts-noto-cjk)",
+        "warning: no font of this machine has all letters of the captions, and sample sheets show codes such as "
+        "\\u72d0 in their place; install a font that has them, such as Noto Sans CJK (on Debian: fonts-noto-cjk)",
         file=sys.stderr,
         flush=True,
     )
