@@ -111,7 +111,8 @@ TAKES = ("recipe", "what it trains", "GPUs", "samples at once", "recomputed", "s
 
 def takes_row(name: str, figures: dict[str, Any]) -> list[str]:
     """What a recipe takes, under the columns `TAKES`."""
-    about = re.split(r"(?<=\w)\.(?= |$)", shipped.about(shipped.source(name)))[0]
+    about = re.split(r"(?<=[\w)])\.(?= |$)", shipped.about(shipped.source(name)))[0]
+    about = re.sub(r"^(Stable Diffusion [\d.]+ \w+|SDXL|SiT-XL/2) (at|to) ", "", about)
     recomputed = ", ".join(f"`{part}`" for part in figures["checkpointed"]) or "none"
     seconds = ", then ".join(f"{each:g}" for each in figures["seconds"])
     gpu_hours = float(f"{figures['hours'] * figures['gpus']:.2g}")

@@ -37,11 +37,12 @@ PYTHON_RUN_BY = {
 }
 """The pages whose Python another test runs, on tiny models."""
 RECIPES = {
+    "docs/first_model.md": "sd3-medium-cold-start",
     "docs/sd3.md": "sd35-large-cold-start",
     "docs/sdxl.md": "sdxl-4step",
     "docs/training.md": "sd35-large-cold-start",
 }
-"""The recipes that parts of recipes are put into; `demo-t2i` for all other pages."""
+"""The recipes to which a page's keys and parts of recipes are added; `demo-t2i` for all other pages."""
 PLACES = {"rules": "watch", "rewards": "watch", "features": "tracking.evaluation"}
 """Where a part of a recipe belongs that begins with one of these keys."""
 
@@ -94,14 +95,18 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     return end.value.args[0]
 
 
-def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the arguments of a command; then the recipe with its overrides, and the names of rewards and features."""
+def check(words: list[str], monkeypatch: pytest.MonkeyPatch, base: str = "demo-t2i") -> None:
+    """Read the arguments of a command; then the recipe with its overrides, and the names of rewards and features.
+
+    Args:
+        base: the recipe that takes the place of the reader's own.
+    """
     options = vars(parsed(words, monkeypatch))
     recipe = options.get("config") or options.get("recipe")
     if "overrides" in options and not words[0].startswith("tools/"):
         classes = any("labels:" in override for override in options["overrides"])
         own = recipe is None or recipe.endswith(".yaml")
-        load_recipe(("demo" if classes else "demo-t2i") if own else recipe, options["overrides"])
+        load_recipe(("demo" if classes else base) if own else recipe, options["overrides"])
     if words[0] == "dmdr-score":
         rewards = parse_rewards(options.get("reward") or [], options["option"] if options.get("reward") else [])
         for name in [each.reward for each in rewards] + ([options["name"]] if "name" in options else []):
@@ -126,7 +131,7 @@ def flags(parser: argparse.ArgumentParser, words: list[str]) -> set[str]:
 @pytest.mark.parametrize("page", [page for page in examples.PAGES if examples.commands(page)])
 def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in examples.commands(page):
-        check(words, monkeypatch)
+        check(words, monkeypatch, RECIPES.get(page, "demo-t2i"))
 
 
 @pytest.mark.usefixtures("stop_after_parsing")
