@@ -29,10 +29,11 @@ FAMILIES = {
 }
 """The headings of the page, and how the names of their recipes begin."""
 COLUMNS = {
-    "frozen weights": ("frozen weights", "frozen copies", "gathered weights"),
-    "trained weights, gradients, optimizer": ("trained weights", "gradients", "master weights and optimizer"),
-    "text encoders": ("text encoders",),
-    "decoder, rewards": ("decoder", "rewards"),
+    "frozen": ("frozen weights", "frozen copies", "gathered weights"),
+    "trained": ("trained weights", "gradients", "master weights and optimizer"),
+    "texts": ("text encoders",),
+    "decoder": ("decoder",),
+    "rewards": ("rewards",),
     "activations": ("activations",),
 }
 """The columns of memory, and the parts of the plan that each adds up."""
@@ -96,34 +97,41 @@ def write_header(name: str, figures: dict[str, Any]) -> None:
 
 
 def tables(known: dict[str, Any]) -> str:
-    """The tables of docs/full_size.md: for each family what its recipes take, and the memory by part."""
+    """The tables of docs/full_size.md: for each family what its recipes train, what they take, and memory by part."""
     parts = []
     for family, prefix in FAMILIES.items():
         own = {name: known[name] for name in sorted(known) if name.startswith(prefix)}
-        parts += [f"## {family}", table(TAKES, [takes_row(name, figures) for name, figures in own.items()])]
+        short, heads = {name: f"`{name.removeprefix(prefix)}`" for name in own}, f"`{prefix}…`"
+        about = [[f"`{name}`", trains(name), f"{own[name]['gpus']} {own[name]['gpu']}"] for name in own]
+        parts += [f"## {family}", table(["recipe", "trains", "GPUs"], about)]
+        parts += [table([heads, *TAKES], [[short[name], *takes_row(own[name])] for name in own])]
         parts += ["GiB on each GPU, by part:"]
-        parts += [table(["recipe", "GiB", *COLUMNS], [memory_row(name, figures) for name, figures in own.items()])]
+        parts += [table([heads, *COLUMNS], [[short[name], *memory_row(own[name])] for name in own])]
     return "\n\n".join(parts)
 
 
-TAKES = ("recipe", "what it trains", "GPUs", "samples at once", "recomputed", "s per step", "hours", "GPU hours")
-
-
-def takes_row(name: str, figures: dict[str, Any]) -> list[str]:
-    """What a recipe takes, under the columns `TAKES`."""
+def trains(name: str) -> str:
+    """The first sentence of a recipe's comments, without the name of the model."""
     about = re.split(r"(?<=[\w)])\.(?= |$)", shipped.about(shipped.source(name)))[0]
-    about = re.sub(r"^(Stable Diffusion [\d.]+ \w+|SDXL|SiT-XL/2) (at|to) ", "", about)
+    return re.sub(r"^(Stable Diffusion [\d.]+ \w+|SDXL|SiT-XL/2) (at|to) ", "", about)
+
+
+TAKES = ("at once", "recomputed", "GiB", "s per step", "hours", "GPU hours")
+
+
+def takes_row(figures: dict[str, Any]) -> list[str]:
+    """What a recipe takes, under the columns `TAKES`."""
     recomputed = ", ".join(f"`{part}`" for part in figures["checkpointed"]) or "none"
     seconds = ", then ".join(f"{each:g}" for each in figures["seconds"])
     gpu_hours = float(f"{figures['hours'] * figures['gpus']:.2g}")
-    where = [f"{figures['gpus']} {figures['gpu']}", f"{figures['samples']}", recomputed]
-    return [f"`{name}`", about, *where, seconds, f"{figures['hours']:g}", f"{gpu_hours:g}"]
+    room = [f"{figures['samples']}", recomputed, f"{figures['gib']:.1f}"]
+    return [*room, seconds, f"{figures['hours']:g}", f"{gpu_hours:g}"]
 
 
-def memory_row(name: str, figures: dict[str, Any]) -> list[str]:
-    """The memory of a recipe and its parts, in GiB."""
+def memory_row(figures: dict[str, Any]) -> list[str]:
+    """The parts of a recipe's memory in GiB, under the columns `COLUMNS`."""
     sums = [sum(figures["parts"].get(part, 0) for part in parts) for parts in COLUMNS.values()]
-    return [f"`{name}`", f"{figures['gib']:.1f}", *(f"{size:.1f}" if size else "–" for size in sums)]
+    return [f"{size:.1f}" if size else "–" for size in sums]
 
 
 def table(heads: Sequence[str], rows: list[list[str]]) -> str:
