@@ -14,6 +14,7 @@ import dmdr_train
 import manual_examples as examples
 import pytest
 import tomllib
+import torch
 from dmdr_models import generate
 from dmdr_rewards import cli as scoring
 from dmdr_rewards.compare.feature_names import FIRST
@@ -249,3 +250,21 @@ def test_hatch_knows_its_commands() -> None:
         known |= {script if name == "default" else f"{name}:{script}" for script in environment.get("scripts", {})}
     for page, text in examples.PAGES.items():
         assert set(re.findall(r"hatch run ([\w:-]+)", text)) <= known, page
+
+
+def test_the_step_of_another_method_has_gradients_where_they_belong() -> None:
+    """docs/core.md, with networks of one number each."""
+    (block,) = examples.python_blocks("docs/core.md")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    weights = [torch.full((), 0.5, requires_grad=True) for _ in range(3)]
+    generator, fake, teacher = (lambda x, t, condition, weight=weight: weight * x + condition for weight in weights)
+    condition, noise = torch.rand(4, 1, 1, 1), torch.randn(4, 3, 2, 2)
+
+    def reward(x0: torch.Tensor) -> torch.Tensor:
+        return x0.flatten(1).mean(dim=1)
+
+    step = names["training_step"](generator, fake, teacher, reward, condition, 0 * condition, noise, 0)
+    for loss, trained in zip(step, weights, strict=False):
+        for weight, slope in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            assert (slope is not None and bool(slope != 0)) == (weight is trained)
