@@ -1,7 +1,6 @@
-"""The manual: its navigation names every page, its links lead somewhere, and its commands can be typed."""
+"""The manual: its navigation names every page, and its links lead somewhere. test_examples.py tests its examples."""
 
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from dmdr_models import options, serve
-from dmdr_models.generate import _parser as generate_parser
-from dmdr_train import cli
-from dmdr_train.recipe.load import load_recipe
-from dmdr_train.recipe.schema import Recipe
 from manual_links import rewritten
 
 ROOT = Path(__file__).parents[2]
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): path for path in sorted((ROOT / "docs").rglob("*.md"))}
-COMMANDS_OF = ("index.md", "five_minutes.md", "faq.md", "report.md", "serve.md")
 
 
 def named(node: Any) -> Iterator[str]:
@@ -61,49 +55,6 @@ def test_links_lead_somewhere(page: str) -> None:
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
-
-
-def typed(page: str) -> list[list[str]]:
-    """The commands of dmdr in a page's indented lines."""
-    lines = re.findall(r"^ {4,}(dmdr-(?:train|generate) .+)$", PAGES[page].read_text(encoding="utf-8"), re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
-
-
-@pytest.mark.parametrize("page", COMMANDS_OF)
-def test_commands_can_be_typed(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Any] = []
-    for module in cli.COMMANDS.values():
-        monkeypatch.setattr(module, "command", ran.append)
-    commands = typed(page)
-    for program, *arguments in commands:
-        if program == "dmdr-train":
-            cli.main(arguments)
-            config = getattr(ran[-1], "config", None) or "RECIPE"
-            if config != "RECIPE":
-                load_recipe(config, ran[-1].overrides)
-        elif arguments[0] == "serve":
-            ran.append(serve._parser().parse_args(arguments[1:]))
-        else:
-            ran.append(generate_parser().parse_intermixed_args(arguments))
-    assert len(ran) == len(commands)
-    assert commands or page == "index.md"
-
-
-def test_a_command_that_cannot_be_typed_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["report", "runs/mine", "--no-such-option"])
-    with pytest.raises(SystemExit):
-        serve._parser().parse_args(["--model", "x", "--no-such-option"])
-
-
-@pytest.mark.parametrize("page", COMMANDS_OF)
-def test_keys_are_those_of_recipes(page: str) -> None:
-    schema = Recipe.model_json_schema()
-    known = {name for part in [schema, *schema["$defs"].values()] for name in part.get("properties", {})}
-    text = PAGES[page].read_text(encoding="utf-8")
-    sections = "|".join(Recipe.model_fields)
-    for key in re.findall(rf"\b((?:{sections})(?:\.\w+)+)(?==|`)", text):
-        assert set(re.findall(r"[a-z_]\w*", key)) <= known, key
 
 
 def test_links_that_leave_the_manual() -> None:

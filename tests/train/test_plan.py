@@ -424,6 +424,17 @@ def test_a_recipe_says_what_is_planned(name: str) -> None:
     assert figures["gib"] * 2**30 <= int(needs[2]) * 1e9 * USABLE
 
 
+def test_the_page_of_full_sizes_has_what_is_planned() -> None:
+    """tools/plan_recipes.py --table writes the tables of docs/full_size.md from tests/train/planned.json."""
+    known = json.loads(PLANNED.read_text(encoding="utf-8"))
+    page = plan_recipes.PAGE.read_text(encoding="utf-8")
+    assert page.endswith(f"\n\n{plan_recipes.tables(known)}\n")
+    for name, figures in known.items():
+        assert page.count(f"\n| `{name}` | ") == 1, name
+        assert set(figures["parts"]) <= {part for parts in plan_recipes.COLUMNS.values() for part in parts}
+        assert sum(figures["parts"].values()) == pytest.approx(figures["gib"], abs=0.1)
+
+
 def test_sit_xl_needs_what_an_h200_says() -> None:
     settings = load_recipe("sit-xl-2-cold-start", ["optim.batch_size=64"])
     assert memory(settings, costs_of(settings), world=1).total / 2**30 == pytest.approx(31.5, rel=0.1)

@@ -1,14 +1,20 @@
 """Sheets of samples: their layout, captions, and how their pictures are read back."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from dmdr_train.evaluation.captioned_sheets import GAP, MARGIN, WIDEST, Layout, draw_sheet, letters, wrapped
+from dmdr_train.evaluation import caption_fonts
+from dmdr_train.evaluation.caption_fonts import letters
+from dmdr_train.evaluation.captioned_sheets import GAP, MARGIN, WIDEST, Layout, draw_sheet, wrapped
 from dmdr_train.evaluation.sample_sheets import captions
 from dmdr_train.run.milestones import Results
 from dmdr_train.tracking.tracker import series
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
 
@@ -75,6 +81,73 @@ def test_long_captions_are_wrapped_and_cut() -> None:
     broken = wrapped("x" * 40, 100, 40)
     assert len(broken) > 1
     assert "".join(broken) == "x" * 40
+
+
+# -- letters that DejaVu Sans lacks
+
+
+def font_of(letters: str, path: Path) -> Path:
+    """Write a font in which each of the letters is a square of 0.8 em."""
+    pen = TTGlyphPen(None)
+    for move, at in ((pen.moveTo, (0, 0)), (pen.lineTo, (0, 800)), (pen.lineTo, (800, 800)), (pen.lineTo, (800, 0))):
+        move(at)
+    pen.closePath()
+    square = pen.glyph()
+    font = FontBuilder(1000, isTTF=True)
+    names = [".notdef", *(f"uni{ord(letter):04X}" for letter in letters)]
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(letter): f"uni{ord(letter):04X}" for letter in letters})
+    font.setupGlyf({name: square if i else TTGlyphPen(None).glyph() for i, name in enumerate(names)})
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupPost()
+    font.save(path)
+    return path
+
+
+@pytest.fixture
+def fonts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """A machine with a Chinese font, a larger one, and a file that is no font."""
+    made = {name: tmp_path / f"{name}.ttf" for name in ("broken", "chinese", "larger")}
+    made["broken"].write_bytes(b"no font")
+    font_of("狐狸", made["chinese"])
+    font_of("狐狸雪a", made["larger"])
+    monkeypatch.setattr(caption_fonts, "machines_fonts", lambda: list(made.values()))
+    for function in (caption_fonts.best_font, caption_fonts.warn):
+        function.cache_clear()
+    yield made
+    caption_fonts.best_font.cache_clear()
+
+
+def test_a_caption_has_a_font_with_its_letters(fonts: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    captions = ["a café, лиса", "狐狸", "雪 a\n狐", ""]
+    fitting = caption_fonts.fitting(captions)
+    assert [caption for caption, _ in fitting] == captions
+    files = [Path(str(font.path)) for _, font in fitting]
+    assert files == [caption_fonts.dejavu(), fonts["chinese"], fonts["larger"], caption_fonts.dejavu()]
+    assert capsys.readouterr().err == ""
+    layout = Layout(("狐狸" * 10,), 32, 32)
+    top, left = layout.place(1, 0)[1], layout.place(1, 0)[0]
+    pixels = np.asarray(draw_sheet({"": [plain("red")]}, layout.captions).convert("L"))
+    assert [len(line) for line in layout.texts[0][0]] == [8, 8, 4]
+    assert (pixels[top + 4 : top + 12, left + 2 : left + 100 : 14] < 64).all()  # the squares of the font, side by side
+    assert layout.size[1] == len(pixels)
+
+
+def test_letters_without_a_font_are_written_as_their_codes(
+    fonts: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = ["a cat", "雪中的狐", "a \U0001fabf"]
+    (cat, _), (fox, font), (goose, _) = caption_fonts.fitting(captions)
+    assert (cat, fox, goose) == ("a cat", "2: 雪\\u4e2d\\u7684狐", "3: a \\U0001fabf")
+    assert Path(str(font.path)) == fonts["larger"]  # it lacks the fewest
+    said = capsys.readouterr().err
+    assert said.startswith("warning: no font of this machine has all letters of the captions")
+    assert said.count("\n") == 1
+    assert "Noto Sans CJK" in said
+    lines = wrapped("\\u4e2d" * 5, 100, 9)
+    assert len(lines) > 1
+    assert all(len(line) % 6 == 0 for line in lines), "a code is never broken"
 
 
 def test_captions_are_prompts_or_classes() -> None:

@@ -1,11 +1,13 @@
 """Sheets of pictures: a row per network with its name on the left, and under each column the prompt."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 
 from PIL import Image, ImageDraw, ImageFont
+
+from dmdr_train.evaluation.caption_fonts import CODE, SIZE, fitting, letters
 
 WIDEST = 2000
 """Pixels, at most, of a sheet."""
@@ -13,8 +15,8 @@ MARGIN = 160
 """Pixels for the names of the rows."""
 CELL = (96, 144)
 """The width of a column, at least, and the width up to which small pictures are enlarged, in pixels."""
-GAP, LINES, SIZE = 4, 4, 14
-"""Pixels between pictures; lines of a caption, at most; and the size of its letters."""
+GAP, LINES, PITCH = 4, 4, SIZE + 4
+"""Pixels between pictures; lines of a caption, at most; and pixels from one of its lines to the next."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,16 @@ class Layout:
         return width, max(1, round(self.height * width / self.width))
 
     @cached_property
-    def texts(self) -> list[list[str]]:
-        """The lines of each caption."""
-        return [wrapped(caption, self.cell[0] - 2 * GAP, LINES) for caption in self.captions]
+    def texts(self) -> list[tuple[list[str], ImageFont.FreeTypeFont]]:
+        """The lines of each caption, and their font."""
+        width = self.cell[0] - 2 * GAP
+        return [(wrapped(caption, width, LINES, font), font) for caption, font in fitting(self.captions)]
 
     @property
     def block_height(self) -> int:
         """Pixels from the top of a block to the top of the next."""
-        lines = max(map(len, self.texts))
-        return len(self.rows) * (self.cell[1] + GAP) + lines * (SIZE + 4) + 4 * GAP
+        lines = max(len(text) for text, _ in self.texts)
+        return len(self.rows) * (self.cell[1] + GAP) + lines * PITCH + 4 * GAP
 
     @property
     def margin(self) -> int:
@@ -100,29 +103,22 @@ def draw_sheet(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str
                 title = "\n".join(line for part in name.split("\n") for line in wrapped(part, MARGIN - 3 * GAP, LINES))
                 at = (2 * GAP, layout.place(i, column)[1] + layout.cell[1] // 2)
                 canvas.multiline_text(at, title, fill="black", font=font, anchor="lm")
-    for column, text in enumerate(layout.texts):
-        at = layout.place(len(rows), column)
-        canvas.multiline_text(at, "\n".join(text), fill="black", font=font, spacing=3)
+    for column, (lines, font) in enumerate(layout.texts):
+        left, top = layout.place(len(rows), column)
+        for i, line in enumerate(lines):
+            canvas.text((left, top + SIZE + i * PITCH), line, fill="black", font=font, anchor="ls")  # at its base line
     return sheet
 
 
-@cache
-def letters() -> ImageFont.FreeTypeFont:
-    """The font DejaVu Sans, which matplotlib brings along; Pillow's own has only the letters of English."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", SIZE)
-
-
-def wrapped(text: str, width: int, most: int) -> list[str]:
+def wrapped(text: str, width: int, most: int, font: ImageFont.FreeTypeFont | None = None) -> list[str]:
     """The text in lines that are at most `width` pixels wide; after `most` lines it ends with three dots.
 
     A word that is wider than a line is broken.
     """
-    font = letters()
+    font = font or letters()
     lines = [""]
     for word in text.split():
-        for i, part in enumerate(parts(word, width)):
+        for i, part in enumerate(parts(word, width, font)):
             together = f"{lines[-1]} {part}" if lines[-1] and not i else part
             if (lines[-1] and i) or font.getlength(together) > width:
                 lines.append(part)
@@ -136,10 +132,10 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
     return [*lines[: most - 1], f"{last.rstrip()}..."]
 
 
-def parts(word: str, width: int) -> list[str]:
-    """A word in parts that are at most `width` pixels wide, each of at least one letter."""
-    font, found = letters(), [""]
-    for letter in word:
+def parts(word: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """A word in parts that are at most `width` pixels wide, each of at least one letter, or one letter's code."""
+    found = [""]
+    for letter in re.findall(CODE + r"|.", word, re.DOTALL):
         if found[-1] and font.getlength(found[-1] + letter) > width:
             found.append("")
         found[-1] += letter
