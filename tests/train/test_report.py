@@ -21,8 +21,8 @@ from dmdr_train.recipe.load import dump_recipe, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting import curves, report_curves
 from dmdr_train.reporting.report import _read as read_run
-from dmdr_train.reporting.report import differences, facts, warnings
-from dmdr_train.reporting.report_sheets import MOST_SHEETS, WIDEST, student_sheets
+from dmdr_train.reporting.report import differences, facts, refresh_report, warnings
+from dmdr_train.reporting.report_sheets import MOST_SHEETS, WIDEST, Sheet, fitting, student_sheets
 from PIL import Image
 
 EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>"
@@ -245,6 +245,26 @@ def test_sheets(make_run: Make) -> None:
     assert (sheets[-1].step, sheets[-1].title, sheets[-1].width) == (30, "student at step 30, end of joint", 30)
     (run / "samples/student-joint.png").unlink()
     assert student_sheets(run, recipe_of(run))[-1].width == WIDEST
+
+
+def test_sheets_leave_the_page_a_size_that_can_be_mailed() -> None:
+    sheets = [Sheet("", step, "x" * 100, 1, 1) for step in range(6)]
+    assert [sheet.step for sheet in fitting(sheets, 600)] == [0, 1, 2, 3, 4, 5]
+    assert [sheet.step for sheet in fitting(sheets, 599)] == [0, 2, 4, 5]
+    assert [sheet.step for sheet in fitting(sheets, 399)] == [0, 4, 5]
+    assert [sheet.step for sheet in fitting(sheets, 1)] == [0, 5]
+
+
+def test_a_page_that_cannot_be_written_is_one_line(make_run: Make) -> None:
+    run = make_run("run")
+    assert refresh_report(run, recipe_of(run)) == ""
+    before = (run / "report.html").read_text()
+    (run / "evaluation.json").write_text("damaged")
+    said = refresh_report(run, recipe_of(run))
+    assert said.startswith(f"warning: {run}/report.html could not be written (")
+    assert said.endswith(f"; to try again: dmdr-train report {run}")
+    assert "\n" not in said
+    assert (run / "report.html").read_text() == before
 
 
 @pytest.mark.parametrize(
