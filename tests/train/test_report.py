@@ -2,10 +2,8 @@
 
 import base64
 import hashlib
-import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -304,33 +302,3 @@ def test_contrast(theme: int) -> None:
         for ground in ("page", "card"):
             light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= ratio, (name, ground)
-
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-if BROWSER and DRIVER and importlib.util.find_spec("selenium"):
-
-    def test_in_a_browser(file: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.common.by import By
-        from selenium.webdriver.common.keys import Keys
-
-        options = webdriver.ChromeOptions()
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=390,800"):
-            options.add_argument(argument)
-        options.binary_location = BROWSER
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-        try:
-            browser.get(file.as_uri())
-            assert browser.title == "<b>first · dmdr report"  # not "run"
-            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-            slider = browser.find_element(By.ID, "step")
-            slider.send_keys(Keys.ARROW_LEFT)
-            assert slider.get_attribute("aria-valuetext") == "student at step 10"
-            shown = [each.is_displayed() for each in browser.find_elements(By.CSS_SELECTOR, "figure.student")]
-            assert shown == [True, False]
-            assert browser.execute_script("return getComputedStyle(arguments[0]).outlineWidth", slider) == "3px"
-            assert browser.get_log("browser") == []
-        finally:
-            browser.quit()
