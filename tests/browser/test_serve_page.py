@@ -113,8 +113,9 @@ def test_a_prompt_becomes_two_pictures_with_scores(address: str, open_page: Call
     assert all(re.fullmatch(form, line) for form, line in zip(said, page.lines, strict=True)), page.lines
     sizes = "return [...document.querySelectorAll('.picture img')].map(each => each.naturalWidth)"
     assert page.browser.execute_script(sizes) == [32, 32]
-    box = page.all(".picture img")[0].size
-    assert min(box["width"], box["height"]) > 200  # a small picture fills its place
+    for picture in page.all(".picture img"):  # a small one fills its place
+        assert picture.value_of_css_property("object-fit") == "contain"
+        assert min(picture.size.values()) > 200
 
     page.type("Steps of the student", "1")
     page.type("Seed", "7")
