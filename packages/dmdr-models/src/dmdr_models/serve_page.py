@@ -81,7 +81,7 @@ def _fields(gradio: Any, studio: Studio) -> tuple[Any, Any, Any, list[Any]]:
     label = "Prompt" if studio.takes == "texts" else "Class label"
     text = gradio.Textbox(label=label, lines=3 if studio.takes == "texts" else 1, max_lines=8, autofocus=True)
     button = gradio.Button("Draw", variant="primary")
-    refused = gradio.HTML(visible=False)
+    refused = gradio.HTML(visible=False, padding=False)
     steps = [
         gradio.Slider(1, limits.steps, min(side.steps, limits.steps), step=1, label=f"Steps of the {side.name}")
         for side in sides
