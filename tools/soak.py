@@ -116,8 +116,8 @@ def write_recipe(family: str, folder: Path) -> None:
 def contents(run: Path) -> dict[str, str]:
     """Return the sha256 of the contents of every file that two equal runs must share, by name.
 
-    Only the last checkpoint is compared, since an interrupted run keeps other ones; its waiting rows are left out. So is
-    report.html, which says how long the training took.
+    Only the last checkpoint is compared, since an interrupted run keeps other ones; its waiting rows are left out, and
+    so is report.html, which says how long the training took.
     """
     last = checkpoints_in(run / "checkpoints")[-1]
     out = (run / LOCK, run / "report.html", last / METRICS)
