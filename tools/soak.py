@@ -9,7 +9,7 @@
 The tool makes tiny models with random weights and first trains them without faults. Then it starts runs of the same
 recipe, causes one fault after the other, and restarts each run with run.resume=auto until it is done; it starts new
 runs until all faults are used. It compares all results with the undisturbed run, bit for bit: the last checkpoint with
-the state of the optimizers, metrics except times, samples, scores, report and exported student.
+the state of the optimizers, metrics except times, samples, scores, summary.md and exported student.
 
 A fault waits for a random step of the run and a random part of this step, or for the write of a checkpoint. --seed
 determines the steps; the moments inside a step depend on the machine and differ each time. The files that a fault
@@ -116,10 +116,12 @@ def write_recipe(family: str, folder: Path) -> None:
 def contents(run: Path) -> dict[str, str]:
     """Return the sha256 of the contents of every file that two equal runs must share, by name.
 
-    Only the last checkpoint is compared, since an interrupted run keeps other ones; its waiting rows are left out.
+    Only the last checkpoint is compared, since an interrupted run keeps other ones; its waiting rows are left out, and
+    so is report.html, which says how long the training took.
     """
     last = checkpoints_in(run / "checkpoints")[-1]
-    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path not in (run / LOCK, last / METRICS)]
+    out = (run / LOCK, run / "report.html", last / METRICS)
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path not in out]
     files = [path for path in files if last in path.parents or last.parent not in path.parents]
     return {str(path.relative_to(run)): hashlib.sha256(held(path)).hexdigest() for path in files}
 

@@ -66,7 +66,8 @@ def test_the_reward_lifts_the_accuracy_that_another_classifier_measures(
 
 
 def test_the_run_leaves_what_it_promises(folder: Path, rewarded: dict[str, Scores]) -> None:
-    for name in ("recipe.yaml", "metrics.jsonl", "summary.md", "before_after.png", "curves.png", "student/dmdr.json"):
+    made = ("recipe.yaml", "metrics.jsonl", "summary.md", "report.html", "before_after.png", "curves.png")
+    for name in (*made, "student/dmdr.json"):
         assert (folder / "rewarded" / name).stat().st_size > 0
     summary = (folder / "rewarded" / "summary.md").read_text(encoding="utf-8")
     assert all(row.name in summary for row in rewarded.values())

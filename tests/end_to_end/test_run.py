@@ -31,6 +31,7 @@ def test_everything_is_written(finished: Any) -> None:
         "student",
         "evaluation.json",
         "summary.md",
+        "report.html",
         "before_after.png",
         "curves.png",
     }
@@ -44,6 +45,11 @@ def test_everything_is_written(finished: Any) -> None:
     assert rows == {"teacher-3", "teacher-2", "student-cold_start", "student-00000004", "student-joint"}
     assert f"dmdr-generate --family sit --model {Path('out') / 'student'}" in outcome.stdout
     assert f"dmdr-generate --family sit --model {Path('out') / 'student'}" in (out / "summary.md").read_text()
+    assert "Wrote out/: report.html, summary.md, before_after.png, curves.png, student/, checkpoints/" in outcome.stdout
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/webp') == len(rows)
+    assert "5 of 5 steps" in page
+    assert "dmdr-generate --family sit" in page
     assert [line for line in outcome.remarks if not line.startswith("a checkpoint takes ")] == []
 
 

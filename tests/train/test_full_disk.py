@@ -169,6 +169,23 @@ def test_samples_wait_for_space_and_the_report_is_written_when_it_can(
     assert (run.folder / "samples/student-00000002.png").stat().st_size > 0
 
 
+def test_no_run_fails_for_its_page(make_run: Any, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def mistake(*_: Any) -> None:
+        raise KeyError("a mistake\nof ours")
+
+    monkeypatch.setattr("dmdr_train.reporting.report.render", mistake)
+    run = make_run(run__steps=1)
+    del run.finish
+    run.carry_out()
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {run.folder}/report.html could not be written ('a mistake\\nof ours'); "
+        f"to try again: dmdr-train report {run.folder}"
+    ]
+    assert f"Wrote {run.folder}/: summary.md, " in said
+    assert not (run.folder / "report.html").exists()
+
+
 def test_a_run_does_not_begin_where_nothing_can_be_written(make_run: Any, monkeypatch: Any) -> None:
     run = make_run()
     monkeypatch.setattr("dmdr_train.run.runner.write_whole", no_space)

@@ -2,10 +2,8 @@
 
 import base64
 import hashlib
-import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,8 +19,8 @@ from dmdr_train.recipe.load import dump_recipe, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting import curves, report_curves
 from dmdr_train.reporting.report import _read as read_run
-from dmdr_train.reporting.report import differences, facts, warnings
-from dmdr_train.reporting.report_sheets import MOST_SHEETS, WIDEST, student_sheets
+from dmdr_train.reporting.report import differences, facts, refresh_report, warnings
+from dmdr_train.reporting.report_sheets import MOST_SHEETS, WIDEST, Sheet, fitting, student_sheets
 from PIL import Image
 
 EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>"
@@ -247,6 +245,26 @@ def test_sheets(make_run: Make) -> None:
     assert student_sheets(run, recipe_of(run))[-1].width == WIDEST
 
 
+def test_sheets_leave_the_page_a_size_that_can_be_mailed() -> None:
+    sheets = [Sheet("", step, "x" * 100, 1, 1) for step in range(6)]
+    assert [sheet.step for sheet in fitting(sheets, 600)] == [0, 1, 2, 3, 4, 5]
+    assert [sheet.step for sheet in fitting(sheets, 599)] == [0, 2, 4, 5]
+    assert [sheet.step for sheet in fitting(sheets, 399)] == [0, 4, 5]
+    assert [sheet.step for sheet in fitting(sheets, 1)] == [0, 5]
+
+
+def test_a_page_that_cannot_be_written_is_one_line(make_run: Make) -> None:
+    run = make_run("run")
+    assert refresh_report(run, recipe_of(run)) == ""
+    before = (run / "report.html").read_text()
+    (run / "evaluation.json").write_text("damaged")
+    said = refresh_report(run, recipe_of(run))
+    assert said.startswith(f"warning: {run}/report.html could not be written (")
+    assert said.endswith(f"; to try again: dmdr-train report {run}")
+    assert "\n" not in said
+    assert (run / "report.html").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -284,33 +302,3 @@ def test_contrast(theme: int) -> None:
         for ground in ("page", "card"):
             light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= ratio, (name, ground)
-
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-if BROWSER and DRIVER and importlib.util.find_spec("selenium"):
-
-    def test_in_a_browser(file: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.common.by import By
-        from selenium.webdriver.common.keys import Keys
-
-        options = webdriver.ChromeOptions()
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=390,800"):
-            options.add_argument(argument)
-        options.binary_location = BROWSER
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-        try:
-            browser.get(file.as_uri())
-            assert browser.title == "<b>first · dmdr report"  # not "run"
-            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-            slider = browser.find_element(By.ID, "step")
-            slider.send_keys(Keys.ARROW_LEFT)
-            assert slider.get_attribute("aria-valuetext") == "student at step 10"
-            shown = [each.is_displayed() for each in browser.find_elements(By.CSS_SELECTOR, "figure.student")]
-            assert shown == [True, False]
-            assert browser.execute_script("return getComputedStyle(arguments[0]).outlineWidth", slider) == "3px"
-            assert browser.get_log("browser") == []
-        finally:
-            browser.quit()

@@ -1,11 +1,13 @@
 """What is behind the page of `dmdr-generate serve`: one picture for each of its models, within limits."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dmdr_models.base.errors import UsageError
+from dmdr_models.base.secrets import redacted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,11 +63,14 @@ class Studio:
             size: the side in pixels; 0 is the models' own size.
 
         Returns:
-            For each model its picture, and a line with its name, steps, seconds and scores.
+            For each model its picture, and a line with its name, steps, seconds and scores. In place of a score that
+            a reward cannot give stands the reason.
 
         Raises:
             UsageError: the request is beyond the limits, or a model cannot take it.
         """
+        import torch
+
         prompt = self._checked(text, seed, steps, size)
         answers = []
         for side, count in zip(self.sides, steps, strict=True):
@@ -77,6 +82,10 @@ class Studio:
                 pictures = side.draw([prompt], seed=seed, **changed)
             except ValueError as error:
                 raise UsageError(f"{side.name}: {error}") from error
+            except torch.OutOfMemoryError:
+                raise UsageError(
+                    f"{side.name}: the memory is too small for this picture: give a smaller side"
+                ) from None
             said = f"{side.name} · {count} step{'s' * (count > 1)} · {time.perf_counter() - began:.1f} s"
             answers.append((_image(pictures), " · ".join([said, *self._scores(pictures, prompt)])))
         return answers
@@ -107,9 +116,11 @@ class Studio:
         found = []
         for name, reward in self.rewards.items():
             try:
-                found.append(f"{name} {float(reward.score(pictures, [prompt])[0]):.3f}")
+                score = float(reward.score(pictures, [prompt])[0])
             except (ValueError, OSError) as error:
-                raise UsageError(f"{name}: {error}") from error
+                found.append(redacted(f"{name}: no score ({error})"))
+            else:
+                found.append(f"{name} {score:.3f}" if math.isfinite(score) else f"{name}: no score")
         return found
 
 

@@ -76,7 +76,9 @@ def parse_rewards(
         kind = match["name"] if match["column"] else None
         parsed[name] = RewardArgument(name, match["checkpoint"], weight, {**common, **given.pop(name, {})}, kind)
     if given:
-        raise UserError("--option", f"{next(iter(given))} is not among the rewards asked for: {', '.join(parsed)}")
+        raise UserError(
+            "--option", f"{next(iter(given))} is not among the rewards asked for: {', '.join(parsed) or 'none'}"
+        )
     return list(parsed.values())
 
 

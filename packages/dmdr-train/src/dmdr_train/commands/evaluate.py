@@ -5,6 +5,8 @@ Under a launcher the processes share the pictures: `torchrun --nproc-per-node 8 
 
 import argparse
 import os
+import sys
+from pathlib import Path
 
 HELP = "score teacher, checkpoints and student of a run"
 
@@ -21,13 +23,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> None:
-    """Score the rows, and print their table. The same command goes on from where it was interrupted."""
+    """Score the rows, print their table, and write the report anew.
+
+    The same command goes on from where it was interrupted.
+    """
     from dmdr_train.distributed.signals import signals_end
+    from dmdr_train.reporting.report import refresh_report
     from dmdr_train.reporting.tables import print_table
-    from dmdr_train.run.python_api import evaluate
+    from dmdr_train.run.python_api import evaluate, open_run
 
     with signals_end():
         scores = evaluate(options.run, *options.overrides, rows=options.rows)
     if int(os.environ.get("RANK", "0")) == 0:
         print_table(scores)
         print(f"Wrote {options.run}/evaluation/: evaluation.json, evaluation.md")
+        warning = refresh_report(Path(options.run), open_run(options.run))
+        if warning:
+            print(warning, file=sys.stderr)
+        else:
+            print(f"Wrote {options.run}/report.html")

@@ -63,6 +63,21 @@ def write_report(output: Path, runs: Sequence[tuple[Path, Recipe]]) -> None:
     write_whole(output, lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def refresh_report(run: Path, settings: Recipe) -> str:
+    """Write RUN/report.html anew -> the line of a warning, empty if the page is written.
+
+    The page is made from other files of the run, and `dmdr-train report` makes it again. So no failure of it ends a
+    training or an evaluation; the page that was there before stays.
+    """
+    page = run / "report.html"
+    try:
+        write_report(page, [(run, settings)])
+    except Exception as error:  # also of a library, or of a file that someone has changed
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return redacted(f"warning: {page} could not be written ({reason}); to try again: dmdr-train report {run}")
+    return ""
+
+
 def _read(folder: Path, settings: Recipe, first: bool) -> RunFiles:
     """Read a run; of a run that is only compared with, the last sheet is enough."""
     sheets = student_sheets(folder, settings)

@@ -16,6 +16,8 @@ WIDEST = 1600
 """Pixels of the wider side of a sheet in the page."""
 MOST_SHEETS = 24
 """Sheets of the student in the page, at most: the first, the last, and others between them at equal distances."""
+MOST_BYTES = 8 * 2**20
+"""Of the student's sheets as text in the page, at most, as long as more than two are left."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,15 @@ def student_sheets(run: Path, settings: Recipe, most: int = MOST_SHEETS) -> list
     if len(chosen) > most:
         chosen = [chosen[round(i * (len(chosen) - 1) / (most - 1))] for i in range(most)]
     made = ((step, *found[step]) for step in chosen)
-    return [sheet for step, path, stage in made if (sheet := _sheet(path, f"student at step {step:,}{stage}", step))]
+    sheets = [sheet for step, path, stage in made if (sheet := _sheet(path, f"student at step {step:,}{stage}", step))]
+    return fitting(sheets)
+
+
+def fitting(sheets: list[Sheet], most: int = MOST_BYTES) -> list[Sheet]:
+    """Leave out every second sheet, but never the first or the last, until all together have at most `most` bytes."""
+    while len(sheets) > 2 and sum(len(sheet.data) for sheet in sheets) > most:
+        sheets = [*sheets[:-1:2], sheets[-1]]
+    return sheets
 
 
 def sheet_prompts(settings: Recipe) -> list[str]:

@@ -28,6 +28,7 @@ from dmdr_train.recipe.explain import is_number
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.curves import draw_curves
 from dmdr_train.reporting.model_card import usage
+from dmdr_train.reporting.report import refresh_report
 from dmdr_train.reporting.student_export import export_student
 from dmdr_train.reporting.summary import write_summary
 from dmdr_train.reporting.tables import headline, print_table
@@ -240,7 +241,7 @@ class Results:
         agreed(write)
 
     def write_report(self, newest: Path) -> None:
-        """Write the sheet of samples, the curves, the student and summary.md, and print the table and the usage."""
+        """Write the pictures, the student, summary.md and report.html, and print the table and the usage."""
         order = ["real", *(k for k in self.scores if k.startswith("teacher")), *self.settings.stages]
         scores = {key: self.scores[key] for key in order if key in self.scores}
         save_png(draw_sheet(self.rows(), self.captions), self.folder / "before_after.png")
@@ -252,7 +253,11 @@ class Results:
         write_summary(self.folder, self.settings, scores, command)
         if scores:
             print_table(scores)
-        print(f"Wrote {self.folder}/: summary.md, before_after.png, curves.png, student/, checkpoints/")
+        warning = refresh_report(self.folder, self.settings)
+        if warning:
+            self.say(warning)
+        page = "" if warning else "report.html, "
+        print(f"Wrote {self.folder}/: {page}summary.md, before_after.png, curves.png, student/, checkpoints/")
         print(f"Generate from the student:\n\n{command}")
 
     def rows(self) -> dict[str, list[Image.Image]]:
