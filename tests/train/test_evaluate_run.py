@@ -287,8 +287,8 @@ MISTAKES = [
         "tracking.evaluation.features: clip has no effect without a reference or 2 per_prompt; leave it out",
     ),
     (
-        ["tracking.evaluation.rewards=true"],
-        "tracking.evaluation.rewards: true takes the rewards that are trained on, and there is none; give a list",
+        ["tracking.evaluation={prompt_files: one.txt, rewards: true}"],
+        "tracking.evaluation: measures nothing; give rewards, a reference, or 2 or more as per_prompt",
     ),
     (["tracking.evaluation.reference=shapes"], "tracking.evaluation.prompt_files: shapes has its own prompts"),
 ]

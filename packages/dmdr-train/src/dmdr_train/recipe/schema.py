@@ -6,7 +6,7 @@ from dmdr_rewards.base.secrets import ADVICE, secret_in
 from pydantic import model_validator
 
 from dmdr_train.recipe.alarm_rules import DEFAULT_RULES, AnyRule, Limit, RewardHacking
-from dmdr_train.recipe.checks import check
+from dmdr_train.recipe.checks.together import check
 from dmdr_train.recipe.derived import Sections
 from dmdr_train.recipe.fields import Section
 from dmdr_train.recipe.guidance_sections import Alignment, DiscriminatorHead, Dynamics, Guidance, Renoise
