@@ -136,6 +136,8 @@ def test_a_score_does_not_depend_on_the_other_prompts(reward: Any) -> None:
     reward.remember_texts(0)
     alone = torch.cat([reward.score([each], [text]) for each, text in zip(pictures, PROMPTS, strict=True)])
     torch.testing.assert_close(alone, reward.score(pictures, PROMPTS), atol=1e-3, rtol=0)
+    one, other = reward.towers.texts(PROMPTS)[:, :-1]
+    assert torch.equal(reward.counts(torch.stack([one, 10 * other])), reward.counts(torch.stack([one, other])))
 
 
 def test_gradients_against_finite_differences(folder: Path, slope: Any) -> None:
