@@ -55,7 +55,7 @@ def release(clone: Path, folder: Path) -> Any:
     sys.modules["transformers"].CLIPFeatureExtractor = object  # type: ignore[attr-defined]  # imported and not used
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    torch.Tensor.half = lambda self: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.half = lambda self: self  # type: ignore[method-assign, assignment, return-value]
     code: Any = __import__("eval_overall_mps_on_hpdv2")
     module: Any = __import__("trainer.models.clip_model", fromlist=["CLIPModel"])
     clip = transformers.CLIPConfig.from_pretrained(folder)

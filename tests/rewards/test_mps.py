@@ -205,7 +205,7 @@ def test_info(reward: Any) -> None:
 
 
 def test_what_is_refused(tmp_path: Path, folder: Path) -> None:
-    def refused(message: str, **options: str) -> None:
+    def refused(message: str, **options: Any) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             dmdr_rewards.create("mps", tmp_path, **options)
         assert "\n" not in str(caught.value)
