@@ -44,7 +44,12 @@ def clip_model(folder: Path, width: int, side: int = 32, patch: int = 8) -> Any:
     """
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
     sizes |= {"hidden_act": "gelu"}
     text = {"hidden_size": 128, "vocab_size": clip_tokenizer(folder), "bos_token_id": 0, "eos_token_id": 2}
     pixels = {"image_size": side, "patch_size": patch}
