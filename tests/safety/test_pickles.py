@@ -153,6 +153,7 @@ PLACES: dict[str, Place] = {
     "reward dfn-clip": reward("dfn-clip", "dfn.bin"),
     "reward hpsv2.1": reward("hpsv2.1", "hps.pt"),
     "reward pickscore": lambda trap, copied, folder: reward("pickscore", "pytorch_model.bin")(trap, copied, folder),
+    "reward mps": reward("mps", "MPS_overall_checkpoint.pth"),
     "reward imagereward": reward("imagereward", "ImageReward.pt"),
     "reward aesthetic": reward("aesthetic", "clip.pt", head="head.pth"),
     "reward aesthetic, head": aesthetic_head,

@@ -9,7 +9,8 @@ It compares, per picture and on the CPU:
 
     reward      the reward's score() of pictures of 8 bits
     peer        transformers' own processor, tokenizer and model on the same files, called as its documentation says,
-                with the same batch, questions and pictures; for hpsv3 without the release's head
+                with the same batch, questions and pictures; for hpsv3 without the release's head, for mps without
+                what it puts on its CLIP
     gradient    score() of a tensor of floats, and backward, where the reward is differentiable
 
 ocr-local has no stand-in: RapidOCR's own weights are measured, if it is installed.
@@ -29,6 +30,7 @@ import torch
 from dmdr_rewards.judges.local import UnifiedReward
 from dmdr_rewards.models import hpsv3
 from PIL import Image, ImageDraw
+from tiny_mps import save_mps
 from tiny_qwen import save_hpsv3, save_qwen
 
 from bench.common import fastest, options_of, print_table
@@ -76,6 +78,29 @@ def hpsv3_case(folder: Path, pictures: list[Image.Image]) -> Case:
     @torch.inference_mode()
     def peer() -> object:
         return model(**qwen_inputs(tokenizer, processor, pictures, question, hpsv3.REWARD), use_cache=False)
+
+    return reward, peer
+
+
+def mps_case(folder: Path, pictures: list[Image.Image]) -> Case:
+    """At 224 pixels, as the real one's. The reward remembers texts, so the peer reads the text only once too."""
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    reward = dmdr_rewards.create("mps", save_mps(folder, side=224, patch=14))
+    model = CLIPModel(CLIPConfig.from_pretrained(folder)).eval()
+    tensors = load_file(folder / "MPS_overall_checkpoint.safetensors")
+    model.load_state_dict({n.removeprefix("model."): each for n, each in tensors.items() if n.startswith("model.")})
+    processor = CLIPImageProcessorPil()
+    tokens = AutoTokenizer.from_pretrained(folder)([PROMPT], padding="max_length", max_length=77, return_tensors="pt")
+    with torch.inference_mode():
+        text = model.get_text_features(**tokens).pooler_output
+
+    @torch.inference_mode()
+    def peer() -> object:
+        found = model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
+        return torch.cosine_similarity(found, text)
 
     return reward, peer
 
@@ -152,6 +177,7 @@ def ocr_case(folder: Path, pictures: list[Image.Image]) -> Case | str:
 
 CASES = {
     "hpsv3": hpsv3_case,
+    "mps": mps_case,
     "vqascore-local": vqascore_case,
     "unified-reward": unified_case,
     "geneval": geneval_case,

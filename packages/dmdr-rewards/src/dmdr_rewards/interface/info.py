@@ -120,6 +120,26 @@ _IMAGEREWARD = replace(
     ),
 )
 
+_MPS = replace(
+    _PICKSCORE,
+    name="mps",
+    description="human preference: exp(logit_scale) · cos(picture's tokens after attention to the prompt, prompt)",
+    source="https://github.com/Kwai-Kolors/MPS, arXiv 2405.14705",
+    licence="the release names none; MIT for its code",
+    checkpoint=(
+        "state dict of MPS as .safetensors, with config.json and the tokenizer's files of "
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K beside it; or the folder that holds them; with condition=overall, "
+        "aesthetics, alignment or detail"
+    ),
+    fetch=(
+        "curl -L --create-dirs -o mps/MPS_overall_checkpoint.safetensors https://modelscope.cn/models/DiffSynth-Studio/"
+        "QualityMetric_reward_pretrained/resolve/master/MPS_overall_checkpoint/"
+        "MPS_overall_checkpoint_diffsynth.safetensors && "
+        "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K config.json tokenizer.json tokenizer_config.json vocab.json "
+        "merges.txt special_tokens_map.json --local-dir mps"
+    ),
+)
+
 _HPSV3 = replace(
     _PICKSCORE,
     name="hpsv3",
@@ -288,6 +308,7 @@ BUILT_IN = {
         _HPSV2,
         _HPSV3,
         _IMAGEREWARD,
+        _MPS,
         _OCR,
         _OCR_LOCAL,
         _PICKSCORE,

@@ -37,6 +37,7 @@ _BUILT_IN = (
     EntryPoint("hpsv2.1", "dmdr_rewards.models.hpsv2:reward", GROUP),
     EntryPoint("hpsv3", "dmdr_rewards.models.hpsv3:reward", GROUP),
     EntryPoint("imagereward", "dmdr_rewards.models.imagereward:reward", GROUP),
+    EntryPoint("mps", "dmdr_rewards.models.mps:reward", GROUP),
     EntryPoint("ocr", "dmdr_rewards.judges.judge:OCR", GROUP),
     EntryPoint("ocr-local", "dmdr_rewards.judges.ocr:LocalOCR", GROUP),
     EntryPoint("pickscore", "dmdr_rewards.models.pickscore:reward", GROUP),

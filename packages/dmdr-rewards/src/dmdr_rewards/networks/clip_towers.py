@@ -157,25 +157,40 @@ def transformers_towers(
     """
     path = checkpoint_files.find(folder, *TRANSFORMERS_FILES)
     config = transformers_config(folder)
-    tokenizer = {name: checkpoint_files.sha256(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    if not tokenizer.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would create an empty one
-        raise MissingError(
-            f"checkpoint {folder} has no tokenizer: copy its CLIP's tokenizer.json, or vocab.json and merges.txt, there"
-        )
+    tokenizer = tokenizer_hashes(folder)
 
     def load() -> Towers:
-        model = _transformers_model(folder, path)
+        model = transformers_model(folder, checkpoint_files.load(path), path)
         if gradient_checkpointing:
-            recompute(next(part for part in model.vision_model.modules() if isinstance(part, nn.ModuleList)))
+            recompute(vision_layers(model))
         side = model.config.vision_config.image_size
-        tokenize = _TransformersTokens(folder, model.config.text_config.max_position_embeddings)
+        tokenize = TransformersTokens(folder, model.config.text_config.max_position_embeddings)
         image, text = _TransformersImage(model), _TransformersText(model)
-        kinds = dict.fromkeys((model.config.vision_config.hidden_act, model.config.text_config.hidden_act))
-        activation = " and ".join({"quick_gelu": "QuickGELU", "gelu": "GELU"}.get(kind, kind) for kind in kinds)
-        return Towers(image, text, tokenize, activation, (side, side), model.logit_scale, device, dtype)
+        return Towers(image, text, tokenize, activation_of(model), (side, side), model.logit_scale, device, dtype)
 
     how = (json.dumps([config, tokenizer], sort_keys=True), torch.device(device), dtype, gradient_checkpointing)
     return checkpoint_files.load_once(path, load, *how)
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the tokenizer in a folder. Raises MissingError if there is no tokenizer."""
+    found = {name: checkpoint_files.sha256(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    if not found.keys() & {"tokenizer.json", "vocab.json"}:  # transformers would create an empty one
+        raise MissingError(
+            f"checkpoint {folder} has no tokenizer: copy its CLIP's tokenizer.json, or vocab.json and merges.txt, there"
+        )
+    return found
+
+
+def activation_of(model: Any) -> str:
+    """The activation of both towers of a CLIPModel, in words."""
+    kinds = dict.fromkeys((model.config.vision_config.hidden_act, model.config.text_config.hidden_act))
+    return " and ".join({"quick_gelu": "QuickGELU", "gelu": "GELU"}.get(kind, kind) for kind in kinds)
+
+
+def vision_layers(model: Any) -> nn.ModuleList:
+    """The layers of the image tower of a CLIPModel."""
+    return next(part for part in model.vision_model.modules() if isinstance(part, nn.ModuleList))
 
 
 def transformers_config(folder: Path) -> dict[str, Any]:
@@ -229,15 +244,22 @@ class _OpenClipTokens:
         return (self._tokenizer(prompts),)
 
 
-class _TransformersTokens:
-    def __init__(self, folder: Path, context: int) -> None:
+class TransformersTokens:
+    """The tokenizer in a folder: B texts -> ids and attention mask, Tensor[B, tokens] each.
+
+    padding  True: up to the longest of the texts; "max_length": up to `context`
+
+    Raises ValueError for files that transformers cannot read.
+    """
+
+    def __init__(self, folder: Path, context: int, padding: bool | str = True) -> None:
         from transformers import AutoTokenizer
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"checkpoint {folder}: its tokenizer cannot be read: {error}") from error
-        self.context = context
+        self.context, self._padding = context, padding
         self._warn = Truncation(context)
 
     def lengths(self, prompts: list[str]) -> list[int]:
@@ -245,7 +267,9 @@ class _TransformersTokens:
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, ...]:
         self._warn(self.lengths(prompts), prompts)
-        batch = self._tokenizer(prompts, padding=True, truncation=True, max_length=self.context, return_tensors="pt")
+        batch = self._tokenizer(
+            prompts, padding=self._padding, truncation=True, max_length=self.context, return_tensors="pt"
+        )
         return batch.input_ids, batch.attention_mask
 
 
@@ -258,10 +282,13 @@ class _OpenClipText(nn.Module):
         return self.model.encode_text(tokens)
 
 
-def _transformers_model(folder: Path, path: Path) -> Any:
+def transformers_model(folder: Path, tensors: dict[str, Tensor], path: Path) -> Any:
+    """The CLIPModel of the config.json in `folder` with the tensors of the file `path`.
+
+    Raises ValueError for tensors of another model.
+    """
     from transformers import CLIPConfig, CLIPModel
 
-    tensors = checkpoint_files.load(path)
     # Files from before transformers 4.31 also hold these constants.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
     loader: Any = CLIPModel

@@ -6,8 +6,9 @@ from typing import Any
 
 import dmdr_rewards
 import torch
-from dmdr_rewards.networks.clip_towers import open_clip_config
+from dmdr_rewards.networks.clip_towers import open_clip_config, vision_layers
 from dmdr_rewards.networks.frozen_network import ROUNDED, precision, recompute
+from dmdr_rewards.networks.word_attention import WordAttention
 from torch import Tensor, nn
 
 from dmdr_train.base.errors import naming
@@ -51,7 +52,7 @@ def reward_cost(key: str, reward: Reward, checkpointing: bool) -> RewardCost | N
         with META:
             if reward.name in CLIPS or reward.name == "aesthetic":
                 return clip(reward, dtype, checkpointing)
-            builders: Any = {"class-label": class_label, "dinov2": dinov2, "imagereward": imagereward}
+            builders: Any = {"class-label": class_label, "dinov2": dinov2, "imagereward": imagereward, "mps": mps}
             return builders[reward.name](reward, dtype, checkpointing) if reward.name in builders else None
 
 
@@ -142,6 +143,29 @@ def imagereward(reward: Reward, dtype: torch.dtype, checkpointing: bool) -> Rewa
         ).last_hidden_state
 
     return counted(nn.ModuleDict({"vision": vision, "text": reader}), dtype, image)
+
+
+def mps(reward: Reward, dtype: torch.dtype, checkpointing: bool) -> RewardCost:
+    """Count CLIP ViT-H-14 and the four layers that read the tokens of its picture and its text."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    config = CLIPConfig(text_config=text, vision_config={**vision, "patch_size": 14}, projection_dim=1024)
+    model: Any = CLIPModel(config)
+    reader = WordAttention(1024, depth=4, heads=16)
+    if checkpointing:
+        recompute([*vision_layers(model), *reader.blocks()])
+    ids = torch.empty(1, 77, dtype=torch.long)
+
+    def image(pixels: Tensor) -> Tensor:
+        tokens = model.visual_projection(model.vision_model(pixel_values=pixels).last_hidden_state)
+        return reader(tokens, torch.empty(1, 77, 1024, dtype=dtype), torch.empty(1, 77, dtype=torch.bool))
+
+    def words() -> Tensor:
+        return model.text_projection(model.text_model(input_ids=ids).last_hidden_state)
+
+    return counted(nn.ModuleDict({"clip": model, "reader": reader}), dtype, image, words)
 
 
 def lpips_cost(height: int, width: int) -> RewardCost:
