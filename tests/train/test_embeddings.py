@@ -312,6 +312,7 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["-o", "full/letter.txt"], "full/letter.txt is a file; give a folder"),
         (["-o", "full"], "error: --output: full holds other files; give a new folder"),
         (["-o", "new", "data.prompts=null"], "error: data.prompts: is null, so there is nothing to encode"),
         (["-o", "new", "data.prompts=gone.txt"], "error: data.prompts: no file or folder 'gone.txt'"),

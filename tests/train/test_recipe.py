@@ -107,6 +107,10 @@ def test_an_override_leaves_what_is_an_alias_of_its_section_alone() -> None:
         ("data.column=text", "data.column: has no effect without data.prompts; give both, or leave it out"),
         ("data.name=small", "data.name: has no effect without data.prompts; give both, or leave it out"),
         ("memory.shared_backbone=true", "memory.shared_backbone: true needs model.generator_lora; set it, or use null"),
+        (
+            "model.teacher_loras=[{path: style, strength: 0}]",
+            "model.teacher_loras.0.strength: 0 has no effect; leave the LoRA out",
+        ),
         ("model.family=sd2", "model.family: unknown model family 'sd2'; did you mean sd3?"),
         # combinations
         ("objectives.1.kind=srop", "objectives.1.kind: unknown kind of objective 'srop'; did you mean srpo?"),

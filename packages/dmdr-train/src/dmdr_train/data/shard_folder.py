@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmdr_train.base.atomic_files import fingerprint, write_whole
 from dmdr_train.base.errors import UserError, naming
+from dmdr_train.base.folders import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +88,9 @@ class ShardFolder:
         """Make a new folder with a manifest, or check that an existing folder was made with `wanted`.
 
         Raises:
-            UserError: the folder has other files, or was made with something else.
+            UserError: the folder has other files, was made with something else, or cannot be written to.
         """
+        check_writable(self.key, self.path)
         with naming(self.key):
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / MANIFEST).exists():

@@ -38,6 +38,13 @@ class TeacherLora(Section):
     path: str = Field(description="folder or file, in PEFT's, diffusers' or kohya's layout")
     strength: float = 1.0
 
+    @field_validator("strength")
+    @classmethod
+    def _has_an_effect(cls, strength: float) -> float:
+        if strength == 0:
+            raise ValueError("0 has no effect; leave the LoRA out")
+        return strength
+
 
 class Model(Section):
     """What is distilled, and how its roles are built."""
