@@ -10,6 +10,7 @@ compute in float32. What it imports for other purposes is replaced by empty modu
 """
 
 import argparse
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -56,8 +57,8 @@ def release(clone: Path, folder: Path) -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     torch.Tensor.half = lambda self: self  # type: ignore[method-assign, assignment, return-value]
-    code: Any = __import__("eval_overall_mps_on_hpdv2")
-    module: Any = __import__("trainer.models.clip_model", fromlist=["CLIPModel"])
+    code: Any = importlib.import_module("eval_overall_mps_on_hpdv2")
+    module: Any = importlib.import_module("trainer.models.clip_model")
     clip = transformers.CLIPConfig.from_pretrained(folder)
     module.XCLIPModel.from_pretrained = classmethod(lambda cls, place: cls(clip))
     model = module.CLIPModel(None)

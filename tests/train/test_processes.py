@@ -27,7 +27,7 @@ settings = Recipe.model_validate(json.loads(sys.argv[1]))
 ways = {
     "run": lambda: runner.run(settings),
     "dry run": lambda: runner.dry_run(settings),
-    "evaluate": lambda: evaluate_run.evaluate_run(settings, Path("nowhere"), []),
+    "evaluate": lambda: evaluate_run.evaluate_run(settings, Path("nowhere"), ["teacher"]),
 }
 errors = [UserError("model.path", "is of another family"), StoppedError(STOPPED, "by SIGTERM"), SystemExit(3),
           StoppedError(LOST, "rank 1 ended"), RuntimeError("out of memory"), KeyboardInterrupt()]
