@@ -44,6 +44,15 @@ def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
     write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def all_scores(run: Path) -> dict[str, Scores]:
+    """Read the scores of a run and those of `dmdr-train evaluate` in its folder; of equal rows the latter's.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    return {**read_scores(run), **read_scores(run / "evaluation")}
+
+
 def read_scores(folder: Path) -> dict[str, Scores]:
     """Read the scores of a run; empty if it has no evaluation.json.
 

@@ -115,7 +115,7 @@ def _chart(name: str, group: str, lines: list[Line], runs: Sequence[tuple[Recipe
         [(kind, text, round(place_y(value), 1)) for kind, text, value in shown],
         [(stage.replace("_", " "), round(place_x(end), 1)) for stage, end in list(settings.stages.items())[:-1]],
         [(f"{round(x):,}", round(place_x(x), 1)) for x in (0, steps / 2, steps)],
-        [(number(y), round(place_y(y), 1)) for y in _ticks(low, high, logarithmic)],
+        _labelled(_ticks(low, high, logarithmic), place_y),
         steps,
         logarithmic,
         [f"{text} lies outside the chart" for kind, text, value in levels if (kind, text, value) not in shown],
@@ -154,13 +154,20 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def _labelled(ticks: Sequence[float], place: Place) -> list[tuple[str, float]]:
+    """Each tick's text and place; with more than three digits where fewer would make neighbours look equal."""
+    exact = (n for n in range(3, 13) if all(math.isclose(float(f"{tick:.{n}g}"), tick) for tick in ticks))
+    digits = next(exact, 3)
+    return [(number(tick, digits), round(place(tick), 1)) for tick in ticks]
+
+
 def _path(points: Sequence[Point], place_x: Place, place_y: Place) -> str:
     return " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
 
 
-def number(value: float | None) -> str:
-    """Three significant digits; a dash for None."""
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, or as many as asked for; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}g}".replace("-", "−")
 
 
 def spoken(chart: Chart, names: Sequence[str]) -> str:
