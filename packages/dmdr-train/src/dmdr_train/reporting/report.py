@@ -194,7 +194,7 @@ def warnings(run: RunFiles) -> list[str]:
 
 def _evaluation(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     """The table of scores over all runs: headings, and rows of (run, name, cells); None without scores."""
-    rows = [(run, run.scores[key]) for run in runs for key in sorted(run.scores, key=_references_first)]
+    rows = [(run, row) for run in runs for row in run.scores.values()]
     if not rows:
         return None
     headings = columns({str(number): row for number, (_, row) in enumerate(rows)})
@@ -205,10 +205,6 @@ def _evaluation(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     ]
     how = how_measured(measured).replace("`", "") if measured else INTERVALS
     return {"headings": headings, "rows": made, "how": how}
-
-
-def _references_first(key: str) -> int:
-    return 0 if key == "real" else 1 if key.startswith("teacher") else 2
 
 
 def _watched(runs: Sequence[RunFiles]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe.schema import Limit, Recipe
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 52, 10, 10, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 66, 10, 10, 26
 """The SVG's own units: the size of a chart, and its margins."""
 MOST_POINTS = 300
 """Points in a line, at most; of more, neighbours are averaged."""
@@ -125,8 +125,13 @@ def _chart(name: str, group: str, lines: list[Line], runs: Sequence[tuple[Recipe
 def _range(
     values: Sequence[float], levels: Sequence[tuple[str, str, float]]
 ) -> tuple[float, float, list[tuple[str, str, float]]]:
-    """The range of the values and of those levels that do not squeeze them into less than a third of the chart."""
+    """The range of the values and of those levels that do not squeeze them into less than a third of the chart.
+
+    It is at least a thousandth of the largest value, so that five digits can name its ticks.
+    """
     low, high = min(values), max(values)
+    missing = max(0.0, max(-low, high) / 1000 - (high - low))
+    low, high = low - missing / 2, high + missing / 2
     span = high - low
     shown = []
     for level in sorted(levels, key=lambda each: max(low - each[2], each[2] - high)):
@@ -156,8 +161,8 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
 
 def _labelled(ticks: Sequence[float], place: Place) -> list[tuple[str, float]]:
     """Each tick's text and place; with more than three digits where fewer would make neighbours look equal."""
-    exact = (n for n in range(3, 13) if all(math.isclose(float(f"{tick:.{n}g}"), tick) for tick in ticks))
-    digits = next(exact, 3)
+    exact = (n for n in range(3, 6) if all(math.isclose(float(f"{tick:.{n}g}"), tick) for tick in ticks))
+    digits = next(exact, 5)
     return [(number(tick, digits), round(place(tick), 1)) for tick in ticks]
 
 
