@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe.schema import Limit, Recipe
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 66, 10, 10, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 72, 10, 10, 26
 """The SVG's own units: the size of a chart, and its margins."""
 MOST_POINTS = 300
 """Points in a line, at most; of more, neighbours are averaged."""
