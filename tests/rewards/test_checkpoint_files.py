@@ -109,7 +109,7 @@ def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_long_lists_of_differences_are_cut() -> None:
-    with pytest.raises(ValueError, match=r"missing: a, b, n00, .*n09 and 90 more$"):
+    with pytest.raises(ValueError, match=r"missing: a, b, n00, n01 and 98 more$"):
         checkpoint_files.check({}, {**{f"n{i:02}": (1,) for i in range(100)}, "a": (1,), "b": (1,)}, "other.pth")
 
 

@@ -207,6 +207,21 @@ def test_facts_warnings_and_differences(make_run: Make) -> None:
     assert "run.output" not in dict(differences([read, other]))
 
 
+def test_a_run_without_evaluation_and_rules(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("bare", "tracking.evaluation=null", "watch.rules=[]", rows=[row(30)])
+    (run / "evaluation.json").unlink()
+    (run / "evaluation").mkdir()
+    scores = {"name": "student at step 30", "accuracy": 0.25, "intervals": {"accuracy": [0.1, 0.4]}}
+    scored = {"student": scores, "teacher-4": {"name": "teacher, 4 steps"}}
+    (run / "evaluation/evaluation.json").write_text(json.dumps(scored))
+    main(["report", str(run), "-o", str(run / "page.html")])
+    printed = capsys.readouterr().out  # the scores of `dmdr-train evaluate`, in the order of the page
+    assert printed.index("teacher, 4 steps") < printed.index("student at step 30") < printed.index("0.250")
+    texts = Page((run / "page.html").read_text()).texts["p"]
+    assert "In brackets are 95% confidence intervals of means." in texts
+    assert "No rule of early warning was in force." in texts
+
+
 def test_limits_and_the_teacher_are_drawn_where_they_fit(make_run: Make) -> None:
     run = make_run("run")
     rows = [row(step) for step in (10, 20, 30)]
@@ -225,6 +240,11 @@ def test_limits_and_the_teacher_are_drawn_where_they_fit(make_run: Make) -> None
 def test_scales() -> None:
     assert report_curves._ticks(-0.3, 1.05, False) == [0, 0.5, 1]
     assert report_curves._ticks(0.02, 30, True) == [0.1, 1, 10]
+    labelled = report_curves._labelled([-2.934, -2.936, -2.938], lambda value: 100 * value)
+    assert labelled == [("−2.934", -293.4), ("−2.936", -293.6), ("−2.938", -293.8)]
+    assert report_curves._labelled([0, 0.5, 1], lambda value: value) == [("0", 0), ("0.5", 0.5), ("1", 1)]
+    low, high, _ = report_curves._range([-28.19999, -28.2], [])
+    assert low < -28.214 < -28.186 < high  # a change of rounding stays flat
     points = [(float(step), 2.0 * step) for step in range(1, 1001)]
     thin = report_curves.thinned(points)
     assert len(thin) == 250

@@ -27,7 +27,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 """Endings of checkpoint files."""
 
 _WRAPPERS = ("module.", "_orig_mod.")
-_LISTED = 12  # names of each kind in an error message
+_LISTED = 4  # names of each kind in an error message
 _loaded: WeakValueDictionary[tuple[Hashable, ...], Any] = WeakValueDictionary()
 
 

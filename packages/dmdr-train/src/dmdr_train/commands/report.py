@@ -23,7 +23,7 @@ def command(options: argparse.Namespace) -> None:
     """Write the page, draw curves.png and print the table."""
     from dmdr_train.base.errors import UserError, naming
     from dmdr_train.base.folders import check_writable
-    from dmdr_train.evaluation.scores import read_scores
+    from dmdr_train.evaluation.scores import all_scores
     from dmdr_train.reporting.curves import draw_curves
     from dmdr_train.reporting.report import write_report
     from dmdr_train.reporting.tables import print_table
@@ -39,7 +39,7 @@ def command(options: argparse.Namespace) -> None:
         write_report(page or folder / "report.html", runs)
         if page is None:
             draw_curves(folder, runs[0][1])
-    scores = read_scores(folder)
+    scores = all_scores(folder)
     if scores:
         print_table(scores)
     print(f"Wrote {page}" if page else f"Wrote {folder}/report.html and {folder}/curves.png")

@@ -44,6 +44,22 @@ def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
     write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def all_scores(run: Path) -> dict[str, Scores]:
+    """Read the scores of a run and those of `dmdr-train evaluate` in its folder; of equal rows the latter's.
+
+    Rows of real pictures and of the teacher come first.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = {**read_scores(run), **read_scores(run / "evaluation")}
+    return {key: found[key] for key in sorted(found, key=_references_first)}
+
+
+def _references_first(key: str) -> int:
+    return 0 if key == "real" else 1 if key.startswith("teacher") else 2
+
+
 def read_scores(folder: Path) -> dict[str, Scores]:
     """Read the scores of a run; empty if it has no evaluation.json.
 

@@ -15,13 +15,13 @@ from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.find import checkpoints_in
 from dmdr_train.checkpoint.manifest import read_manifest
-from dmdr_train.evaluation.scores import Scores, read_scores
+from dmdr_train.evaluation.scores import Scores, all_scores
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting import report_curves
 from dmdr_train.reporting.report_sheets import Sheet, sheet_prompts, student_sheets, teacher_sheets
-from dmdr_train.reporting.summary import how_measured
+from dmdr_train.reporting.summary import INTERVALS, how_measured, no_alarm
 from dmdr_train.reporting.tables import cells, columns
 from dmdr_train.tracking.metrics_file import read_metrics
 
@@ -81,13 +81,12 @@ def refresh_report(run: Path, settings: Recipe) -> str:
 def _read(folder: Path, settings: Recipe, first: bool) -> RunFiles:
     """Read a run; of a run that is only compared with, the last sheet is enough."""
     sheets = student_sheets(folder, settings)
-    evaluated = folder / "evaluation"
     return RunFiles(
         folder.resolve().name,
         folder,
         settings,
         read_metrics(folder),
-        {**read_scores(folder), **(read_scores(evaluated) if evaluated.is_dir() else {})},
+        all_scores(folder),
         teacher_sheets(folder),
         sheets if first else sheets[-1:],
         environment(folder),
@@ -121,6 +120,7 @@ def render(runs: Sequence[RunFiles]) -> str:
         prompts=sheet_prompts(first.settings),
         evaluation=_evaluation(runs),
         watched=_watched(runs),
+        no_alarm=no_alarm(first.settings),
         warnings=[(run.name, text) for run in runs for text in warnings(run)],
         differences=differences(runs),
         recipe=redacted(dump_recipe(first.settings)),
@@ -194,7 +194,7 @@ def warnings(run: RunFiles) -> list[str]:
 
 def _evaluation(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
     """The table of scores over all runs: headings, and rows of (run, name, cells); None without scores."""
-    rows = [(run, run.scores[key]) for run in runs for key in sorted(run.scores, key=_references_first)]
+    rows = [(run, row) for run in runs for row in run.scores.values()]
     if not rows:
         return None
     headings = columns({str(number): row for number, (_, row) in enumerate(rows)})
@@ -203,11 +203,8 @@ def _evaluation(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
         (run.name, row.name, [cell.partition(" [")[::2] for cell in cells(row, headings, intervals=True)])
         for run, row in rows
     ]
-    return {"headings": headings, "rows": made, "how": how_measured(measured).replace("`", "") if measured else ""}
-
-
-def _references_first(key: str) -> int:
-    return 0 if key == "real" else 1 if key.startswith("teacher") else 2
+    how = how_measured(measured).replace("`", "") if measured else INTERVALS
+    return {"headings": headings, "rows": made, "how": how}
 
 
 def _watched(runs: Sequence[RunFiles]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dmdr_train.monitoring import rules
 from dmdr_train.recipe.schema import Limit, Recipe
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 52, 10, 10, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 72, 10, 10, 26
 """The SVG's own units: the size of a chart, and its margins."""
 MOST_POINTS = 300
 """Points in a line, at most; of more, neighbours are averaged."""
@@ -115,7 +115,7 @@ def _chart(name: str, group: str, lines: list[Line], runs: Sequence[tuple[Recipe
         [(kind, text, round(place_y(value), 1)) for kind, text, value in shown],
         [(stage.replace("_", " "), round(place_x(end), 1)) for stage, end in list(settings.stages.items())[:-1]],
         [(f"{round(x):,}", round(place_x(x), 1)) for x in (0, steps / 2, steps)],
-        [(number(y), round(place_y(y), 1)) for y in _ticks(low, high, logarithmic)],
+        _labelled(_ticks(low, high, logarithmic), place_y),
         steps,
         logarithmic,
         [f"{text} lies outside the chart" for kind, text, value in levels if (kind, text, value) not in shown],
@@ -125,8 +125,13 @@ def _chart(name: str, group: str, lines: list[Line], runs: Sequence[tuple[Recipe
 def _range(
     values: Sequence[float], levels: Sequence[tuple[str, str, float]]
 ) -> tuple[float, float, list[tuple[str, str, float]]]:
-    """The range of the values and of those levels that do not squeeze them into less than a third of the chart."""
+    """The range of the values and of those levels that do not squeeze them into less than a third of the chart.
+
+    It is at least a thousandth of the largest value, so that five digits can name its ticks.
+    """
     low, high = min(values), max(values)
+    missing = max(0.0, max(-low, high) / 1000 - (high - low))
+    low, high = low - missing / 2, high + missing / 2
     span = high - low
     shown = []
     for level in sorted(levels, key=lambda each: max(low - each[2], each[2] - high)):
@@ -154,13 +159,20 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def _labelled(ticks: Sequence[float], place: Place) -> list[tuple[str, float]]:
+    """Each tick's text and place; with more than three digits where fewer would make neighbours look equal."""
+    exact = (n for n in range(3, 6) if all(math.isclose(float(f"{tick:.{n}g}"), tick) for tick in ticks))
+    digits = next(exact, 5)
+    return [(number(tick, digits), round(place(tick), 1)) for tick in ticks]
+
+
 def _path(points: Sequence[Point], place_x: Place, place_y: Place) -> str:
     return " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
 
 
-def number(value: float | None) -> str:
-    """Three significant digits; a dash for None."""
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, or as many as asked for; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}g}".replace("-", "−")
 
 
 def spoken(chart: Chart, names: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from dmdr_train.recipe import schema
 from dmdr_train.reporting.tables import markdown_table
 from dmdr_train.tracking.metrics_file import read_metrics
 
+INTERVALS = "In brackets are 95% confidence intervals of means."
+
 
 def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Scores], usage: str) -> None:
     """Write summary.md: the table of scores, how they were measured, the pictures, early warning, and the usage."""
@@ -40,7 +42,7 @@ def how_measured(evaluation: schema.Evaluation) -> str:
         text = f"Over at most {evaluation.pictures} pictures of held-out prompts."
     else:
         text = f"Over {evaluation.pictures} pictures."
-    text += " In brackets are 95% confidence intervals of means."
+    text += f" {INTERVALS}"
     if evaluation.reference is None:
         return text
     network = evaluation.features.name if evaluation.features else Path(str(evaluation.classifier)).name
@@ -68,9 +70,15 @@ def early_warning(folder: Path, settings: schema.Recipe) -> list[str]:
             for name in names
         ),
         "",
-        *([f"- {alarm}" for alarm in alarms] or [f"None of {len(settings.rules)} rules gave an alarm."]),
+        *([f"- {alarm}" for alarm in alarms] or [no_alarm(settings)]),
         "",
     ]
+
+
+def no_alarm(settings: schema.Recipe) -> str:
+    """The line in the place of alarms if there are none."""
+    count = len(settings.rules)
+    return f"None of {count} rules gave an alarm." if count else "No rule of early warning was in force."
 
 
 def _places(found: list[rules.Row], name: str) -> list[tuple[rules.Row, str]]:
