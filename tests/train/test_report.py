@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dmdr_train.checkpoint.manifest import signed
 from dmdr_train.cli import main
 from dmdr_train.recipe.load import dump_recipe, load_recipe
@@ -199,8 +200,8 @@ def test_facts_warnings_and_differences(make_run: Make) -> None:
     assert found["Time"] == "5.0 minutes"
     texts = warnings(read)
     assert texts[0].startswith("early warning at step 3: limit: diversity 0.2, 0.2, 0.2 of the teacher's is below 0.6")
-    assert texts[1] == "1 updates of the generator were skipped, since they were not finite"
-    assert texts[2].endswith("1 pictures were not finite, and no score counts them")
+    assert texts[1] == "1 update of the generator was skipped, since a loss or gradient was not finite"
+    assert texts[2].endswith("pictures that are not finite, which no score counts: 1")
     assert texts[3:] == ["the run has 5 of its 30 steps"]
     other = replace(read, settings=recipe_of(make_run("other", "run.seed=9")))
     assert ("run.seed", [str(read.settings.run.seed), "9"]) in differences([read, other])
@@ -220,6 +221,27 @@ def test_a_run_without_evaluation_and_rules(make_run: Make, capsys: pytest.Captu
     texts = Page((run / "page.html").read_text()).texts["p"]
     assert "In brackets are 95% confidence intervals of means." in texts
     assert "No rule of early warning was in force." in texts
+
+
+def test_two_evaluations_stand_in_two_tables(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """They may have other prompts and numbers of pictures, so their rows cannot be compared."""
+    run = make_run("run", rows=[row(30)])
+    measured = recipe_of(run).model_copy(deep=True).model_dump(mode="json")
+    measured["tracking"]["evaluation"] |= {"prompt_files": ["mine/held_out.txt"], "pictures": 120, "reference": None}
+    (run / "evaluation").mkdir()
+    (run / "evaluation/recipe.yaml").write_text(yaml.safe_dump(measured))
+    (run / "evaluation/evaluation.json").write_text(json.dumps({"student": {"name": "held-out student"}}))
+    main(["report", str(run), "-o", str(run / "page.html")])
+    text = (run / "page.html").read_text()
+    first, second = text.index('id="evaluation"'), text.index(">Evaluation by dmdr-train evaluate<")
+    assert first < text.index("Over 2000 pictures.") < second < text.index("held-out student")
+    assert "Over at most 120 pictures of the prompts in held_out.txt." in text[second:]
+    printed = capsys.readouterr().out
+    assert (
+        printed.index("Evaluation, means")
+        < printed.index("Evaluation by dmdr-train evaluate")
+        < printed.index("held-out")
+    )
 
 
 def test_limits_and_the_teacher_are_drawn_where_they_fit(make_run: Make) -> None:

@@ -39,7 +39,6 @@ def command(options: argparse.Namespace) -> None:
         write_report(page or folder / "report.html", runs)
         if page is None:
             draw_curves(folder, runs[0][1])
-    scores = all_scores(folder)
-    if scores:
-        print_table(scores)
+    for title, scores in all_scores(folder).items():
+        print_table(scores, title)
     print(f"Wrote {page}" if page else f"Wrote {folder}/report.html and {folder}/curves.png")

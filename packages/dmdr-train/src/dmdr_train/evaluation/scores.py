@@ -9,6 +9,11 @@ from pydantic import TypeAdapter
 from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.base.errors import UserError
 
+FOLDER = "evaluation"
+"""In a run's folder: what `dmdr-train evaluate` writes."""
+OWN, LATER = "Evaluation", "Evaluation by dmdr-train evaluate"
+"""Titles of a run's evaluations."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -44,16 +49,21 @@ def save_scores(folder: Path, scores: dict[str, Scores]) -> None:
     write_whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def all_scores(run: Path) -> dict[str, Scores]:
-    """Read the scores of a run and those of `dmdr-train evaluate` in its folder; of equal rows the latter's.
+def all_scores(run: Path) -> dict[str, dict[str, Scores]]:
+    """Read the evaluations of a run by their titles: its own, and that of `dmdr-train evaluate`; those that there are.
 
-    Rows of real pictures and of the teacher come first.
+    They may have other prompts and pictures, so their rows do not stand in one table. In each, rows of real pictures
+    and of the teacher come first.
 
     Raises:
         UserError: a file is damaged.
     """
-    found = {**read_scores(run), **read_scores(run / "evaluation")}
-    return {key: found[key] for key in sorted(found, key=_references_first)}
+    found = {OWN: read_scores(run), LATER: read_scores(run / FOLDER)}
+    return {
+        title: {key: scores[key] for key in sorted(scores, key=_references_first)}
+        for title, scores in found.items()
+        if scores
+    }
 
 
 def _references_first(key: str) -> int:

@@ -14,11 +14,11 @@ from dmdr_rewards.base.secrets import redacted
 from dmdr_train.base.atomic_files import write_whole
 from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.find import checkpoints_in
-from dmdr_train.checkpoint.manifest import read_manifest
-from dmdr_train.evaluation.scores import Scores, all_scores
+from dmdr_train.checkpoint.manifest import RECIPE, read_manifest
+from dmdr_train.evaluation.scores import FOLDER, LATER, OWN, Scores, all_scores
 from dmdr_train.monitoring import rules
-from dmdr_train.recipe.load import dump_recipe
-from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.load import dump_recipe, parse_recipe, read_yaml
+from dmdr_train.recipe.schema import Evaluation, Recipe
 from dmdr_train.reporting import report_curves
 from dmdr_train.reporting.report_sheets import Sheet, sheet_prompts, student_sheets, teacher_sheets
 from dmdr_train.reporting.summary import INTERVALS, how_measured, no_alarm
@@ -29,6 +29,10 @@ MOST_RUNS = 6
 """Runs in one page: as many as there are colours and kinds of dashes."""
 
 
+Evaluated = tuple[dict[str, Scores], Evaluation | None]
+"""Scores by row, and how they were measured where that is known."""
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """What the page shows of a run, read from its folder."""
@@ -37,7 +41,7 @@ class RunFiles:
     folder: Path
     settings: Recipe
     rows: list[dict[str, float]]
-    scores: dict[str, Scores]
+    evaluations: dict[str, Evaluated]
     teacher: list[Sheet]
     sheets: list[Sheet]
     environment: list[tuple[str, str]]
@@ -86,12 +90,21 @@ def _read(folder: Path, settings: Recipe, first: bool) -> RunFiles:
         folder,
         settings,
         read_metrics(folder),
-        all_scores(folder),
+        _evaluations(folder, settings),
         teacher_sheets(folder),
         sheets if first else sheets[-1:],
         environment(folder),
         usage(folder),
     )
+
+
+def _evaluations(folder: Path, settings: Recipe) -> dict[str, Evaluated]:
+    """The evaluations of a run, by their titles."""
+    own = {OWN: settings.tracking.evaluation}
+    later = folder / FOLDER / RECIPE  # evaluations of earlier versions have none
+    if later.is_file():
+        own[LATER] = parse_recipe(read_yaml(later, str(later))).tracking.evaluation
+    return {title: (scores, own.get(title)) for title, scores in all_scores(folder).items()}
 
 
 def render(runs: Sequence[RunFiles]) -> str:
@@ -118,7 +131,7 @@ def render(runs: Sequence[RunFiles]) -> str:
         spoken=[report_curves.spoken(chart, [run.name for run in runs]) for chart in charts],
         series=[[[line.run, line.points] for line in chart.lines] for chart in charts],
         prompts=sheet_prompts(first.settings),
-        evaluation=_evaluation(runs),
+        evaluations=[found for title in (OWN, LATER) if (found := _evaluation(runs, title))],
         watched=_watched(runs),
         no_alarm=no_alarm(first.settings),
         warnings=[(run.name, text) for run in runs for text in warnings(run)],
@@ -160,7 +173,8 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ),
     ]
     if hours:
-        found.append(("Time", f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"))
+        minutes = f"{60 * hours:.1f} minutes" if hours * 60 >= 1 else f"{3600 * hours:.0f} seconds"
+        found.append(("Time", f"{hours:.1f} hours" if hours >= 1 else minutes))
     return [(term, redacted(text)) for term, text in found]
 
 
@@ -181,10 +195,12 @@ def warnings(run: RunFiles) -> list[str]:
     for name, count in last.items():
         if name.startswith("skipped/") and count:
             network = name.removeprefix("skipped/").replace("_", " ")
-            found.append(f"{count:.0f} updates of the {network} were skipped, since they were not finite")
+            were = "update of the {} was" if count == 1 else "updates of the {} were"
+            found.append(f"{count:.0f} {were.format(network)} skipped, since a loss or gradient was not finite")
     found += [
-        f"{row.name}: {len(row.broken)} pictures were not finite, and no score counts them"
-        for row in run.scores.values()
+        f"{row.name}: pictures that are not finite, which no score counts: {len(row.broken)}"
+        for scores, _ in run.evaluations.values()
+        for row in scores.values()
         if row.broken
     ]
     if last.get("step", 0) < run.settings.run.steps:
@@ -192,19 +208,21 @@ def warnings(run: RunFiles) -> list[str]:
     return found
 
 
-def _evaluation(runs: Sequence[RunFiles]) -> dict[str, Any] | None:
-    """The table of scores over all runs: headings, and rows of (run, name, cells); None without scores."""
-    rows = [(run, row) for run in runs for row in run.scores.values()]
+def _evaluation(runs: Sequence[RunFiles], title: str) -> dict[str, Any] | None:
+    """The table of an evaluation over all runs: headings, and rows of (run, name, cells); None without scores."""
+    found = [(run, *run.evaluations[title]) for run in runs if title in run.evaluations]
+    rows = [(run, row) for run, scores, _ in found for row in scores.values()]
     if not rows:
         return None
     headings = columns({str(number): row for number, (_, row) in enumerate(rows)})
-    measured = runs[0].settings.tracking.evaluation
     made = [
         (run.name, row.name, [cell.partition(" [")[::2] for cell in cells(row, headings, intervals=True)])
         for run, row in rows
     ]
-    how = how_measured(measured).replace("`", "") if measured else INTERVALS
-    return {"headings": headings, "rows": made, "how": how}
+    ways = {run.name: how_measured(way).replace("`", "") if way else INTERVALS for run, _, way in found}
+    alike = len(set(ways.values())) == 1
+    how = next(iter(ways.values())) if alike else " ".join(f"{run}: {way}" for run, way in ways.items())
+    return {"title": title, "headings": headings, "rows": made, "how": how}
 
 
 def _watched(runs: Sequence[RunFiles]) -> dict[str, Any] | None:

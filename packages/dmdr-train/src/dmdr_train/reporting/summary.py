@@ -39,7 +39,8 @@ def write_summary(folder: Path, settings: schema.Recipe, scores: dict[str, Score
 def how_measured(evaluation: schema.Evaluation) -> str:
     """A paragraph on how the scores were measured."""
     if evaluation.prompt_files:
-        text = f"Over at most {evaluation.pictures} pictures of held-out prompts."
+        names = ", ".join(Path(file).name for file in evaluation.prompt_files)
+        text = f"Over at most {evaluation.pictures} pictures of the prompts in {names}."
     else:
         text = f"Over {evaluation.pictures} pictures."
     text += f" {INTERVALS}"

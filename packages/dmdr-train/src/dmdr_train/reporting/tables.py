@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from dmdr_train.evaluation.scores import Scores
+from dmdr_train.evaluation.scores import OWN, Scores
 
 COLUMNS = {
     "frechet": "FD",
@@ -64,14 +64,16 @@ def markdown_table(scores: dict[str, Scores]) -> str:
     return "\n".join(lines)
 
 
-def print_table(scores: dict[str, Scores]) -> None:
+def print_table(scores: dict[str, Scores], title: str = OWN) -> None:
     """Print the table on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("pictures", *columns(scores), title="evaluation, means with 95% confidence intervals")
+    table = Table("pictures", *columns(scores))
     for column in table.columns[1:]:
         column.justify = "right"
     for row in scores.values():
         table.add_row(row.name, *(cell.replace(" [", "\n[") for cell in cells(row, columns(scores), True)))
-    Console(width=max(130, 24 + 19 * len(columns(scores)))).print(table)
+    console = Console(width=max(130, 24 + 19 * len(columns(scores))), highlight=False)
+    console.print(f"{title}, means with 95% confidence intervals:")
+    console.print(table)

@@ -20,7 +20,7 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.checkpoint.find import checkpoints_in, newest, step_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.checkpoint.load import load_weights
-from dmdr_train.checkpoint.manifest import STUDENT, read_manifest
+from dmdr_train.checkpoint.manifest import RECIPE, STUDENT, read_manifest
 from dmdr_train.distributed.collectives import agreed, said_anywhere
 from dmdr_train.distributed.device import DTYPES, choose_device
 from dmdr_train.distributed.lost_process import Peers
@@ -29,14 +29,12 @@ from dmdr_train.distributed.shared_folder import check_shared
 from dmdr_train.evaluation.evaluator import Source
 from dmdr_train.evaluation.finished_batches import FinishedBatches
 from dmdr_train.evaluation.open_evaluator import open_evaluator, scored_by
-from dmdr_train.evaluation.scores import Scores, save_scores
+from dmdr_train.evaluation.scores import FOLDER, Scores, save_scores
 from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, teacher_plan
+from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.tables import markdown_table
 from dmdr_train.training.networks import load_family, load_network, make_generator, open_decoder
-
-FOLDER = "evaluation"
-"""The folder of the results, in the run's folder."""
 
 
 def evaluate_run(settings: Recipe, run: Path, rows: Sequence[str]) -> dict[str, Scores]:
@@ -87,7 +85,7 @@ def _evaluate(settings: Recipe, run: Path, rows: Sequence[str], device: torch.de
             scores[key] = found = measure()
             say(bar, broken(found, evaluator.count, evaluator.reference.prompts))
             if dist.get_rank() == 0:
-                write(run / FOLDER, scores)
+                write(run / FOLDER, scores, settings)
     if failure := said_anywhere(evaluator.failure):
         say(bar, f"warning: {failure}; its scores are NaN")
     return scores
@@ -199,8 +197,10 @@ def broken(scores: Scores, count: int, prompts: Callable[[range], list[Any]]) ->
     )
 
 
-def write(folder: Path, scores: dict[str, Scores]) -> None:
-    """Write evaluation.json and evaluation.md."""
+def write(folder: Path, scores: dict[str, Scores], settings: Recipe) -> None:
+    """Write recipe.yaml, which tells what was measured, evaluation.json and evaluation.md."""
+    recipe = dump_recipe(settings)
+    write_whole(folder / RECIPE, lambda path: path.write_text(recipe, encoding="utf-8"))
     save_scores(folder, scores)
     write_whole(folder / "evaluation.md", lambda path: path.write_text(f"{markdown_table(scores)}\n", encoding="utf-8"))
 

@@ -20,7 +20,7 @@ from dmdr_train.base.folders import check_writable
 from dmdr_train.checkpoint.find import newest_verified
 from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.distributed.device_name import name_device
-from dmdr_train.evaluation.scores import Scores, read_scores
+from dmdr_train.evaluation.scores import Scores, all_scores
 from dmdr_train.recipe import load
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import preflight
@@ -154,7 +154,7 @@ def export(run: str | Path, output: str | Path, layout: str = "diffusers") -> Pa
     if output.suffix in STATE_DICTS:
         export_state_dict(output, settings, source, layout == "original")
     else:
-        export_student(output, settings, source, read_scores(Path(run)))
+        export_student(output, settings, source, next(iter(all_scores(Path(run)).values()), {}))
     return source
 
 
