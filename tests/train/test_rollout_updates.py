@@ -177,7 +177,7 @@ def test_the_clip_stops_samples_that_have_gone_far_enough(
     # The distance to the mean shrinks to 0.3 of it, so that log ρ = (1 − 0.09) / 2 · mean(noise² / s²).
     trained = torch.tensor([position < 3 for position in sample.positions])
     ratio = (0.5 * (1 - 0.3**2) * (away / s.clamp(min=1e-9)).square().flatten(1).mean(dim=1)).exp()
-    stopped = trained & rises & (ratio > 1 + (clip or 0.2))
+    stopped = trained & rises & (ratio > 1 + (clip or 0.001))
     assert 0 < stopped.sum() < trained.sum()
     assert torch.equal(slope.flatten(1).any(dim=1), trained & ~stopped)
     assert float(values["clipped/grpo"]) == pytest.approx((stopped.sum() / trained.sum()).item())

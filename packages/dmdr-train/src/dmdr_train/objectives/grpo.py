@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from dmdr_train.training.guide import Guide
     from dmdr_train.training.sample import Sample
 
-CLIP = 0.2
+CLIP = 1e-3
+"""Small, since the density is that of one dimension on average; see docs/objectives/grpo.md."""
 
 
 class GRPOSection(GroupRewardSection):
