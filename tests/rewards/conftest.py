@@ -114,6 +114,14 @@ def gradient_slopes(reward: Any, prompts: Any, slope: Any, exact: Any) -> tuple[
     return float((leaf.grad * direction).sum()), slope(lambda x: exact(x).sum(), pictures, direction)
 
 
+def picture_gradients(reward: Any, prompts: Any) -> torch.Tensor:
+    """The gradient of the scores' sum at two random pictures."""
+    pictures = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    reward.score(pictures, prompts).sum().backward()
+    assert pictures.grad is not None
+    return pictures.grad
+
+
 def cosines(reward: Any, prompts: Any, scale: float = 1.0) -> Any:
     """`exact` of a reward that is a dot product."""
     return lambda pictures: scale * (reward.encode_image(pictures) * reward.encode_text(prompts)).sum(-1)

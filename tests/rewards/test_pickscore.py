@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .conftest import PROMPTS, SHAPES, eight_bit, gradient_slopes, randomise
+from .conftest import PROMPTS, SHAPES, eight_bit, gradient_slopes, picture_gradients, randomise
 from .conftest import cosines as dot
 
 CONTEXT = 20
@@ -92,12 +92,7 @@ def test_gradients_against_finite_differences(folder: Path, slope: Any) -> None:
 @pytest.mark.bits
 def test_gradient_checkpointing_changes_no_value(folder: Path, reward: Any) -> None:
     recomputing = dmdr_rewards.create("pickscore", folder, gradient_checkpointing=True)
-    gradients: list[Any] = []
-    for each in (reward, recomputing):
-        pictures = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        each.score(pictures, PROMPTS).sum().backward()
-        gradients.append(pictures.grad)
-    assert torch.equal(*gradients)
+    assert torch.equal(picture_gradients(reward, PROMPTS), picture_gradients(recomputing, PROMPTS))
 
 
 def test_half_precision_is_close(folder: Path, reward: Any) -> None:

@@ -68,3 +68,22 @@ def test_values_over_the_steps(runs: dict[str, list[Path]], tmp_path: Path) -> N
     ]
     ablate.figure_over_time(study, runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_variants_continue_the_first_run_of_their_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, list[str]] = {}
+
+    def train(recipe: str, folder: Path, seed: int, overrides: list[str], processes: int, port: int) -> None:
+        made[folder.name] = overrides
+
+    monkeypatch.setattr(ablate, "train", train)
+    given = ["--seeds", "0", "1", "--variants", "reward alone", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["ablate.py", "scenes_regularisers", *given])
+    ablate.main()
+    study = read("scenes_regularisers")
+    assert study.first is not None
+    assert made.keys() == {"first-seed-0", "first-seed-1", "reward-alone-seed-0", "reward-alone-seed-1"}
+    assert made["first-seed-1"] == [ablate.NO_TEACHER, *study.first]
+    start = f"run.init_from={tmp_path / 'scenes_regularisers/first-seed-1'}"
+    own = study.variants["reward alone"]
+    assert made["reward-alone-seed-1"] == [ablate.NO_TEACHER, start, *study.overrides, *own]

@@ -203,7 +203,7 @@ def test_two_processes_share_what_is_left(
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in batches[1::2]}
     said = python("-m", "dmdr_train", "evaluate", "out", folder=tmp_path, processes=2).check().stdout
-    assert "Wrote out/evaluation/: evaluation.json, evaluation.md\nWrote out/report.html\n" in said
+    assert "Wrote out/evaluation/: evaluation.json, evaluation.md, recipe.yaml\nWrote out/report.html\n" in said
     assert said.count("real pictures") == 1
     found = read_scores(tmp_path / "out/evaluation")
     assert list(found) == ROWS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dmdr_train.base.errors import StoppedError
 from dmdr_train.base.exit_codes import LOST
-from dmdr_train.distributed.lost_process import Peers
+from dmdr_train.distributed.lost_process import RESUME, Peers
 
 PROGRAM = """
 import json, os, signal, sys, time
@@ -91,7 +91,7 @@ def test_an_error_of_our_own_is_left_alone() -> None:
 )
 def test_what_gloo_says_of_a_lost_process_is_known(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     us = object.__new__(Peers)
-    us.rank, us.world, us.names = 0, 2, ["process 1 on a", "process 2 on b"]
+    us.rank, us.world, us.names, us.fix = 0, 2, ["process 1 on a", "process 2 on b"], RESUME
     monkeypatch.setattr(us, "missing", lambda: [1])
     with pytest.raises(StoppedError, match=r"^rank 1 \(process 2 on b\)"), us.expected():
         raise RuntimeError(text)
@@ -100,7 +100,7 @@ def test_what_gloo_says_of_a_lost_process_is_known(text: str, monkeypatch: pytes
 def test_a_process_is_named_also_where_cleaning_up_after_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed, at ZeRO 3, cannot put the weights back in the middle of a network."""
     us = object.__new__(Peers)
-    us.rank, us.world, us.names = 0, 2, ["process 1 on a", "process 2 on b"]
+    us.rank, us.world, us.names, us.fix = 0, 2, ["process 1 on a", "process 2 on b"], RESUME
     monkeypatch.setattr(us, "missing", lambda: [1])
 
     def lose() -> None:

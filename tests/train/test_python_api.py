@@ -76,6 +76,9 @@ def test_train_evaluate_and_export(recipe: Path, tmp_path: Path, capsys: pytest.
     scores = dmdr_train.evaluate("out")
     assert list(scores) == ["real", "teacher-1", "step-2", "student"]
     assert scores["student"].frechet == pytest.approx(read_scores(Path("out"))["cold_start"].frechet, rel=1e-4)
+    Path("out/evaluation.json").unlink()  # as of a run that has no evaluation of its own
+    dmdr_train.export("out", tmp_path / "student")
+    assert "student at step 3" in (tmp_path / "student/README.md").read_text()  # the scores of `evaluate`
     source = dmdr_train.export("out", tmp_path / "student.safetensors")
     assert source.name == "step-00000003"
     assert (tmp_path / "student.safetensors").is_file()

@@ -157,9 +157,9 @@ class _Networks:
         self.image_size, self.activation = (vision.image_size, vision.image_size), activation_of(model)
         self.logit_scale = float(model.logit_scale.detach().double().exp())
         self.tokenize = TransformersTokens(path.parent, model.config.text_config.max_position_embeddings, "max_length")
-        self.image = FrozenNetwork(_Picture(model), device, dtype)
+        self.image = FrozenNetwork(_Projected(model.vision_model, model.visual_projection), device, dtype)
         self.reader = FrozenNetwork(reader, device, dtype)
-        self.text = FrozenNetwork(_Words(model), device, precision(dtype))
+        self.text = FrozenNetwork(_Projected(model.text_model, model.text_projection), device, precision(dtype))
         self.texts = TextCache(self.states, _REMEMBERED)
 
     def states(self, texts: list[str]) -> Tensor:
@@ -171,26 +171,15 @@ class _Networks:
         return torch.cat([states, end[:, None]], dim=1)
 
 
-class _Picture(nn.Module):
-    """Pixels -> the projected states of all tokens of the picture."""
+class _Projected(nn.Module):
+    """A tower of the CLIP: pixels, or token ids -> the projected states of all tokens."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, tower: nn.Module, projection: nn.Module) -> None:
         super().__init__()
-        self.tower, self.projection = model.vision_model, model.visual_projection
+        self.tower, self.projection = tower, projection
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.projection(self.tower(pixel_values=pixels).last_hidden_state)
-
-
-class _Words(nn.Module):
-    """Token ids -> the projected states of all tokens of the text."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.tower, self.projection = model.text_model, model.text_projection
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.projection(self.tower(input_ids=ids).last_hidden_state)
+    def forward(self, given: Tensor) -> Tensor:
+        return self.projection(self.tower(given).last_hidden_state)
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -36,7 +36,7 @@ def command(options: argparse.Namespace) -> None:
         scores = evaluate(options.run, *options.overrides, rows=options.rows)
     if int(os.environ.get("RANK", "0")) == 0:
         print_table(scores)
-        print(f"Wrote {options.run}/evaluation/: evaluation.json, evaluation.md")
+        print(f"Wrote {options.run}/evaluation/: evaluation.json, evaluation.md, recipe.yaml")
         warning = refresh_report(Path(options.run), open_run(options.run))
         if warning:
             print(warning, file=sys.stderr)

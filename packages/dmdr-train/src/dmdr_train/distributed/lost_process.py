@@ -21,6 +21,8 @@ FAILURES = ("gloo", "pair closure", "Operation timed out!")
 """Parts of the RuntimeErrors that gloo, and torch when it waits for gloo, raise if a process is lost."""
 WAIT = 10.0
 """Seconds in which the survivors must set their key."""
+RESUME = "the checkpoints are complete; start again with run.resume=auto to resume"
+"""What the user of a training can do."""
 
 
 class Peers:
@@ -33,9 +35,7 @@ class Peers:
         StoppedError: as in `expected`.
     """
 
-    fix = "the checkpoints are complete; start again with run.resume=auto to resume"
-
-    def __init__(self, fix: str = fix) -> None:
+    def __init__(self, fix: str = RESUME) -> None:
         self.fix = fix
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.names: list[Any] = ["unknown process"] * self.world

@@ -6,7 +6,7 @@ from typing import Any
 
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
-from dmdr_train.recipe.step_work import generator_updates, predictions
+from dmdr_train.recipe.step_work import predictions, updates_in_step
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def in_stage(settings: Recipe, stage: Stage) -> Recipe:
 def calls(settings: Recipe, stage: Stage) -> Calls:
     """The calls of a step in a stage; see `dmdr_train.training.trainer`."""
     active = in_stage(settings, stage)
-    asked, updates = predictions(active), generator_updates(active)
+    asked, updates = predictions(active), updates_in_step(active)
     pictures = [o for o in stage.objectives if uses_pictures(o)]
     followed = [o for o in pictures if takes_gradient(o)]
     decoded, apart = bool(followed), any(o.weight == "auto" for o in stage.objectives)

@@ -12,7 +12,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
         with a backward pass. The teacher's predictions with and without the prompt count as two.
     """
     rollout, guidance, matching = recipe.rollout, recipe.guidance, recipe.needing("fake_score")
-    updates = generator_updates(recipe)
+    updates = updates_in_step(recipe)
     ratio = guidance.ratio if matching else 0
     last, authors = rollout.steps - 1, rollout.states == "authors"
     walk = last / 2 if walks_at_random(recipe) else last  # up to the state that is trained at
@@ -35,7 +35,7 @@ def predictions(recipe: Sections) -> dict[str, float]:
     return {role: count + updates * beside.get(role, 0) for role, count in asked.items()}
 
 
-def generator_updates(recipe: Sections) -> int:
+def updates_in_step(recipe: Sections) -> int:
     """Updates of the generator in a step; all objectives take part."""
     return recipe.rollout.updates if recipe.needing("final_pictures") else 1
 
