@@ -320,6 +320,25 @@ def test_a_recovered_picture_is_the_final_one_where_the_prediction_is(make_sampl
     torch.testing.assert_close(seen[0][last], made.x0.detach()[last])
 
 
+def test_direct_align_leaves_out_what_the_reward_leaves_without_a_score(make_sample: Callable[..., Sample]) -> None:
+    made = texts_of(make_sample(mode="ode"))
+    objective, reward = aligned()
+    whole = slope(objective(made, NO_GUIDE)[0], made)
+    score, reward.skipped = reward.score, 0  # type: ignore[attr-defined]
+
+    def partly(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        reward.skipped += 1  # type: ignore[attr-defined]
+        return score(images, prompts) * torch.tensor([float("nan")] + [1.0] * 15)
+
+    reward.score = partly  # type: ignore[method-assign]
+    loss, values = objective(made, NO_GUIDE)
+    found = slope(loss, made)
+    assert bool(loss.isfinite())
+    assert not found[0].any()
+    torch.testing.assert_close(found[1:], whole[1:])
+    assert float(values["unscored/direct_align"]) == pytest.approx(1 / 16)
+
+
 def test_k_changes_on_a_line(make_sample: Callable[..., Sample]) -> None:
     objective, _ = aligned(k=0.1, k_end=0.5, k_steps=4, start=10)
     assert [objective.k(step) for step in (10, 12, 14, 20)] == pytest.approx([0.1, 0.3, 0.5, 0.5])

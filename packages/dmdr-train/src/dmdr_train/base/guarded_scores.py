@@ -41,11 +41,15 @@ class Scored(NamedTuple):
 def scored(reward: Any, score: "Callable[[], Tensor]", pictures: "Tensor") -> Scored:
     """The scores of pictures `[B, …]`, as `asked` returns them, and which of them the reward has left out.
 
-    A reward may leave pictures without a score; it counts them in its attribute `skipped`.
+    A reward may leave pictures without a score; it counts them in its attribute `skipped`. From these no gradient flows
+    back to `pictures`, whose tensor no other reward may be given.
     """
     import torch
 
     before = getattr(reward, "skipped", 0)
     found, failure = asked(score, pictures)
     left_out = getattr(reward, "skipped", 0) > before
-    return Scored(found, ~found.isnan() if left_out else torch.ones_like(found, dtype=torch.bool), failure)
+    kept = ~found.isnan() if left_out else torch.ones_like(found, dtype=torch.bool)
+    if left_out and pictures.requires_grad:  # 0 times the slope of a missing score may be NaN
+        pictures.register_hook(lambda slope: slope.masked_fill(~kept.reshape(-1, *[1] * (slope.ndim - 1)), 0.0))
+    return Scored(found, kept, failure)

@@ -94,6 +94,8 @@ class DirectAlign(SRPO):
             f"reward/{self.reward.info.name}": score.detach().nanmean(),
             f"k/{self.name}": k,
         }
+        if hasattr(self.reward, "skipped"):
+            values[f"unscored/{self.name}"] = 1 - kept.float().mean()
         return loss, values
 
     def k(self, step: int) -> float:

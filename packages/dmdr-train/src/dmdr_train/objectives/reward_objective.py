@@ -41,8 +41,6 @@ class RewardObjective(Objective):
             self.failure = f"{self.reward.info.name} of the objective {self.name}: {failure}"
         values: dict[str, Tensor | float] = {}
         if hasattr(self.reward, "skipped"):
-            if pictures.requires_grad:  # a picture without a score sends no gradient back
-                pictures.register_hook(lambda slope: slope.masked_fill(~kept.reshape(-1, 1, 1, 1), 0.0))
             values[f"unscored/{self.name}"] = 1 - kept.float().mean()
             score = score[kept]
         values[f"reward/{self.scored}"] = score.detach().mean()
