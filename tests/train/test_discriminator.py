@@ -13,7 +13,6 @@ from dmdr_models.drawing.sampling import sample
 from dmdr_models.networks.features import MiddleFeatures
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
-from dmdr_train.data.prompt_order import Start
 from dmdr_train.distributed import collectives
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.objectives.adversarial import Adversarial, AdversarialSection
@@ -189,13 +188,12 @@ def test_real_samples_are_the_teachers_own(make_trainer: Callable[..., Trainer])
     assert condition is drawn.condition
 
 
-def test_real_samples_may_be_pairs(make_trainer: Callable[..., Trainer]) -> None:
+def test_real_samples_may_be_stored(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
     drawn, discriminator = sample_of(trainer), trainer.guide.discriminator
     target = torch.randn(drawn.x0.shape)
-    pairs: Any = SimpleNamespace(draw=lambda draws: Start([1, 2, 3, 0], target, target))
     discriminator.settings = discriminator.settings.model_copy(update={"teacher_steps": None})
-    discriminator.pairs = pairs
+    discriminator.stored = SimpleNamespace(real=lambda draws: ([1, 2, 3, 0], target))
     found, condition = discriminator.real(drawn)
     assert found is target
     assert condition["class_labels"].tolist() == [1, 2, 3, 0]
@@ -324,7 +322,7 @@ def test_it_makes_no_stage_of_its_own(make_recipe: Callable[..., Recipe]) -> Non
         ),
         (
             {"guidance": {"discriminator": {"teacher_steps": None}}},
-            "guidance.discriminator.teacher_steps: is null without data.pairs, the real samples; give one of them",
+            "guidance.discriminator.teacher_steps: is null without data.pictures or data.pairs, the real .*; give one",
         ),
         (
             {"guidance": {"discriminator": {}}, "optim__zero_stage": 3},

@@ -94,6 +94,8 @@ def test_it_holds_what_encoding_gives(cache: Path) -> None:
     asked = [TEXTS[17], "", TEXTS[2], TEXTS[17], *TEXTS]
     assert_equal(EmbeddingCache(cache)(asked), Encoder()(asked))
     assert len(EmbeddingCache(cache)) == 24
+    assert all(text in EmbeddingCache(cache) for text in asked)
+    assert "a text of no row" not in EmbeddingCache(cache)
 
 
 def test_it_casts_numbers_only(cache: Path, tmp_path: Path) -> None:

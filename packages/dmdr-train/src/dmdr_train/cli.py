@@ -14,7 +14,7 @@ from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 from dmdr_train import __version__
 from dmdr_train.base.errors import user_errors
 from dmdr_train.base.exit_codes import EXIT_CODE
-from dmdr_train.commands import encode, evaluate, export, init, pairs, plan, recipes, report, run
+from dmdr_train.commands import encode, evaluate, export, init, pairs, pictures, plan, recipes, report, run
 from dmdr_train.distributed.slurm import join_step
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": plan,
     "encode": encode,
     "pairs": pairs,
+    "pictures": pictures,
     "evaluate": evaluate,
     "export": export,
     "report": report,

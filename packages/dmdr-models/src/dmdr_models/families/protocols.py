@@ -112,6 +112,9 @@ class Family(Protocol):
             ValueError: the family takes no texts.
         """
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures `[B, 3, H, W]` in [0, 1] to the mean of their latents `[B, c, h, w]`, float32."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, h, w]` to pictures `[B, 3, H, W]` in [0, 1], float32; gradients flow."""
 

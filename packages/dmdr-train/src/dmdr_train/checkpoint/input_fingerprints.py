@@ -21,7 +21,8 @@ def fingerprints(settings: Recipe) -> dict[str, str]:
         UserError: an input cannot be read.
     """
     model, data = settings.model, settings.data
-    paths = {"model.generator": model.generator, "data.prompts": data.prompts, "data.pairs": data.pairs}
+    paths = {"model.generator": model.generator, "data.prompts": data.prompts}
+    paths |= {"data.pairs": data.pairs, "data.pictures": data.pictures}
     paths["model.vae"] = model.vae or os.path.join(model.path, "vae")
     paths |= {f"model.teacher_loras.{i}.path": lora.path for i, lora in enumerate(model.teacher_loras)}
     if evaluation := settings.tracking.evaluation:

@@ -116,6 +116,9 @@ class EmbeddingCache:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    def __contains__(self, prompt: object) -> bool:
+        return isinstance(prompt, str) and self._place(prompt) is not None
+
     def __call__(self, prompts: Sequence[str]) -> "Condition":
         """Read the condition of B prompts, tensors `[B, …]`.
 
@@ -130,9 +133,8 @@ class EmbeddingCache:
     def _read(self, prompt: str) -> "dict[str, Tensor]":
         from safetensors import safe_open
 
-        wanted = prompt_hash(prompt)
-        place = int(np.searchsorted(self.hashes, wanted))
-        if place == len(self.hashes) or self.hashes[place] != wanted:
+        place = self._place(prompt)
+        if place is None:
             raise ValueError(
                 f"prompt {prompt!r} is not in {self.folder}; add it with dmdr-train encode -o {self.folder}"
             )
@@ -140,3 +142,9 @@ class EmbeddingCache:
             row = int(self.row_of[place])
             tensors = {name: file.get_slice(name)[row] for name in file.keys() if name != HASH}  # noqa: SIM118
         return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+    def _place(self, prompt: str) -> int | None:
+        """The place of a prompt's hash among those of all shards."""
+        wanted = prompt_hash(prompt)
+        place = int(np.searchsorted(self.hashes, wanted))
+        return None if place == len(self.hashes) or self.hashes[place] != wanted else place

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from dmdr_models import registry
 from dmdr_models.base.picture_size import as_setting
 from dmdr_models.folder.fingerprints import content_fingerprint, network_fingerprint
-from dmdr_rewards.base.safe_reading import from_json
 
-from dmdr_train.base.errors import UserError, naming
+from dmdr_train.base.errors import UserError
 from dmdr_train.data.shard_folder import ShardFolder
+from dmdr_train.data.stored_samples import StoredSamples
 from dmdr_train.recipe.schema import Model, Recipe
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def side_of_pairs(folder: str | Path) -> int:
 
 
 class Pairs:
-    """Draws pairs in an order shuffled by the seed, each once in an epoch, as `prompt_order.TextPrompts` draws texts.
+    """Draws pairs, each once in an epoch, see `StoredSamples`.
 
     Args:
         folder: of `dmdr-train pairs`.
@@ -85,40 +85,17 @@ class Pairs:
     def __init__(
         self, folder: str | Path, latent_shape: tuple[int, ...], batch_size: int, device: "torch.device | str" = "cpu"
     ):
-        from safetensors import safe_open
-
-        manifest, shape = pairs_folder("data.pairs", folder).manifest(), list(latent_shape)
-        if manifest.get("tensors") != {"noise": shape, "x0": shape}:
-            raise UserError(
-                "data.pairs",
-                f"{folder} holds {manifest.get('tensors')} and the model's latents are {shape}; "
-                f"give pairs of the same model.resolution",
-            )
-        self.batch_size, self.device = batch_size, device
-        self.prompts: list[Any] = []
-        self.places: list[tuple[Path, int]] = []
-        for shard in (Path(folder) / name for name in sorted(manifest["shards"])):
-            with naming("data.pairs"), safe_open(shard, "pt") as file:
-                prompts = from_json((file.metadata() or {}).get("prompts", "no prompts"))
-                known = isinstance(prompts, list) and all(isinstance(prompt, str | int) for prompt in prompts)
-                if not known or len(prompts) != manifest["shards"][shard.name]["pairs"]:
-                    raise ValueError(f"{shard} does not say which prompts its pairs have; give other pairs")
-            self.prompts += prompts
-            self.places += [(shard, row) for row in range(len(prompts))]
+        shards = pairs_folder("data.pairs", folder)
+        self.stored = StoredSamples(shards, ("noise", "x0"), latent_shape, batch_size, device)
 
     def draw(self, draws: "Draws") -> "Start":
         """Draw prompts, noise and the teacher's samples for a micro-batch."""
-        import torch
+        from dmdr_train.data.prompt_order import Start
 
-        from dmdr_train.data.prompt_order import Start, rows_in_turn
+        prompts, tensors = self.stored.draw(draws)
+        return Start(prompts, tensors["noise"], tensors["x0"])
 
-        rows = rows_in_turn(draws, self.batch_size, len(self.prompts))
-        noise, target = (torch.stack(parts).to(self.device) for parts in zip(*map(self._read, rows), strict=True))
-        return Start([self.prompts[row] for row in rows], noise, target)
-
-    def _read(self, row: int) -> "tuple[Tensor, Tensor]":
-        from safetensors import safe_open
-
-        shard, place = self.places[row]
-        with safe_open(shard, "pt") as file:
-            return file.get_slice("noise")[place], file.get_slice("x0")[place]
+    def real(self, draws: "Draws") -> "tuple[list[Any], Tensor]":
+        """Draw prompts and the teacher's samples `[b, C, H, W]` alone, see `discriminator.RealSamples`."""
+        prompts, tensors = self.stored.draw(draws)
+        return prompts, tensors["x0"]

@@ -128,6 +128,19 @@ class ShardFolder:
         for name in self.manifest()["shards"].keys() - self.whole().keys():
             (self.path / name).unlink(missing_ok=True)
 
+    def plan(self, count: int, shard_size: int) -> dict[str, range]:
+        """The shards that the folder lacks of `count` numbered rows, by name, and the rows in each.
+
+        Rows that are listed keep their shards. Damaged shards count as lacking.
+        """
+        listed = self.manifest()["shards"]
+        numbers = {name: range(*map(int, name.removesuffix(".safetensors").split("-")[1:])) for name in listed}
+        first = max((part.stop for part in numbers.values()), default=0)
+        for start in range(first, count, shard_size):
+            part = range(start, min(start + shard_size, count))
+            numbers[f"shard-{part.start:08d}-{part.stop:08d}.safetensors"] = part
+        return {name: part for name, part in numbers.items() if name not in self.whole()}
+
     def write(
         self,
         shards: Mapping[str, Sequence[int]],

@@ -39,7 +39,9 @@ class DiscriminatorHead(Section):
         default="teacher", description="the role of the guidance network whose middle block the head sees"
     )
     teacher_steps: Positive | None = Field(
-        default=8, description="steps in which the teacher draws the real samples; null: they come from data.pairs"
+        default=8,
+        description="steps in which the teacher draws the real samples; null: they are those of data.pictures, or else "
+        "of data.pairs",
     )
     loss: Literal["logistic", "hinge"] = "logistic"
     r1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="weight of the gradient penalty; 0: none")

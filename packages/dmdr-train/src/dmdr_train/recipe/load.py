@@ -21,7 +21,7 @@ MOST_VALUES, DEEPEST = 100_000, 50  # of a recipe; aliases in YAML can stand for
 BUILT_IN = Path(__file__).parents[1] / "recipes"
 INPUT_PATHS = {
     "path", "vae", "generator", "checkpoint", "classifier", "init_from", "reference", "prompts", "embeddings", "pairs",
-    "model", "start", "weights", "prompt_files",
+    "pictures", "model", "start", "weights", "prompt_files",
 }  # fmt: skip
 INPUT_LISTS = {"prompt_files"}
 

@@ -108,6 +108,9 @@ class Data(Section):
         default=None, description="folder that dmdr-train encode wrote; null: the text encoders run in each step"
     )
     pairs: str | None = Field(default=None, description="folder that dmdr-train pairs wrote, for regression")
+    pictures: str | None = Field(
+        default=None, description="folder that dmdr-train pictures wrote, the real samples of guidance.discriminator"
+    )
 
 
 class Rollout(Section):

@@ -14,6 +14,7 @@ from dmdr_train.checkpoint.load import load_moments, load_weights
 from dmdr_train.checkpoint.manifest import FAKE_SCORE, GENERATOR
 from dmdr_train.data.pairs import Pairs
 from dmdr_train.data.prompt_order import make_prompts
+from dmdr_train.data.real_pictures import RealPictures
 from dmdr_train.distributed.collectives import agreed, mean_over_processes
 from dmdr_train.distributed.deepspeed_engine import make_engine
 from dmdr_train.distributed.device import allow_tf32
@@ -41,9 +42,9 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     with naming("rollout.shift"):
         family.grid(settings.rollout.steps, settings.rollout.shift)
     optim = settings.optim
-    pairs = None
-    if settings.data.pairs is not None:
-        pairs = Pairs(settings.data.pairs, family.latent_shape(*family.size), optim.batch_size, device)
+    data, stored = settings.data, (family.latent_shape(*family.size), optim.batch_size, device)
+    pairs = None if data.pairs is None else Pairs(data.pairs, *stored)
+    real = pairs if data.pictures is None else RealPictures(data.pictures, *stored)
     networks = make_networks(settings, family, device)
     source = None if resumed else start_from(settings, family, networks)
     offload = settings.memory.offloaded_adam if settings.memory.offload_optimizer else None
@@ -59,7 +60,7 @@ def build(settings: Recipe, device: torch.device, resumed: bool = False) -> Trai
     if settings.guidance.discriminator is not None:
         with naming("guidance.discriminator"):
             discriminator = Discriminator(
-                settings.guidance, family, guidance, device, settings.run.seed, settings.rollout.shift, pairs
+                settings.guidance, family, guidance, device, settings.run.seed, settings.rollout.shift, real
             )
     start = settings.matching[0].start if settings.matching else 0
     trainer = Trainer(

@@ -24,6 +24,7 @@ from dmdr_train.checkpoint.manifest import RECIPE
 from dmdr_train.data.embedding_cache import check_embeddings
 from dmdr_train.data.pairs import check_pairs, side_of_pairs
 from dmdr_train.data.prompt_files import check_prompts
+from dmdr_train.data.real_pictures import check_pictures
 from dmdr_train.distributed.run_lock import check_free
 from dmdr_train.evaluation.check import check_evaluation as check_files_of_evaluation
 from dmdr_train.recipe.objective_kinds import needs
@@ -47,6 +48,7 @@ def check(settings: Recipe, world: int, dry_run: bool = False) -> None:
     found = check_model(settings)
     check_data(settings, found)
     check_pairs(settings)
+    check_pictures(settings)
     check_compared(settings)
     for i, objective in enumerate(settings.objectives):
         for key, path in objective.files.items():

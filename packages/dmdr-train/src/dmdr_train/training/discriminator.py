@@ -5,11 +5,12 @@ log p(x_τ)/q(x_τ), with p the density of real samples and q the generator's. T
 term of the generator's loss (DMD2, arXiv 2405.14867), the density ratio of an f-divergence (arXiv 2502.15681), and a
 reward that is trained online, on predictions from all steps of the rollout (AdvDMD, arXiv 2604.28126).
 
-Real samples are the teacher's own, for the prompts of the generator's samples: they can be reached, and no pictures are
-needed (Z-Image Turbo++, arXiv 2606.12575). The teacher draws them in a few steps, or they come from `data.pairs`.
+Real samples are pictures of a data set, `data.pictures`, or the teacher's own, which can be reached and need no data
+set (Z-Image Turbo++, arXiv 2606.12575). The teacher draws its own in a few steps, for the prompts of the generator's
+samples, or they come from `data.pairs`.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,17 @@ from dmdr_models.families.protocols import Condition, Family
 from dmdr_models.networks.features import MiddleFeatures
 from torch import Tensor, nn
 
-from dmdr_train.base.random_draws import named_generator
-from dmdr_train.data.pairs import Pairs
+from dmdr_train.base.random_draws import Draws, named_generator
 from dmdr_train.distributed.collectives import mean_tensor_over_processes
 from dmdr_train.recipe import schema
 from dmdr_train.training.sample import Sample
+
+
+class RealSamples(Protocol):
+    """Real samples that are stored: pictures of a data set, or the targets of pairs."""
+
+    def real(self, draws: Draws) -> tuple[list[Any], Tensor]:
+        """Draw prompts and samples `[b, C, H, W]` for a micro-batch of b."""
 
 
 class Head(nn.Module):
@@ -57,7 +64,7 @@ class Discriminator:
         engine: engine (or module) of the guidance network, a `LoRANetwork`.
         seed: of the head's start values.
         shift: of the grid on which the teacher draws real samples.
-        pairs: the real samples, unless the teacher draws them.
+        stored: the real samples, unless the teacher draws them.
 
     Raises:
         ValueError: the network names no blocks whose features could be read.
@@ -65,12 +72,12 @@ class Discriminator:
 
     def __init__(
         self, guidance: schema.Guidance, family: Family, engine: Any, device: torch.device, seed: int,
-        shift: float = 1.0, pairs: Pairs | None = None,
+        shift: float = 1.0, stored: RealSamples | None = None,
     ):  # fmt: skip
         assert guidance.discriminator is not None
         self.settings, self.cfg = guidance.discriminator, guidance.cfg
         self.scale = guidance.fake_scale if self.settings.features == "fake_score" else 0.0
-        self.family, self.engine, self.pairs = family, engine, pairs
+        self.family, self.engine, self.stored = family, engine, stored
         self.middle = MiddleFeatures(getattr(engine, "module", engine).base)
         if self.settings.teacher_steps is not None:
             self.grid = family.grid(self.settings.teacher_steps, shift)
@@ -154,12 +161,11 @@ class Discriminator:
 
     @torch.no_grad()
     def real(self, sample: Sample) -> tuple[Tensor, Condition]:
-        """Real samples `[B, C, H, W]` and their condition: of the sample's prompts, or the next pairs."""
+        """Real samples `[B, C, H, W]` and their condition: of the sample's prompts, or the next stored ones."""
         if self.settings.teacher_steps is None:
-            assert self.pairs is not None
-            start = self.pairs.draw(sample.draws)
-            assert start.target is not None
-            return start.target, self.family.condition(start.prompts)
+            assert self.stored is not None
+            prompts, samples = self.stored.real(sample.draws)
+            return samples, self.family.condition(prompts)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return guided_prediction(self.family, self.engine, x, t, sample.condition, self.cfg, lora_scale=0.0)

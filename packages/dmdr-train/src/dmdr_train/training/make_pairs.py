@@ -18,7 +18,7 @@ from dmdr_train.base.errors import naming
 from dmdr_train.base.random_draws import Draws
 from dmdr_train.data.pairs import made_with, pairs_folder
 from dmdr_train.data.prompt_order import make_prompts
-from dmdr_train.data.shard_folder import Made, ShardFolder, processes
+from dmdr_train.data.shard_folder import Made, processes
 from dmdr_train.distributed.device import DTYPES, choose_device
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.training.networks import load_family, load_network
@@ -75,15 +75,4 @@ def make_pairs(
 
     with naming("--output"):
         shards.remove_damaged()
-        shards.write(plan(shards, count, shard_size), make, lambda: 8 * prod(shape), *processes())
-
-
-def plan(shards: ShardFolder, count: int, shard_size: int) -> dict[str, range]:
-    """The shards that the folder lacks, by name, and the pairs in each. Damaged shards count as lacking."""
-    listed = shards.manifest()["shards"]
-    numbers = {name: range(*map(int, name.removesuffix(".safetensors").split("-")[1:])) for name in listed}
-    first = max((part.stop for part in numbers.values()), default=0)
-    for start in range(first, count, shard_size):
-        part = range(start, min(start + shard_size, count))
-        numbers[f"shard-{part.start:08d}-{part.stop:08d}.safetensors"] = part
-    return {name: part for name, part in numbers.items() if name not in shards.whole()}
+        shards.write(shards.plan(count, shard_size), make, lambda: 8 * prod(shape), *processes())

@@ -56,13 +56,14 @@ def check_discriminator(recipe: Sections) -> None:
         return
     if not asked:
         raise ValueError("guidance.discriminator: has no effect without an objective such as adversarial; leave it out")
-    if found.teacher_steps is None and recipe.data.pairs is None:
+    if found.teacher_steps is None and recipe.data.pairs is None and recipe.data.pictures is None:
         raise ValueError(
-            "guidance.discriminator.teacher_steps: is null without data.pairs, the real samples; give one of them"
+            "guidance.discriminator.teacher_steps: is null without data.pictures or data.pairs, the real samples; "
+            "give one of them"
         )
     if found.teacher_steps is None and len(recipe.model.sizes) > 1:
         raise ValueError(
-            "guidance.discriminator.teacher_steps: is null, and pairs have one of the several sizes of "
+            "guidance.discriminator.teacher_steps: is null, and real samples on disk have one of the several sizes of "
             "model.resolution; give steps"
         )
     if recipe.optim.zero_stage == 3:

@@ -60,6 +60,11 @@ def check_data(recipe: Sections) -> None:
     discriminator = recipe.guidance.discriminator
     if data.pairs is not None and not pairs and (discriminator is None or discriminator.teacher_steps is not None):
         raise ValueError("data.pairs: has no effect without an objective of kind regression; add one, or leave it out")
+    if data.pictures is not None and (discriminator is None or discriminator.teacher_steps is not None):
+        raise ValueError(
+            "data.pictures: has no effect without a guidance.discriminator whose teacher_steps are null; set them to "
+            "null, or leave it out"
+        )
     if data.prompts is None:
         for key in ("name", "column", "streaming", "embeddings"):
             if getattr(data, key):
