@@ -114,6 +114,23 @@ def test_the_reward_is_taken_where_distributions_are_matched(make_trainer: Calla
     torch.testing.assert_close(trainer.guide.logit(drawn), trainer.guide.log_ratio(drawn, at))
 
 
+def test_the_head_may_have_noise_levels_of_its_own(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beta(1, 1999) has the mean 1/2000: the term and the head see samples almost without noise, matching does not."""
+    guidance = {"ratio": 1, "discriminator": {**HEAD, "renoise": {"alpha": 1.0, "beta": 1999.0}}}
+    trainer = make_trainer(objectives=[{"kind": "distribution_matching"}, OBJECTIVES[1]], guidance=guidance)
+    discriminator, seen = trainer.guide.discriminator, []
+    features = discriminator.features
+    monkeypatch.setattr(discriminator, "features", lambda x, t, c: seen.append(t.detach()) or features(x, t, c))
+    drawn = sample_of(trainer)
+    trainer.train_step()
+    assert len(seen) == 3  # of the generator's term, and of fake and real samples
+    assert all(torch.equal(t, seen[0]) for t in seen)
+    assert 0 < seen[0].max() < 0.02
+    assert trainer.guide.renoise(drawn).t.max() > 0.1
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_the_generators_term_trains_the_generator_alone(make_trainer: Callable[..., Trainer], stage: int) -> None:
     trainer = make_trainer(objectives=OBJECTIVES[1:], optim__zero_stage=stage)
@@ -340,6 +357,10 @@ def test_it_makes_no_stage_of_its_own(make_recipe: Callable[..., Recipe]) -> Non
             {"guidance": {"discriminator": {"loss": "hinge"}}},
             "guidance.discriminator.loss: hinge gives no density ratio, which objectives.0.divergence jeffreys needs; "
             "use logistic",
+        ),
+        (
+            {"guidance": {"discriminator": {"renoise": {"alpha": 1.0, "beta": 4.0}}}},
+            "guidance.discriminator.renoise: has other noise levels than objectives.0.divergence jeffreys compares",
         ),
         (
             {"objectives": [OBJECTIVES[0], {**OBJECTIVES[1], "ratio": 2.0}], "guidance": {"discriminator": {}}},

@@ -38,6 +38,11 @@ class DistributionMatchingSection(ObjectiveSection):
                 f"guidance.discriminator.loss: {found.loss} gives no density ratio, which {key}.divergence "
                 f"{self.divergence} needs; use logistic"
             )
+        if self.also_needs and found is not None and found.renoise is not None:
+            raise ValueError(
+                f"guidance.discriminator.renoise: has other noise levels than {key}.divergence {self.divergence} "
+                f"compares samples at; use null"
+            )
 
 
 class DistributionMatching(Objective):

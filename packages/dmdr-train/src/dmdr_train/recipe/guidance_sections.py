@@ -8,7 +8,7 @@ from dmdr_train.recipe.fields import Fraction, Positive, Section
 
 
 class Renoise(Section):
-    """Beta(alpha, beta) at step 0."""
+    """The share of the way to noise is Beta(alpha, beta) distributed; in a dynamic phase, at step 0."""
 
     alpha: Annotated[float, Field(gt=0)] = 4.0
     beta: Annotated[float, Field(gt=0)] = 1.5
@@ -42,6 +42,9 @@ class DiscriminatorHead(Section):
         default=8,
         description="steps in which the teacher draws the real samples; null: they are those of data.pictures, or else "
         "of data.pairs",
+    )
+    renoise: Renoise | None = Field(
+        default=None, description="noise levels at which the head sees samples, at all steps; null: those of the step"
     )
     loss: Literal["logistic", "hinge"] = "logistic"
     r1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="weight of the gradient penalty; 0: none")

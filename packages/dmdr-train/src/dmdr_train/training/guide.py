@@ -5,6 +5,7 @@ the teacher. In the dynamic phase of early training the teacher leans toward the
 (DynaDG), and renoise times are drawn from a Beta distribution (DynaRS). Source: DMDR, arXiv 2511.13649.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -134,7 +135,7 @@ class Guide:
 
     def logit(self, sample: Sample) -> Tensor:
         """The discriminator's logits `[B]` of the renoised sample; their gradients flow to the sample's x0."""
-        t = self.renoise(sample).t
+        t = self.head_times(sample)
         return self.discriminator.logit(self.discriminator.noisy(sample, t), t, sample.condition)
 
     @torch.no_grad()
@@ -146,7 +147,12 @@ class Guide:
         """What the guide learns from a micro-batch of the generator's own update; returns values to log."""
         if "discriminator" not in needs:
             return {}
-        return self.discriminator.learn(replace(sample, x0=sample.x0.detach()), self.renoise(sample).t)
+        return self.discriminator.learn(replace(sample, x0=sample.x0.detach()), self.head_times(sample))
+
+    def head_times(self, sample: Sample) -> Tensor:
+        """The times `[B]` at which the discriminator sees samples: by its own distribution, or those of the step."""
+        own = self.discriminator.settings.renoise
+        return self.renoise(sample, None if own is None else BetaRenoise(own.alpha, own.beta, math.inf)).t
 
     # -- training of the fake score
 
