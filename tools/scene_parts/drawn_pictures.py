@@ -13,7 +13,7 @@ from small_models import (
 )
 from torch import Tensor
 
-HOME = Path(__file__).parents[1] / "packages/dmdr-train/src/dmdr_train/problems/scenes"
+HOME = Path(__file__).parents[2] / "packages/dmdr-train/src/dmdr_train/problems/scenes"
 CAPTIONS = scenes.all_captions()
 NUM_PICTURES = 40_000
 
