@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dmdr_models
 import dmdr_train
 import pytest
+import torch
+from dmdr_train.data.real_pictures import made_with, pictures_folder
+from dmdr_train.recipe.schema import Model
 from mix_ups import attempt, folder, of_labels, of_noise_levels, of_texts
 
 __all__ = ["folder"]
@@ -57,6 +61,16 @@ def with_final_pictures(folder: Path) -> dict[str, Any]:
     return {**of_texts(folder), "objectives": [MATCHING, aligned]}
 
 
+def with_real_pictures(folder: Path) -> dict[str, Any]:
+    """A recipe for a SiT with an adversarial term on stored pictures."""
+    found = with_guidance(MATCHING, {"kind": "adversarial"}, discriminator={"teacher_steps": None})(folder)
+    model, shards = Model(**found["model"]), pictures_folder("data.pictures", folder / "pictures")
+    rows = torch.zeros(2, *dmdr_models.load("sit", model.path).latent_shape(32, 32))
+    shards.prepare(made_with(model))
+    shards.write(shards.plan(2, 2), lambda numbers, done: ({"x0": rows}, {"prompts": "[0, 1]"}), lambda: 0)
+    return found | {"data": {"pictures": str(shards.path)}}
+
+
 def with_memory(recipe: Callable[[Path], dict[str, Any]], **memory: Any) -> Callable[[Path], dict[str, Any]]:
     """A recipe with other means of saving memory."""
     return lambda folder: {**recipe(folder), "memory": memory}
@@ -68,6 +82,7 @@ RECIPES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sub-interval": with_guidance(renoise_from="next_state"),
     "alignment": with_guidance(alignment={}),
     "adversarial": with_guidance(MATCHING, {"kind": "adversarial"}, discriminator={"teacher_steps": 2}),
+    "real pictures": with_real_pictures,
     "divergence": with_guidance({**MATCHING, "divergence": "jeffreys"}, discriminator={"teacher_steps": 2}),
     "grpo": of_rewards("grpo", **GROUPS),
     "dpo": of_rewards("dpo", **GROUPS),
