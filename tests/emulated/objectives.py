@@ -61,6 +61,12 @@ def with_final_pictures(folder: Path) -> dict[str, Any]:
     return {**of_texts(folder), "objectives": [MATCHING, aligned]}
 
 
+def with_adversarial_groups(folder: Path) -> dict[str, Any]:
+    """A recipe for a SiT whose policy gradient has a discriminator as its reward."""
+    found = with_guidance(MATCHING, {"kind": "adversarial_grpo"}, discriminator={"teacher_steps": 2})(folder)
+    return found | {"rollout": GROUPS}
+
+
 def with_real_pictures(folder: Path) -> dict[str, Any]:
     """A recipe for a SiT with an adversarial term on stored pictures."""
     found = with_guidance(MATCHING, {"kind": "adversarial"}, discriminator={"teacher_steps": None})(folder)
@@ -82,6 +88,7 @@ RECIPES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sub-interval": with_guidance(renoise_from="next_state"),
     "alignment": with_guidance(alignment={}),
     "adversarial": with_guidance(MATCHING, {"kind": "adversarial"}, discriminator={"teacher_steps": 2}),
+    "adversarial grpo": with_adversarial_groups,
     "real pictures": with_real_pictures,
     "divergence": with_guidance({**MATCHING, "divergence": "jeffreys"}, discriminator={"teacher_steps": 2}),
     "grpo": of_rewards("grpo", **GROUPS),

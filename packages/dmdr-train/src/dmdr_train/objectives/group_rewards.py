@@ -16,20 +16,13 @@ if TYPE_CHECKING:
     from dmdr_train.training.sample import Sample
 
 
-class GroupRewardSection(ObjectiveSection):
+class GroupSection(ObjectiveSection):
     """With `weight: auto`, the objective's gradient at x0 has `ratio` times the norm of distribution matching's."""
 
     ratio: Annotated[float, Field(gt=0)] | None = Field(default=None, description="for weight: auto; null: 1")
-    reward: Reward
-    template: str = Field(default="{prompt}", description="what the reward reads; HPS: Realistic photo {prompt}")
     steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="train this many first steps of the rollout; null: all that draw noise"
     )
-
-    @field_validator("template")
-    @classmethod
-    def _template(cls, template: str) -> str:
-        return check_template(template, "prompt")
 
     def check(self, recipe: Any, key: str) -> None:
         """Only steps that draw noise have a density, and only states of the rollout lead to its end."""
@@ -57,6 +50,18 @@ class GroupRewardSection(ObjectiveSection):
         if recipe.needing("final_sample"):
             kind = next(iter(recipe.needing("final_sample").values())).kind
             raise ValueError(f"{key}.kind: {self.kind} does not go with {kind}, which trains the last step alone")
+
+
+class GroupRewardSection(GroupSection):
+    """The section of an objective on the rewards of pictures."""
+
+    reward: Reward
+    template: str = Field(default="{prompt}", description="what the reward reads; HPS: Realistic photo {prompt}")
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, template: str) -> str:
+        return check_template(template, "prompt")
 
 
 class GroupRewards(Objective):
@@ -102,8 +107,17 @@ class GroupRewards(Objective):
 
     def trained(self, sample: "Sample") -> "Tensor":
         """Whether each sample is at a step that this objective trains, booleans `[B]` on the device."""
-        import torch
-        from dmdr_core.base.devices import on_device
+        return trained(sample, self.settings.steps)
 
-        most = sample.num_steps - 1 if self.settings.steps is None else self.settings.steps
-        return on_device(torch.tensor([position < most for position in sample.positions]), sample.x0.device)
+
+def trained(sample: "Sample", steps: int | None) -> "Tensor":
+    """Whether each sample is among the first `steps` of its rollout that draw noise, booleans `[B]` on the device.
+
+    Args:
+        steps: None for all of them.
+    """
+    import torch
+    from dmdr_core.base.devices import on_device
+
+    most = sample.num_steps - 1 if steps is None else steps
+    return on_device(torch.tensor([position < most for position in sample.positions]), sample.x0.device)

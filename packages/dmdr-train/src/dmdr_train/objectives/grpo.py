@@ -51,25 +51,42 @@ class GRPO(GroupRewards):
     Section = GRPOSection
 
     def __call__(self, sample: "Sample", guide: "Guide") -> "tuple[Tensor, Mapping[str, Tensor | float]]":
-        import torch
-        from dmdr_core import gaussian_log_density, group_advantage, policy_loss
+        from dmdr_core import group_advantage
 
         rewards, values = self.rewards(sample)
         poison = 1 + 0 * rewards.sum()
         advantage = group_advantage(rewards.nan_to_num(0.0, 0.0, 0.0).flatten(), rewards.shape[1])
-        trained = self.trained(sample)
-        mean, std = sample.next_distribution(sample.x0)
-        std = torch.where(trained.reshape(std.shape), std, 1.0)  # the last step has no density
-        log_density = gaussian_log_density(sample.next_state, mean, std)
-        drawn = sample.once(f"log_density/{self.name}", log_density.detach)
         clip = self.settings.clip or CLIP
-        loss = policy_loss(log_density, drawn, trained * advantage, clip).mean() * poison
-        if sample.again:
-            ratio = (log_density.detach() - drawn).exp()
-            stopped = ratio.clamp(1 - clip, 1 + clip) * advantage < ratio * advantage
-            count = trained.sum().clamp(min=1)
-            values[f"clipped/{self.name}"] = (trained & stopped).sum() / count
-            values[f"ratio/{self.name}"] = 1 + (trained * (ratio - 1)).sum() / count
+        loss, more = policy_gradient(sample, advantage, self.trained(sample), clip, self.name)
+        loss, values = loss * poison, {**values, **more}
         values[f"constant_groups/{self.name}"] = (rewards == rewards[:, :1]).all(dim=1).float().mean()
         values[f"reward_std/{self.name}"] = rewards.std(dim=1, correction=0).mean()
         return loss, values
+
+
+def policy_gradient(
+    sample: "Sample", advantage: "Tensor", trained: "Tensor", clip: float, name: str
+) -> "tuple[Tensor, dict[str, Tensor | float]]":
+    """The clipped loss of the density of a sample's next states, a scalar, and values to log.
+
+    Args:
+        advantage: `[B]`, without gradient.
+        trained: `[B]` booleans; the other samples count 0.
+        name: of the objective.
+    """
+    import torch
+    from dmdr_core import gaussian_log_density, policy_loss
+
+    mean, std = sample.next_distribution(sample.x0)
+    std = torch.where(trained.reshape(std.shape), std, 1.0)  # the last step has no density
+    log_density = gaussian_log_density(sample.next_state, mean, std)
+    drawn = sample.once(f"log_density/{name}", log_density.detach)
+    loss = policy_loss(log_density, drawn, trained * advantage, clip).mean()
+    values: dict[str, Tensor | float] = {}
+    if sample.again:
+        ratio = (log_density.detach() - drawn).exp()
+        stopped = ratio.clamp(1 - clip, 1 + clip) * advantage < ratio * advantage
+        count = trained.sum().clamp(min=1)
+        values[f"clipped/{name}"] = (trained & stopped).sum() / count
+        values[f"ratio/{name}"] = 1 + (trained * (ratio - 1)).sum() / count
+    return loss, values

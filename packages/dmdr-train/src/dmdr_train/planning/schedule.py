@@ -66,7 +66,9 @@ def calls(settings: Recipe, stage: Stage) -> Calls:
     pictures = [o for o in stage.objectives if uses_pictures(o)]
     followed = [o for o in pictures if takes_gradient(o)]
     decoded, apart = bool(followed), any(o.weight == "auto" for o in stage.objectives)
-    alone = sum("final_x0" in needs(o) for o in stage.objectives)  # objectives that decode what they recover
+    alone = sum(
+        "final_x0" in needs(o) and decodes(o) for o in stage.objectives
+    )  # objectives that decode what they recover
     ends = any("final_pictures" in needs(o) for o in stage.objectives)  # decoded once for all
     return Calls(
         updates=updates,

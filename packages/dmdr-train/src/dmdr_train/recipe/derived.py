@@ -60,7 +60,7 @@ class Sections(Section):
     @property
     def first_reward(self) -> int | None:
         """The step at which the first reward joins."""
-        return min((o.start for o in self.needing("reward").values()), default=None)
+        return min((o.start for o in (self.needing("reward") | self.needing("groups")).values()), default=None)
 
     @property
     def stages(self) -> dict[str, int]:
@@ -81,7 +81,7 @@ class Sections(Section):
             kinds.setdefault(objective.start, []).append(
                 "cold_start" if "fake_score" in needs(objective) else objective.kind
             )
-            if "reward" in needs(objective):
+            if {"reward", "groups"} & needs(objective):  # groups compare rewards, be they the discriminator's
                 rewards.setdefault(objective.start, []).append(objective.kind)
         names: dict[int, str] = {}
         for start, joined in kinds.items():

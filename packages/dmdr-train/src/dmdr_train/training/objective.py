@@ -35,6 +35,7 @@ NEEDS = {
     "pairs": "samples start from `data.pairs`, and have a target",
     "discriminator": "the recipe has a `guidance.discriminator`, which is trained while the objective takes part",
     "groups": "samples come in groups of `rollout.group_size` with the same prompt",
+    "group_positions": "the samples of a group are trained at the same step of their rollouts",
     "final_x0": "every rollout goes on to its end, for `sample.final_x0`",
     "final_pictures": "the same, for `sample.final_pictures`; `rollout.updates` may be more than 1",
     "reference": "the teacher predicts at the samples' own states, by `guide.reference`",

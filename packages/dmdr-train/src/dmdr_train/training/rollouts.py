@@ -241,6 +241,10 @@ class Rollouts:
         """The position in the grid that each sample is trained at, `[B]`: uniform, or the last for a final sample."""
         if "final_sample" in needs:
             return torch.full((len(draws.samples),), self.grid.num_steps - 1)
+        if "group_positions" in needs:
+            size = self.settings.group_size
+            of_groups = replace(draws, samples=[index // size for index in draws.samples[::size]])
+            return self.choose_steps(of_groups).repeat_interleave(size)
         if self.settings.positions == "stratified":
             first = int(torch.randint(self.grid.num_steps, (), generator=draws.shared("grid_step")))
             return torch.tensor([stratified_position(first, i, self.grid.num_steps) for i in draws.samples])

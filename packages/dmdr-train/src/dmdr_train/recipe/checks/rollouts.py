@@ -120,7 +120,7 @@ def check_through(recipe: Sections) -> None:
         raise ValueError(f"{key}: true does not go with optim.zero_stage {recipe.optim.zero_stage}; use 0")
     if recipe.memory.compile:
         raise ValueError(f"{key}: true does not go with memory.compile; use false")
-    for kind in (o.kind for o in recipe.needing("final_pictures").values()):
+    for kind in (o.kind for o in (recipe.needing("final_pictures") | recipe.needing("group_positions")).values()):
         raise ValueError(
             f"{key}: true does not go with {kind}, which takes the state before a step as given; use false"
         )
