@@ -20,7 +20,7 @@ SHORT = (
     "tracking.evaluation.pictures=500",
     "tracking.evaluation.teacher_steps=[1]",
 )
-CONTROL = ("objectives=[{kind: distribution_matching}]",)
+CONTROL = ("objectives=[{kind: distribution_matching}]", "tracking.evaluation.teacher_steps=[]")
 
 
 @pytest.fixture(scope="module")
