@@ -38,6 +38,8 @@ PYTHON_RUN_BY = {
 }
 """The pages whose Python another test runs, on tiny models."""
 RECIPES = {
+    "docs/objectives/divergences.md": "demo",
+    "docs/objectives/regression.md": "demo",
     "docs/first_model.md": "sd3-medium-cold-start",
     "docs/sd3.md": "sd35-large-cold-start",
     "docs/sdxl.md": "sdxl-4step",
