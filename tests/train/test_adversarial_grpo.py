@@ -177,8 +177,7 @@ def test_its_work_is_counted(recipe_of: Callable[..., dict[str, Any]]) -> None:
     assert (made.decodings, made.decoding_backwards, made.other_decodings) == (0, 0, 0)
 
 
-def test_one_sample(make_rollouts: Callable[..., Rollouts], toy_family: Any) -> None:
-    """The rewards are those of the first update of a rollout."""
+def test_rewards_are_those_of_the_first_update(make_rollouts: Callable[..., Rollouts], toy_family: Any) -> None:
     term = objective()
     made: Sample = make_rollouts().draw(DRAWS, 0, term.needs)
     first, _ = term(made, guide_with(toy_family))

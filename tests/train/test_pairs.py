@@ -95,9 +95,7 @@ def test_texts_are_drawn_each_once_in_an_epoch(
     settings = make_recipe(model=model, data={"prompts": str(prompts)}, guidance={"cfg": 3.0})
     folder = write(settings, tmp_path / "pairs", count=10, steps=2, guidance=None)
     found = Pairs(folder, (16, 4, 4), batch_size=4)
-    assert (
-        sorted(found.stored.prompts[:5]) == sorted(found.stored.prompts[5:]) == sorted(prompts.read_text().splitlines())
-    )
+    assert sorted(found.prompts[:5]) == sorted(found.prompts[5:]) == sorted(prompts.read_text().splitlines())
     assert json.loads((folder / MANIFEST).read_text())["guidance"] == 3.0  # the recipe's
     family = dmdr_models.load("sd3", sd3, max_tokens=8)
     start = found.draw(Draws(7, ("generator", 0), range(3)))
@@ -155,7 +153,7 @@ def test_more_pairs_join_those_that_are_there(teach: Recipe, pairs: Path, tmp_pa
     now, before = content(folder), content(pairs)
     assert now.keys() - before.keys() == {"shard-00000013-00000017.safetensors"}
     assert all(now[name] == before[name] for name in before if name != MANIFEST)
-    assert len(Pairs(folder, (4, 4, 4), 4).stored.prompts) == 17
+    assert len(Pairs(folder, (4, 4, 4), 4).prompts) == 17
 
 
 @pytest.mark.parametrize(
@@ -245,7 +243,7 @@ def test_the_loss_by_hand(settings: Callable[..., Recipe], pairs: Path, model: P
     order = torch.randperm(13, generator=named_generator(7, "prompts", "generator", 0))[:4].tolist()
     tensors = [load_file(path) for path in sorted(pairs.glob("shard-*"))]
     noise, x0 = (torch.cat([part[name] for part in tensors])[order] for name in ("noise", "x0"))
-    labels = [Pairs(pairs, (4, 4, 4), 4).stored.prompts[row] for row in order]
+    labels = [Pairs(pairs, (4, 4, 4), 4).prompts[row] for row in order]
     with torch.no_grad():
         v = family.predict(network, noise, torch.ones(4), family.condition(labels))
     assert rows[0]["loss/regression"] == pytest.approx((noise - v - x0).square().mean().item(), rel=1e-5)

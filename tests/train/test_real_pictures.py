@@ -1,6 +1,8 @@
 """Real pictures as latents: what `dmdr-train pictures` writes, and what a discriminator draws from it."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +11,20 @@ from typing import Any
 import dmdr_models
 import pytest
 import torch
+import yaml
+from dmdr_models import tiny
+from dmdr_models.folder.fingerprints import content_fingerprint
 from dmdr_train.base.errors import UserError
 from dmdr_train.base.random_draws import Draws, named_generator
+from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.cli import main
 from dmdr_train.data.real_pictures import RealPictures, check_pictures
 from dmdr_train.data.shard_folder import MANIFEST
 from dmdr_train.problems import scenes
 from dmdr_train.problems.shapes import drawing
+from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.run import preflight
 from dmdr_train.run.build import build
 from dmdr_train.training.encode_pictures import encode_pictures
 from PIL import Image
@@ -78,7 +86,7 @@ def test_a_row_is_the_mean_of_the_vaes_latents(encoded: Path, images: Path, mode
 
 
 def test_a_folder_for_each_class_gives_the_labels(encoded: Path) -> None:
-    stored = RealPictures(encoded, (4, 4, 4), batch_size=3).stored
+    stored = RealPictures(encoded, (4, 4, 4), batch_size=3)
     assert stored.prompts == [0, 0, 3, 3, 3, 9, 9]
     manifest = json.loads((encoded / MANIFEST).read_text())
     assert (manifest["family"], manifest["resolution"], manifest["pictures"]) == ("sit", 32, 7)
@@ -112,10 +120,30 @@ def test_batches_shards_and_processes_do_not_matter(
     torch.testing.assert_close(found, before, rtol=1e-4, atol=1e-5)
 
 
+def test_a_count_chooses_among_all_classes(settings: Callable[..., Recipe], images: Path, tmp_path: Path) -> None:
+    """Which four of the seven depends on the seed alone; the first four would be of two classes."""
+    seen = set()
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        encode_pictures(settings(run__seed=seed), folder, str(images), count=4)
+        seen.add(tuple(RealPictures(folder, (4, 4, 4), 4).prompts))
+    assert all(len(labels) == 4 for labels in seen)
+    assert any(9 in labels for labels in seen)
+    assert len(seen) > 1
+
+
+def test_a_picture_that_changed_is_noticed(settings: Callable[..., Recipe], images: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(images, tmp_path / "images"))
+    encode_pictures(settings(), tmp_path / "pictures", str(copy))
+    shutil.copy(images / "class-0/1.png", copy / "class-0/0.png")  # of another size
+    with pytest.raises(UserError, match=r"^--output: .* was made with images .*, not .*; give another folder"):
+        encode_pictures(settings(), tmp_path / "pictures", str(copy))
+
+
 def test_the_built_in_problems_are_drawn(settings: Callable[..., Recipe], tmp_path: Path, model: Path) -> None:
     """A picture depends on seed and number alone: number 4 by hand."""
     encode_pictures(settings(), tmp_path / "pictures", "shapes", count=5, batch_size=2)
-    stored = RealPictures(tmp_path / "pictures", (4, 4, 4), batch_size=5).stored
+    stored = RealPictures(tmp_path / "pictures", (4, 4, 4), batch_size=5)
     assert stored.prompts == [0, 1, 2, 3, 4]
     family = dmdr_models.load("sit", model)
     with torch.no_grad():
@@ -136,17 +164,18 @@ def test_a_model_of_texts_needs_prompts(
     elif source == "table":
         table = tmp_path / "captions.csv"
         table.write_text("file_name,prompt\nclass-0/0.png,a dog\nclass-0/1.png,a cat\n")
+        table.with_name("two.csv").write_text("file_name,prompt\n0.png,a dog\n1.png,a cat\n")
         with pytest.raises(UserError, match=r"^--images: class-3/2.png has no prompt; give --prompts FILE, a table"):
             encode_pictures(recipe, folder, str(images), str(table))
         assert not folder.exists()
-        encode_pictures(recipe, folder, str(images), str(table), count=2)
+        encode_pictures(recipe, folder, str(images / "class-0"), str(table.with_name("two.csv")))
         expected = ["a dog", "a cat"]
     else:
         (tmp_path / "one.png").write_bytes((images / "class-0/0.png").read_bytes())
         (tmp_path / "one.txt").write_text("a bird\n")
         encode_pictures(recipe, folder, str(tmp_path / "one.png"))
         expected = ["a bird"]
-    assert RealPictures(folder, (16, 4, 4), 1).stored.prompts == expected
+    assert RealPictures(folder, (16, 4, 4), 1).prompts == expected
 
 
 # -- mistakes
@@ -173,10 +202,6 @@ def test_mistakes_are_one_line(
     settings: Callable[..., Recipe], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     options: list[str], said: str,
 ) -> None:  # fmt: skip
-    import re
-
-    import yaml
-
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings().model_dump(mode="json", exclude_unset=True)))
     (tmp_path / "table.csv").write_text("file_name,label\n0.png,12\n1.png,3\n")
     (tmp_path / "broken").mkdir()
@@ -197,12 +222,13 @@ def test_mistakes_are_one_line(
 def test_preflight(
     settings: Callable[..., Recipe], encoded: Path, images: Path, tmp_path: Path, make_recipe: Callable[..., Recipe]
 ) -> None:
-    from dmdr_models import tiny
-
     def with_pictures(folder: Path, **changes: Any) -> Recipe:
         return settings(objectives=ADVERSARIAL, guidance=STORED, data={"pictures": str(folder)}, **changes)
 
-    check_pictures(with_pictures(encoded))
+    preflight.check(with_pictures(encoded, run__output=str(tmp_path / "out")), 1)
+    assert fingerprints(with_pictures(encoded))["data.pictures"] == content_fingerprint(encoded)
+    with pytest.raises(UserError, match=r"^data.pictures: gone holds no manifest.json"):
+        preflight.check(with_pictures(Path("gone"), run__output=str(tmp_path / "out")), 1)
     with pytest.raises(
         UserError, match=r"^data.pictures: gone holds no manifest.json; give a folder that dmdr-train pi"
     ):
@@ -271,3 +297,12 @@ def test_the_discriminator_learns_from_them(settings: Callable[..., Recipe], enc
     prompts, expected = RealPictures(encoded, (4, 4, 4), 4).real(Draws(7, ("generator", 0), range(4)))
     assert torch.equal(latents, expected)
     assert condition["class_labels"].tolist() == prompts
+
+
+def test_a_relative_folder_is_found_beside_the_recipe(
+    settings: Callable[..., Recipe], encoded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(encoded, tmp_path / "pictures")
+    recipe = settings(objectives=ADVERSARIAL, guidance=STORED, data={"pictures": "pictures"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True)))
+    assert load_recipe(str(tmp_path / "recipe.yaml")).data.pictures == str(tmp_path / "pictures")

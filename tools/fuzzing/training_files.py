@@ -160,7 +160,7 @@ def pairs() -> Target:
         given = settings.data.model_copy(update={"pairs": str(folder)})
         check_pairs(settings.model_copy(update={"data": given}))
         found = Pairs(folder, (4, 8, 8), 2)
-        assert len(found.stored.prompts) == len(found.stored.places)
+        assert len(found.prompts) == len(found.places)
 
     manifest = {**made, "shards": {"shard-00.safetensors": "ENTRY"}, "pairs": 2}
     right = st.just(as_json(manifest)), st.just(b'["a", "b"]')

@@ -19,7 +19,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", help="table with file_name and prompt (or label), as dmdr-score takes it")
     parser.add_argument("-o", "--output", required=True, help="folder to write")
     parser.add_argument("--column", help="of the pictures in parquet files and datasets, as in dmdr-score")
-    parser.add_argument("--count", type=positive, help="take the first pictures alone; of shapes and scenes: how many")
+    parser.add_argument(
+        "--count", type=positive, help="take only so many, chosen by run.seed; of shapes and scenes: draw so many"
+    )
     parser.add_argument("--batch-size", type=positive, default=8, help="pictures encoded at once (default: 8)")
 
 

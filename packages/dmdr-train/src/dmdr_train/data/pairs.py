@@ -19,7 +19,6 @@ from dmdr_train.recipe.schema import Model, Recipe
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from dmdr_train.base.random_draws import Draws
     from dmdr_train.data.prompt_order import Start
@@ -69,33 +68,17 @@ def side_of_pairs(folder: str | Path) -> int:
     return min(sides)
 
 
-class Pairs:
-    """Draws pairs, each once in an epoch, see `StoredSamples`.
-
-    Args:
-        folder: of `dmdr-train pairs`.
-        latent_shape: (C, H, W) of the model's latents.
-        batch_size: of the global batch.
-        device: of the returned tensors.
-
-    Raises:
-        UserError: the folder has no pairs, or pairs of another latent shape.
-    """
+class Pairs(StoredSamples):
+    """Draws the pairs in a folder of `dmdr-train pairs`; arguments and errors are those of `StoredSamples`."""
 
     def __init__(
         self, folder: str | Path, latent_shape: tuple[int, ...], batch_size: int, device: "torch.device | str" = "cpu"
     ):
-        shards = pairs_folder("data.pairs", folder)
-        self.stored = StoredSamples(shards, ("noise", "x0"), latent_shape, batch_size, device)
+        super().__init__(pairs_folder("data.pairs", folder), ("noise", "x0"), latent_shape, batch_size, device)
 
     def draw(self, draws: "Draws") -> "Start":
         """Draw prompts, noise and the teacher's samples for a micro-batch."""
         from dmdr_train.data.prompt_order import Start
 
-        prompts, tensors = self.stored.draw(draws)
+        prompts, tensors = self.rows(draws)
         return Start(prompts, tensors["noise"], tensors["x0"])
-
-    def real(self, draws: "Draws") -> "tuple[list[Any], Tensor]":
-        """Draw prompts and the teacher's samples `[b, C, H, W]` alone, see `discriminator.RealSamples`."""
-        prompts, tensors = self.stored.draw(draws)
-        return prompts, tensors["x0"]

@@ -18,9 +18,6 @@ from dmdr_train.recipe.schema import Model, Recipe
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-    from dmdr_train.base.random_draws import Draws
 
 FORMAT = 1
 
@@ -64,26 +61,10 @@ def check_pictures(settings: Recipe) -> None:
                     )
 
 
-class RealPictures:
-    """Draws encoded pictures, each once in an epoch, see `StoredSamples`.
-
-    Args:
-        folder: of `dmdr-train pictures`.
-        latent_shape: (C, H, W) of the model's latents.
-        batch_size: of the global batch.
-        device: of the returned tensors.
-
-    Raises:
-        UserError: the folder has no pictures, or pictures of another latent shape.
-    """
+class RealPictures(StoredSamples):
+    """Draws the pictures in a folder of `dmdr-train pictures`; arguments and errors are those of `StoredSamples`."""
 
     def __init__(
         self, folder: str | Path, latent_shape: tuple[int, ...], batch_size: int, device: "torch.device | str" = "cpu"
     ):
-        shards = pictures_folder("data.pictures", folder)
-        self.stored = StoredSamples(shards, ("x0",), latent_shape, batch_size, device)
-
-    def real(self, draws: "Draws") -> "tuple[list[Any], Tensor]":
-        """Draw prompts and latents `[b, C, H, W]`, see `discriminator.RealSamples`."""
-        prompts, tensors = self.stored.draw(draws)
-        return prompts, tensors["x0"]
+        super().__init__(pictures_folder("data.pictures", folder), ("x0",), latent_shape, batch_size, device)

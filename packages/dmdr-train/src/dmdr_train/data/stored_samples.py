@@ -48,7 +48,7 @@ class StoredSamples:
             self.prompts += prompts
             self.places += [(shards.path / name, row) for row in range(len(prompts))]
 
-    def draw(self, draws: "Draws") -> "tuple[list[Any], dict[str, Tensor]]":
+    def rows(self, draws: "Draws") -> "tuple[list[Any], dict[str, Tensor]]":
         """Draw the prompts and the tensors `[b, C, H, W]` of a micro-batch of b rows."""
         import torch
 
@@ -58,6 +58,11 @@ class StoredSamples:
         found = [self._read(row) for row in rows]
         tensors = {name: torch.stack([each[name] for each in found]).to(self.device) for name in self.names}
         return [self.prompts[row] for row in rows], tensors
+
+    def real(self, draws: "Draws") -> "tuple[list[Any], Tensor]":
+        """Draw prompts and clean latents `[b, C, H, W]`, the real samples of a discriminator."""
+        prompts, tensors = self.rows(draws)
+        return prompts, tensors["x0"]
 
     def _read(self, row: int) -> "dict[str, Tensor]":
         from safetensors import safe_open

@@ -10,7 +10,7 @@ set (Z-Image Turbo++, arXiv 2606.12575). The teacher draws its own in a few step
 samples, or they come from `data.pairs`.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +20,11 @@ from dmdr_models.families.protocols import Condition, Family
 from dmdr_models.networks.features import MiddleFeatures
 from torch import Tensor, nn
 
-from dmdr_train.base.random_draws import Draws, named_generator
+from dmdr_train.base.random_draws import named_generator
+from dmdr_train.data.stored_samples import StoredSamples
 from dmdr_train.distributed.collectives import mean_tensor_over_processes
 from dmdr_train.recipe import schema
 from dmdr_train.training.sample import Sample
-
-
-class RealSamples(Protocol):
-    """Real samples that are stored: pictures of a data set, or the targets of pairs."""
-
-    def real(self, draws: Draws) -> tuple[list[Any], Tensor]:
-        """Draw prompts and samples `[b, C, H, W]` for a micro-batch of b."""
 
 
 class Head(nn.Module):
@@ -72,7 +66,7 @@ class Discriminator:
 
     def __init__(
         self, guidance: schema.Guidance, family: Family, engine: Any, device: torch.device, seed: int,
-        shift: float = 1.0, stored: RealSamples | None = None,
+        shift: float = 1.0, stored: StoredSamples | None = None,
     ):  # fmt: skip
         assert guidance.discriminator is not None
         self.settings, self.cfg = guidance.discriminator, guidance.cfg

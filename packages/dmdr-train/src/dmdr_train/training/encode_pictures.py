@@ -55,7 +55,7 @@ def encode_pictures(
         images: a source of `dmdr-score`, a folder with a folder of pictures per class, or a built-in problem.
         prompts: a table of prompts, see `dmdr_rewards.score.prompts.with_prompts`.
         column: of the pictures in tables and data sets, see `dmdr_rewards.score.sources.find`.
-        count: of pictures, at most; a built-in problem needs it.
+        count: of pictures, at most, which the seed chooses; a built-in problem needs it.
         batch_size: pictures that are encoded at once.
         shard_size: pictures per file.
 
@@ -68,7 +68,7 @@ def encode_pictures(
     if images in DRAWN:
         source = drawn(images, count, settings.run.seed)
     else:
-        source = found(images, prompts, column, count, family)
+        source = found(images, prompts, column, count, settings.run.seed, family)
     shards = pictures_folder("--output", folder)
     shards.prepare(made_with(settings.model) | {"resolution": as_setting(family.size), "images": source.content})
     open_decoder(settings, family)
@@ -79,9 +79,11 @@ def encode_pictures(
         parts = []
         for first in range(rows[0], rows[-1] + 1, batch_size):
             batch = range(first, min(first + batch_size, rows[-1] + 1))
-            parts.append(family.encode(source.read(batch).to(device)).float().cpu())
+            parts.append(family.encode(source.read(batch).to(device)).float())
             done(len(batch))
-        return {"x0": torch.cat(parts).contiguous()}, {"prompts": json.dumps([source.prompts[row] for row in rows])}
+        return {"x0": torch.cat(parts).cpu().contiguous()}, {
+            "prompts": json.dumps([source.prompts[row] for row in rows])
+        }
 
     size = 4 * prod(family.latent_shape(*family.size))
     with naming("--output"):
@@ -114,17 +116,20 @@ def drawn(problem: str, count: int | None, seed: int) -> Source:
     return Source(prompts, read, f"{problem}, {count}, seed {seed}")
 
 
-def found(images: str, prompts: str | None, column: str | None, count: int | None, family: Family) -> Source:
+def found(images: str, prompts: str | None, column: str | None, count: int | None, seed: int, family: Family) -> Source:
     """The pictures that `images` names, with the prompts or the class labels that the family needs.
 
     Raises:
         UserError: there are none, or one has no prompt, or no label of the model.
     """
     try:
-        items = with_prompts(find(images, column), prompts)[:count]
+        items = with_prompts(find(images, column), prompts)
     except ScoreError as error:
         key, message = str(error).split(": ", 1)
         raise UserError("--images" if key == "IMAGES" else key, message) from error
+    if count is not None:  # not the first ones, which may all be of one class
+        chosen = torch.randperm(len(items), generator=named_generator(seed, "chosen pictures"))[:count]
+        items = [items[i] for i in sorted(chosen.tolist())]
     if family.num_classes is None:
         given: list[Any] = [prompt_of(item) for item in items]
     else:
@@ -134,7 +139,8 @@ def found(images: str, prompts: str | None, column: str | None, count: int | Non
     def read(rows: range) -> Tensor:
         return torch.stack([picture(items[row], family.size) for row in rows])
 
-    names = json.dumps([[item.file_name, prompt] for item, prompt in zip(items, given, strict=True)])
+    sizes = [item.source.stat().st_size if isinstance(item.source, Path) else None for item in items]
+    names = json.dumps([[item.file_name, *more] for item, *more in zip(items, given, sizes, strict=True)])
     return Source(given, read, hashlib.sha256(names.encode()).hexdigest())
 
 
