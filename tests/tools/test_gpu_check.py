@@ -11,7 +11,7 @@ import gpu_check
 import pytest
 import torch
 from dmdr_train.planning.model_configs import FOLDERS
-from gpu import agreement, check, folders, measure, plan, rewards, table, weights, worker
+from gpu import agreement, check, folders, measure, plan, rewards, table, training, weights, worker
 
 CPU = torch.device("cpu")
 FAKES = """
@@ -81,10 +81,13 @@ def test_all_rows_pass_with_tiny_models(tmp_path: Path, capfd: pytest.CaptureFix
         measured = row["measured"]
         assert measured["numbers"]
         assert measured["peak"] is measured["waits"] is None
-        assert lines[row["name"]].count("–") == (4 if measured["seconds"] else 5)
+        assert lines[row["name"]].count("–") == 4 + (not measured["seconds"]) + (not measured["batch"])
     by_name = {row["name"]: row["measured"] for row in found["rows"]}
     assert by_name["sd35-large-srpo"]["flops"] > by_name["sd35-large-cold-start"]["flops"] > 0
     assert "loss/refl-2" in by_name["sdxl-1step-refl"]["numbers"]
+    assert "; int8; " in lines["sd35-large-48gb"]
+    assert "; not compiled; " in lines["sd35-large-cold-start-compiled"]
+    assert any(name.startswith("demo-") for name in by_name["built-in-problems"]["numbers"])
     assert "weights equal bit for bit" in lines["resumed"]
 
 
@@ -269,6 +272,47 @@ def test_operations_are_counted_forward_and_backward(bench: measure.Bench) -> No
     assert found.flops == 3 * 2 * 4 * 8 * 16
     assert found.numbers == {"loss": 4 * 8 * 16}
     assert len(found.more["seconds"]) >= 2
+
+
+def test_the_time_of_parts_is_split_where_their_calls_return(
+    bench: measure.Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that works for three seconds after each call; the second call takes the CPU one second."""
+    clock = [0.0]
+    due: list[float] = []
+
+    class Network:
+        def forward(self, seconds: float) -> str:
+            clock[0] += seconds
+            due.append(3.0)
+            return "the prediction"
+
+    def wait(bench: measure.Bench) -> None:
+        clock[0] += sum(due)
+        due.clear()
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.Bench, "wait", wait)
+    first, second = Network(), Network()
+    answers: list[str] = []
+
+    def step() -> None:
+        due.append(50.0)  # of other work, which is not a part
+        answers.extend([first.forward(0.0), second.forward(1.0), second.forward(1.0)])
+
+    parts = bench.parts(step, {"a": [(first, "forward")], "b": [(second, "forward")], "c": []})
+    assert parts == {"a": [0, 3], "b": [2, 8], "c": [0, 0]}
+    assert answers == ["the prediction"] * 3
+    assert training.launching(parts) == 2 / 11
+    assert "forward" not in vars(first)
+
+
+def test_a_run_of_a_recipe_has_the_time_of_its_parts(bench: measure.Bench) -> None:
+    found = training.recipe(bench, "sdxl-1step-80gb", 1, "sdxl-base", "taesdxl")
+    assert set(found.more["parts"]) == {"forward", "backward", "update"}
+    assert all(finished >= returned > 0 for returned, finished in found.more["parts"].values())
+    assert "not in nf4" not in found.notes
+    assert "checkpointed: nothing" in found.notes
 
 
 @pytest.mark.parametrize("name", ["seconds", "peak", "flops", "waits"])

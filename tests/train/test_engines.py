@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from dmdr_train.base.errors import UserError
-from dmdr_train.distributed.deepspeed_engine import learning_rate, make_engine
+from dmdr_train.distributed import deepspeed_engine
+from dmdr_train.distributed.deepspeed_engine import LARGEST, learning_rate, make_engine, parameter_groups
 from dmdr_train.distributed.deepspeed_internals import gathered
 from dmdr_train.distributed.device import allow_tf32, choose_device
 from dmdr_train.recipe.schema import Optim, Optimizer, Run
@@ -57,7 +58,11 @@ def by_hand(clip: float) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_zero_stage_is_plain_adamw(one_process: None, stage: int) -> None:
+@pytest.mark.parametrize("largest", [24, LARGEST], ids=["three groups of parameters", "one group"])
+def test_every_zero_stage_is_plain_adamw(
+    one_process: None, monkeypatch: pytest.MonkeyPatch, stage: int, largest: int
+) -> None:
+    monkeypatch.setattr(deepspeed_engine, "LARGEST", largest)
     optim = Optim(batch_size=4, accumulation=2, generator=SETTINGS, fake_score=SETTINGS, clip=0.5, zero_stage=stage)
     engine = make_engine(network(), optim, SETTINGS, UPDATES, torch.device("cpu"))
     for update in range(3):
@@ -71,6 +76,27 @@ def test_every_zero_stage_is_plain_adamw(one_process: None, stage: int) -> None:
             found = parameter.detach().double().clone()
         torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert engine.get_lr()[0] == pytest.approx(SETTINGS.lr * 0.5 * (1 + math.cos(math.pi * 3 / UPDATES)))
+
+
+def test_no_flat_tensor_is_larger_than_bitsandbytes_can_count() -> None:
+    """Its kernels take the number of elements as an int32. With ZeRO 1 and 2 a group becomes one tensor."""
+    sizes = [3, 4, 2, 9, 1, 8, 8]
+    parameters = [nn.Parameter(torch.empty(size, device="meta")) for size in sizes]
+    groups = [[p.numel() for p in group["params"]] for group in parameter_groups(parameters, 8)]
+    assert groups == [[3, 4], [2], [9], [1], [8], [8]]
+    assert LARGEST < 2**31
+    whole = [nn.Parameter(torch.empty(2**28, 10, device="meta"))]
+    assert parameter_groups(whole, LARGEST) == [{"params": whole}]
+
+
+@pytest.mark.parametrize(("stage", "groups"), [(0, 1), (1, 3), (2, 3), (3, 1)])
+def test_parameters_are_in_groups_where_zero_makes_them_flat(
+    one_process: None, monkeypatch: pytest.MonkeyPatch, stage: int, groups: int
+) -> None:
+    monkeypatch.setattr(deepspeed_engine, "LARGEST", 24)
+    optim = Optim(batch_size=4, generator=SETTINGS, fake_score=SETTINGS, zero_stage=stage)
+    engine = make_engine(network(), optim, SETTINGS, UPDATES, torch.device("cpu"))
+    assert len(engine.optimizer.param_groups) == groups
 
 
 def test_learning_rates() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
+from dmdr_train.distributed import deepspeed_engine
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.reshard_zero import Cuts, cut, reshard, window
 from dmdr_train.recipe.schema import Recipe
@@ -22,6 +23,7 @@ LAYOUTS = {
     "stage 3": Cuts([7, 1, 12, 5], [4], 1),
     "stage 3 in sub-groups": Cuts([7, 1, 12, 5], [3, 1], 1),
     "stages 1 and 2": Cuts([25], [1], 2),
+    "stages 1 and 2 in groups": Cuts([7, 18], [1, 1], 2),
 }
 
 
@@ -81,6 +83,20 @@ def test_counters_of_sub_groups_are_their_own() -> None:
     assert (found["state"][1]["step"], moment["step"]) == (4, 4)
 
 
+def test_groups_of_parameters_stay_apart() -> None:
+    """With ZeRO 1 and 2 every group of the optimizer has one flat tensor, and settings of its own."""
+    cuts = Cuts([4, 2], [1, 1], 1)
+
+    def state(rank: int) -> dict[str, Any]:
+        flats = laid_out(torch.arange(6.0), cuts, rank, 2)
+        moments = {i: {"step": 4, "exp_avg": flat} for i, flat in enumerate(flats)}
+        return {"base_optimizer_state": {"state": moments, "param_groups": [{"lr": i, "params": [i]} for i in (0, 1)]}}
+
+    found = reshard([state(0), state(1)], cuts, 0, 1)["base_optimizer_state"]
+    assert found["param_groups"] == [{"lr": 0, "params": [0]}, {"lr": 1, "params": [1]}]
+    assert [found["state"][i]["exp_avg"].tolist() for i in (0, 1)] == [[0, 1, 2, 3], [4, 5]]
+
+
 # -- two processes, one, two again
 
 WORKER = """
@@ -89,12 +105,14 @@ from pathlib import Path
 from deepspeed import DeepSpeedEngine
 from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
+from dmdr_train.distributed import deepspeed_engine
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 start_processes(torch.device("cpu"))
 DeepSpeedEngine.zero_max_reuse_distance = lambda engine: 0  # as `one_process` does
+deepspeed_engine.LARGEST = 5000  # more than a LoRA, less than a network: groups of parameters
 recipes = [Recipe.model_validate(recipe) for recipe in json.loads(Path("recipes.json").read_text())]
 for first, last in ((0, 2), (3, 4)):
     for i, settings in enumerate(recipes):
@@ -133,9 +151,14 @@ def steps(settings: Recipe, first: int, last: int, folder: Path) -> Path:
 
 @pytest.mark.usefixtures("one_process", "python")
 def test_two_processes_and_one_and_two_are_one(
-    make_recipe: Callable[..., Any], model: Path, plain_environment: dict[str, str], tmp_path: Path
+    make_recipe: Callable[..., Any],
+    model: Path,
+    plain_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights, averages and moments go through; batch and numbers are the same, and so is what comes out."""
+    monkeypatch.setattr(deepspeed_engine, "LARGEST", 5000)
     basis = {
         "model__path": str(model),
         "optim__ema": 0.5,

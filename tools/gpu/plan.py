@@ -21,7 +21,7 @@ class Row:
 
     Args:
         name: the name for `--only`.
-        seconds: expected duration on an H100, including making the weights.
+        seconds: expected duration on an H100 or H200, including making the weights.
         function: `module:name` of the measuring function, called with a `gpu.measure.Bench` and `options`.
     """
 
@@ -99,6 +99,11 @@ def _training(recipe: str, seconds: float, batch: int, model: str, vae: str | No
     return Row(recipe, seconds, "gpu.training:recipe", {"name": recipe, "batch": batch, "model": model, "vae": vae})
 
 
+def _compiled(row: Row, seconds: float) -> Row:
+    """The same steps with `memory.compile`, which compiles for a while first."""
+    return Row(f"{row.name}-compiled", seconds, row.function, {**row.options, "changes": ["memory.compile=true"]})
+
+
 def _reward(name: str, seconds: float) -> Row:
     return Row(f"reward-{name}", seconds, "gpu.rewards:reward", {"name": name})
 
@@ -110,15 +115,20 @@ takes little more than `pickscore`."""
 
 def rows() -> list[Row]:
     """Return all rows in the order in which they are measured."""
+    cold_start = _training("sd35-large-cold-start", 45, 1, "sd35-large")
+    refl = _training("sd35-large-refl", 46, 1, "sd35-large")
     found = [
-        _training("sd35-large-cold-start", 30, 1, "sd35-large"),
+        cold_start,
         Row("demo", 6, "gpu.agreement:demo"),
         Row("resumed", 5, "gpu.agreement:resumed"),
         Row("one-backbone", 5, "gpu.agreement:one_backbone"),
         Row("fp16-overflow", 4, "gpu.agreement:overflow"),
-        _training("sd35-large-refl", 42, 1, "sd35-large"),
-        _training("sdxl-1step-refl", 26, 1, "sdxl-base", "taesdxl"),
-        _training("sit-xl-2-cold-start", 12, 64, "sit-xl-2", "sd-vae-ft-ema"),
+        refl,
+        _compiled(cold_start, 45),
+        _training("sdxl-1step-refl", 60, 1, "sdxl-base", "taesdxl"),
+        _training("sit-xl-2-cold-start", 18, 64, "sit-xl-2", "sd-vae-ft-ema"),
+        _training("sd35-large-24gb", 70, 1, "sd35-large"),
+        _training("sdxl-1step-80gb", 60, 1, "sdxl-base", "taesdxl"),
         _reward("hpsv2.1", 5),
         _reward("dfn-clip", 5),
         _reward("pickscore", 8),
@@ -127,6 +137,7 @@ def rows() -> list[Row]:
         _reward("aesthetic", 5),
         _reward("clip", 3),
         _reward("class-label", 3),
+        Row("built-in-problems", 60, "gpu.training:built_in_problems"),
         _training("sd3-medium-cold-start", 18, 8, "sd3-medium"),
         _training("sdxl-1step-cold-start", 18, 1, "sdxl-base", "taesdxl"),
         _training("sdxl-regression", 14, 1, "sdxl-base", "taesdxl"),
@@ -135,6 +146,8 @@ def rows() -> list[Row]:
         _training("sdxl-4step-decoupled", 18, 1, "sdxl-base", "taesdxl"),
         _training("sd3-medium-rtdmd-cold-start", 24, 2, "sd3-medium"),
         _training("sd3-medium-rtdmd", 40, 2, "sd3-medium"),
+        _training("sd35-large-48gb", 50, 1, "sd35-large"),
+        _compiled(refl, 50),
     ]
     missing = {name for name, info in BUILT_IN.items() if not info.endpoint and name not in UNMEASURED} - {
         row.options["name"] for row in found if row.name.startswith("reward-")

@@ -3,15 +3,17 @@
 import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from dmdr_train.distributed.process_group import start_processes
-from dmdr_train.recipe.load import load_recipe
+from dmdr_train.planning.at_start import plan_lines
+from dmdr_train.recipe.load import BUILT_IN, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
+from dmdr_train.run.runner import dry_run, with_automatic
 from dmdr_train.training.trainer import Trainer
 
 from gpu import folders, rewards
@@ -20,19 +22,61 @@ from gpu.plan import Measured
 from gpu.weights import random_weights
 
 
-def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None) -> Measured:
+def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None, changes: Sequence[str] = ()) -> Measured:
     """Build the trainer of a recipe as a run does, and take steps; only paths and batch are overridden.
 
-    Without bitsandbytes the optimizer is torch's own AdamW; on a CPU, fp32 replaces fp16.
+    Without bitsandbytes the optimizer is torch's own AdamW, and nothing is quantised in 4 bits; on a CPU, fp32 replaces
+    fp16, and nothing is compiled.
+
+    Args:
+        changes: further overrides of the recipe.
     """
     batch = min(batch, 2) if bench.tiny else batch
-    settings = load_recipe(name, overrides(bench, load_recipe(name), batch, model, vae))
+    settings = load_recipe(name, [*changes, *overrides(bench, load_recipe(name, changes), batch, model, vae)])
+    start_processes(bench.device)
+    settings = with_automatic(settings, bench.device)
     start = time.perf_counter()
     with built(bench, settings) as trainer:
         seconds = time.perf_counter() - start
         found = bench.measure(trainer.train_step, batch)
-        found.notes += notes(settings, load_recipe(name), trainer)
+        found.more["parts"] = parts = bench.parts(trainer.train_step, parts_of(trainer))
+        if bench.cuda:
+            found.notes.append(f"launching {launching(parts):.0%}")
+        found.notes += notes(settings, load_recipe(name, changes), trainer)
     found.more["build_seconds"] = seconds
+    if bench.cuda:
+        found.more["plan"] = plan_lines(settings, bench.device, 1)
+    return found
+
+
+def parts_of(trainer: Trainer) -> dict[str, list[tuple[Any, str]]]:
+    """Return the parts of a step that are timed: all calls of networks, backward passes and updates."""
+    engines = (trainer.generator, trainer.guidance)
+    return {
+        "forward": [(trainer.family, "predict")],
+        "backward": [(engine, "backward") for engine in engines],
+        "update": [(engine, "step") for engine in engines],
+    }
+
+
+def launching(parts: Mapping[str, Sequence[float]]) -> float:
+    """Return the share of the parts' time that passed before their calls returned."""
+    returned, finished = (sum(row) for row in zip(*parts.values(), strict=True))
+    return returned / finished
+
+
+def built_in_problems(bench: Bench) -> Measured:
+    """Take the first step of every stage of each recipe of a built-in problem, as `run.py --dry-run` does.
+
+    The rehearsal takes the last one only.
+    """
+    start_processes(bench.device)
+    names = sorted(path.stem for path in BUILT_IN.glob("demo*.yaml"))
+    names = names[-1:] if bench.tiny else names
+    found = Measured(notes=[", ".join(names)])
+    for name in names:
+        logs = dry_run(load_recipe(name, [f"run.output={bench.work / 'run'}"]))
+        found.numbers |= {f"{name}: {key}": value for key, value in logs.items()}
     return found
 
 
@@ -59,7 +103,7 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         "model.path": str(folders.model(bench, model)),
         "optim.batch_size": batch,
         "optim.accumulation": 1,
-        "optim.eight_bit": shipped.optim.eight_bit and eight_bit(bench),
+        "optim.eight_bit": shipped.optim.eight_bit and bench.cuda and bitsandbytes(),
         "run.output": str(bench.work / "run"),
         "run.init_from": None,
         "run.resume": "never",
@@ -69,6 +113,7 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
     if shipped.data.prompts is not None:
         values["data.prompts"] = str(folders.prompts(bench))
         values["data.embeddings"] = str(folders.embeddings(bench, model))
+        values["memory.offload_text_encoders"] = False
     if shipped.data.pairs is not None:
         values["data.pairs"] = str(folders.pairs(bench, model))
     if shipped.rollout.group_size > 1:
@@ -79,6 +124,10 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
         values["model.resolution"] = 32
     if shipped.optim.precision == "fp16" and bench.cpu:
         values["optim.precision"] = "fp32"
+    if shipped.memory.quantize == "nf4" and not bitsandbytes():
+        values["memory.quantize"] = None
+    if bench.cpu:
+        values["memory.compile"] = False
     for i, objective in enumerate(shipped.objectives):
         values |= {f"objectives.{i}.{key}": str(folders.vgg16(bench)) for key in objective.files}
     trained = shipped.needing("reward")
@@ -90,9 +139,8 @@ def overrides(bench: Bench, shipped: Recipe, batch: int, model: str, vae: str | 
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def eight_bit(bench: Bench) -> bool:
-    """Return whether an 8-bit optimizer is available."""
-    return bench.cuda and importlib.util.find_spec("bitsandbytes") is not None
+def bitsandbytes() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def notes(settings: Recipe, shipped: Recipe, trainer: Trainer) -> list[str]:
@@ -102,9 +150,23 @@ def notes(settings: Recipe, shipped: Recipe, trainer: Trainer) -> list[str]:
         found[0] += f" for {shipped.optim.precision}"
     if shipped.optim.eight_bit != settings.optim.eight_bit:
         found.append("AdamW in 32 bits")
+    found += memory_notes(settings, shipped)
     if shipped.data.prompts is not None:
         found.append("no text encoders")
     skipped = trainer.generator.skipped_steps + trainer.guidance.skipped_steps
     if skipped:
         found.append(f"{skipped} updates skipped by the loss scale")
+    return found
+
+
+def memory_notes(settings: Recipe, shipped: Recipe) -> list[str]:
+    """Return the notes about `memory`: what was chosen, and what could not be done here."""
+    asked, used = shipped.memory, settings.memory
+    found = [f"checkpointed: {', '.join(used.gradient_checkpointing) or 'nothing'}"]
+    if used.quantize is not None:
+        found.append(used.quantize)
+    elif asked.quantize is not None:
+        found.append(f"not in {asked.quantize}")
+    if asked.compile:
+        found.append("compiled" if used.compile else "not compiled")
     return found

@@ -1,7 +1,7 @@
 """Make a DeepSpeed engine with AdamW, a learning rate schedule, and a check for gradients that are not finite."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import deepspeed
@@ -13,6 +13,10 @@ from dmdr_train.base.errors import UserError
 from dmdr_train.distributed.deepspeed_internals import check_by_norm
 from dmdr_train.distributed.master_weights import start_masters
 from dmdr_train.recipe.schema import Optim, Optimizer
+
+LARGEST = 2**30
+"""Elements of the largest group of parameters. ZeRO 1 and 2 make one flat tensor of a group, and bitsandbytes counts
+the elements of a tensor in 32 bits; SDXL's UNet alone has more than that."""
 
 
 def make_engine(
@@ -37,8 +41,9 @@ def make_engine(
     plain = optim.zero_stage == 0 and optim.precision == "fp32"  # DeepSpeed then does not wrap the optimizer
     fused = {} if optim.eight_bit or offload or device.type == "cpu" else {"fused": True}
     kind = offloaded_adamw if offload == "deepspeed" else adamw(optim.eight_bit, optim.clip if plain else None)
+    trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = kind(
-        [p for p in network.parameters() if p.requires_grad],
+        parameter_groups(trained, LARGEST) if optim.zero_stage in (1, 2) else trained,
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
@@ -73,6 +78,19 @@ def make_engine(
     return engine
 
 
+def parameter_groups(parameters: Sequence[nn.Parameter], largest: int) -> list[dict[str, list[nn.Parameter]]]:
+    """Return groups of parameters in their order, each with at most `largest` elements, or with a single parameter."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        size += parameter.numel()
+        if not groups or size > largest:
+            groups.append([])
+            size = parameter.numel()
+        groups[-1].append(parameter)
+    return [{"params": group} for group in groups]
+
+
 def exact_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return a copy, in the CPU's memory, of the trainable parameters that are in float32.
 
@@ -97,7 +115,7 @@ def adamw(eight_bit: bool, clip: float | None = None) -> Any:
     return kind if clip is None else type("Clipped" + kind.__name__, (Clips, kind), {"clip": clip})
 
 
-def offloaded_adamw(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
+def offloaded_adamw(parameters: Any, **options: Any) -> torch.optim.Optimizer:
     """Make DeepSpeed's AdamW for weights in the CPU's memory; the first use on a machine compiles it.
 
     Raises:

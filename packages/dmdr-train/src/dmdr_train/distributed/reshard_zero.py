@@ -84,14 +84,20 @@ def reshard(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int)
 
 
 def _moments(states: Sequence[dict[str, Any]], cuts: Cuts, rank: int, world: int) -> dict[str, Any]:
-    """Do the same for the inner torch optimizer: tensors with one element per weight are divided, counters copied."""
-    (group,) = states[0]["param_groups"]
+    """Do the same for the inner torch optimizer: tensors with one element per weight are divided, counters copied.
+
+    All flat tensors are in one group of the optimizer, or each is in its own group.
+    """
+    groups = states[0]["param_groups"]
+    saved = [i for group in groups for i in group["params"]]
     first = states[0]["state"].get(0, {})
     ours: dict[int, dict[str, Any]] = {i: {} for i in range(len(cuts.flats))}
     for name, value in first.items():
-        rows = [[state["state"][i][name] for i in group["params"]] for state in states]
+        rows = [[state["state"][i][name] for i in saved] for state in states]
         counts = not isinstance(value, Tensor) or value.dim() == 0
         flats = [deepcopy(value) for _ in ours] if counts else cut(rows, cuts, rank, world)
         for i, flat in enumerate(flats):
             ours[i][name] = flat
-    return {"state": ours if first else {}, "param_groups": [{**group, "params": list(ours)}]}
+    held = [list(ours)] if len(groups) == 1 else [[i] for i in ours]
+    groups = [{**group, "params": params} for group, params in zip(groups, held, strict=True)]
+    return {"state": ours if first else {}, "param_groups": groups}
