@@ -253,6 +253,16 @@ def test_decoupled_recipes_differ_in_their_objective_alone() -> None:
         assert "Not run at full size yet." in text(name)
 
 
+def test_the_sub_interval_recipe_differs_in_where_noise_is_added_alone() -> None:
+    name = "sd35-large-sub-interval"
+    ours, theirs = load_recipe(name), load_recipe("sd35-large-cold-start")
+    assert ours.guidance.renoise_from == "next_state"
+    assert ours.run.output == f"runs/{name}"
+    guidance = ours.guidance.model_copy(update={"renoise_from": theirs.guidance.renoise_from})
+    assert ours.model_copy(update={"guidance": guidance, "run": theirs.run}) == theirs
+    assert "Not run at full size yet." in text(name)
+
+
 REGRESSION: list[tuple[str, str, Any]] = [
     ("8b, SDXL regression: LPIPS", "distance.kind", "lpips"),
     ("8b, SDXL regression: as DMD2's", "distance.pooling", "average"),

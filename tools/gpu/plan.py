@@ -143,6 +143,7 @@ def rows() -> list[Row]:
         _training("sdxl-regression", 14, 1, "sdxl-base", "taesdxl"),
         _training("sd35-large-srpo", 36, 1, "sd35-large"),
         _training("sd35-large-decoupled", 30, 1, "sd35-large"),
+        _training("sd35-large-sub-interval", 30, 1, "sd35-large"),
         _training("sdxl-4step-decoupled", 18, 1, "sdxl-base", "taesdxl"),
         _training("sd3-medium-rtdmd-cold-start", 24, 2, "sd3-medium"),
         _training("sd3-medium-rtdmd", 40, 2, "sd3-medium"),
