@@ -18,7 +18,10 @@ from dmdr_train.distributed.deepspeed_internals import gathered, load_engine, sa
 from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.schema import Optim, Optimizer, Recipe
 from dmdr_train.run.build import build
+from dmdr_train.training.encode_pictures import encode_pictures
 from mix_ups import folder, of_labels, of_texts
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 __all__ = ["folder"]
@@ -82,6 +85,28 @@ def test_a_wrong_picture_on_the_device_has_no_score(folder: Path) -> None:
     right, *wrong = in_a_fork(scored, folder)
     assert math.isfinite(right)
     assert all(map(math.isnan, wrong))
+
+
+def encoded(folder: Path, images: Path) -> tuple[Tensor, Tensor]:
+    """Encode pictures as `dmdr-train pictures` does, on the device and on the CPU."""
+    found = []
+    for where in ("auto", "cpu"):
+        recipe = of_labels(folder)
+        recipe["run"] = {**recipe["run"], "device": where}
+        encode_pictures(Recipe.model_validate(recipe), images / where, str(images / "classes"))
+        (shard,) = (images / where).glob("*.safetensors")
+        found.append(load_file(shard)["x0"])
+    return found[0], found[1]
+
+
+def test_pictures_are_encoded_on_the_device(folder: Path, tmp_path: Path) -> None:
+    pixels = torch.randint(256, (10, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for label, picture in enumerate(pixels):
+        (tmp_path / f"classes/{label}").mkdir(parents=True)
+        Image.fromarray(picture.numpy()).save(tmp_path / f"classes/{label}/picture.png")
+    on_device, on_cpu = in_a_fork(encoded, folder, tmp_path)
+    assert len(on_device) == 10
+    torch.testing.assert_close(on_device, on_cpu, rtol=1e-4, atol=1e-5)
 
 
 def resumed(checkpoint: Path, stage: int, precision: str) -> tuple[bool, list[Tensor], list[Tensor]]:
