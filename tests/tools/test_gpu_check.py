@@ -4,13 +4,17 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_check
 import pytest
 import torch
+from dmdr_train.planning.checkpointing import with_checkpointing
 from dmdr_train.planning.model_configs import FOLDERS
+from dmdr_train.recipe.load import load_recipe
 from gpu import agreement, check, folders, measure, plan, rewards, table, training, weights, worker
 
 CPU = torch.device("cpu")
@@ -274,45 +278,38 @@ def test_operations_are_counted_forward_and_backward(bench: measure.Bench) -> No
     assert len(found.more["seconds"]) >= 2
 
 
-def test_the_time_of_parts_is_split_where_their_calls_return(
-    bench: measure.Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A device that works for three seconds after each call; the second call takes the CPU one second."""
-    clock = [0.0]
-    due: list[float] = []
+def test_a_gpu_is_busy_while_it_executes_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kernels of 0.6 and 0.3 seconds, and a wait that ends two seconds after the step began."""
+    clock = [10.0]
+    events = [SimpleNamespace(self_device_time_total=600_000), SimpleNamespace(self_device_time_total=300_000)]
+    profiler = nullcontext(SimpleNamespace(key_averages=lambda: events))
+    asked: list[Any] = []
 
-    class Network:
-        def forward(self, seconds: float) -> str:
-            clock[0] += seconds
-            due.append(3.0)
-            return "the prediction"
+    def profile(activities: list[Any]) -> Any:
+        asked.extend(activities)
+        return profiler
 
-    def wait(bench: measure.Bench) -> None:
-        clock[0] += sum(due)
-        due.clear()
-
+    monkeypatch.setattr(torch.profiler, "profile", profile)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(measure.Bench, "wait", wait)
-    first, second = Network(), Network()
-    answers: list[str] = []
-
-    def step() -> None:
-        due.append(50.0)  # of other work, which is not a part
-        answers.extend([first.forward(0.0), second.forward(1.0), second.forward(1.0)])
-
-    parts = bench.parts(step, {"a": [(first, "forward")], "b": [(second, "forward")], "c": []})
-    assert parts == {"a": [0, 3], "b": [2, 8], "c": [0, 0]}
-    assert answers == ["the prediction"] * 3
-    assert training.launching(parts) == 2 / 11
-    assert "forward" not in vars(first)
+    monkeypatch.setattr(measure.Bench, "wait", lambda bench: clock.__setitem__(0, clock[0] + 0.5))
+    gpu = measure.Bench(torch.device("cuda"), True, tmp_path)
+    assert gpu.busy(lambda: clock.__setitem__(0, clock[0] + 1.5)) == pytest.approx(0.9 / 2.0)
+    assert asked == [torch.profiler.ProfilerActivity.CUDA]
 
 
-def test_a_run_of_a_recipe_has_the_time_of_its_parts(bench: measure.Bench) -> None:
-    found = training.recipe(bench, "sdxl-1step-80gb", 1, "sdxl-base", "taesdxl")
-    assert set(found.more["parts"]) == {"forward", "backward", "update"}
-    assert all(finished >= returned > 0 for returned, finished in found.more["parts"].values())
-    assert "not in nf4" not in found.notes
-    assert "checkpointed: nothing" in found.notes
+def test_nothing_is_profiled_without_a_gpu(bench: measure.Bench) -> None:
+    assert bench.busy(lambda: pytest.fail("a step was taken")) is None
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_row_says_whether_its_network_is_quantised(
+    bench: measure.Bench, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(training, "bitsandbytes", lambda: there)
+    shipped = load_recipe("sd35-large-24gb")
+    settings = load_recipe("sd35-large-24gb", training.overrides(bench, shipped, 1, "sd35-large", None))
+    settings = with_checkpointing(settings, [])
+    assert training.memory_notes(settings, shipped) == ["checkpointed: nothing", "nf4" if there else "not in nf4"]
 
 
 @pytest.mark.parametrize("name", ["seconds", "peak", "flops", "waits"])

@@ -17,13 +17,14 @@ import torch
 from dmdr_models.networks.quantised import quantise
 from dmdr_rewards.networks.frozen_network import FrozenNetwork
 from dmdr_train import cli
+from dmdr_train.distributed.deepspeed_engine import LARGEST
 from dmdr_train.monitoring.step_costs import StepCosts
 from dmdr_train.planning import counting
 from dmdr_train.planning.at_start import plan_lines
 from dmdr_train.planning.costs import Costs, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
 from dmdr_train.planning.gpus import GPUS, find_gpu
-from dmdr_train.planning.memory import memory, sent_bytes
+from dmdr_train.planning.memory import memory, sent_bytes, update_bytes
 from dmdr_train.planning.meta_models import depth_of, models_of
 from dmdr_train.planning.meta_rewards import RewardCost, reward_cost, weight_bytes
 from dmdr_train.planning.plan import USABLE, make_plan, step_flops
@@ -437,6 +438,16 @@ def test_the_page_of_full_sizes_has_what_is_planned() -> None:
         assert page.count(f"\n| `{name}` | ") == 1, name
         assert set(figures["parts"]) <= {part for parts in plan_recipes.COLUMNS.values() for part in parts}
         assert sum(figures["parts"].values()) == pytest.approx(figures["gib"], abs=0.1)
+
+
+def test_an_update_casts_one_group_of_gradients_after_the_other() -> None:
+    """ZeRO 1 and 2 make float32 gradients of a group of parameters, and free them before the next group."""
+    trained = 3 * LARGEST
+    for stage, casted in ((0, trained), (1, LARGEST), (2, LARGEST), (3, trained)):
+        overrides = [f"optim.zero_stage={stage}", "optim.precision=bf16", "optim.eight_bit=true"]
+        settings = load_recipe("sdxl-1step-80gb", overrides)
+        assert update_bytes(settings, trained, world=1) == 4 * casted
+        assert update_bytes(settings, 1000, world=1) == 4000
 
 
 def test_sit_xl_needs_what_an_h200_says() -> None:

@@ -117,6 +117,8 @@ recipes = [Recipe.model_validate(recipe) for recipe in json.loads(Path("recipes.
 for first, last in ((0, 2), (3, 4)):
     for i, settings in enumerate(recipes):
         trainer = build(settings, torch.device("cpu"))
+        if settings.optim.zero_stage == 2:
+            assert len(trainer.generator.optimizer.param_groups) > 1
         average = Average(trainer.generator, settings.optim.ema)
         if first:
             load_checkpoint(Path(f"{i}/step-{first:08d}"), trainer, average)

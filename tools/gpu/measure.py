@@ -4,12 +4,10 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -78,38 +76,21 @@ class Bench:
             found.more["waits"] = dict(places.most_common())
         return found
 
-    def parts(
-        self, step: Callable[[], object], calls: Mapping[str, Sequence[tuple[Any, str]]]
-    ) -> dict[str, list[float]]:
-        """Take a step with a wait for the device before and after each of these calls.
+    def busy(self, step: Callable[[], object]) -> float | None:
+        """Take a step; return the share of its time in which the GPU executed kernels, by torch's profiler.
 
-        Args:
-            calls: the methods of each part, as pairs of an object and a name.
-
-        Returns:
-            For each part the seconds after which its calls returned, and the seconds after which the device had
-            finished, both in sum. If they are equal, the CPU launches kernels no faster than the device executes them.
+        Far below 1, the GPU waits for the CPU, which launches kernels more slowly than the GPU executes them. None
+        without CUDA. The profiler slows the CPU a little.
         """
-        found = {part: [0.0, 0.0] for part in calls}
-        with ExitStack() as stack:
-            for part, methods in calls.items():
-                for owner, name in methods:
-                    timed = self._timed(getattr(owner, name), found[part])
-                    stack.enter_context(mock.patch.object(owner, name, timed))
-            step()
-        return found
-
-    def _timed(self, call: Callable[..., Any], sums: list[float]) -> Callable[..., Any]:
-        def timed(*given: Any, **named: Any) -> Any:
+        if not self.cuda:
+            return None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
             self.wait()
             start = time.perf_counter()
-            result = call(*given, **named)
-            sums[0] += time.perf_counter() - start
+            step()
             self.wait()
-            sums[1] += time.perf_counter() - start
-            return result
-
-        return timed
+            seconds = time.perf_counter() - start
+        return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / seconds
 
     def matmul(self) -> float:
         """Return the operations per second of a product of random bf16 matrices, 8192³; 256³ without CUDA."""

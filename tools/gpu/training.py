@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -39,30 +39,15 @@ def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None, cha
     with built(bench, settings) as trainer:
         seconds = time.perf_counter() - start
         found = bench.measure(trainer.train_step, batch)
-        found.more["parts"] = parts = bench.parts(trainer.train_step, parts_of(trainer))
-        if bench.cuda:
-            found.notes.append(f"launching {launching(parts):.0%}")
+        if (busy := bench.busy(trainer.train_step)) is not None:
+            found.notes.append(f"GPU busy {busy:.0%}")
+        if settings.memory.quantize == "nf4":
+            found.flops = None  # torch does not count the operations of bitsandbytes
         found.notes += notes(settings, load_recipe(name, changes), trainer)
     found.more["build_seconds"] = seconds
     if bench.cuda:
         found.more["plan"] = plan_lines(settings, bench.device, 1)
     return found
-
-
-def parts_of(trainer: Trainer) -> dict[str, list[tuple[Any, str]]]:
-    """Return the parts of a step that are timed: all calls of networks, backward passes and updates."""
-    engines = (trainer.generator, trainer.guidance)
-    return {
-        "forward": [(trainer.family, "predict")],
-        "backward": [(engine, "backward") for engine in engines],
-        "update": [(engine, "step") for engine in engines],
-    }
-
-
-def launching(parts: Mapping[str, Sequence[float]]) -> float:
-    """Return the share of the parts' time that passed before their calls returned."""
-    returned, finished = (sum(row) for row in zip(*parts.values(), strict=True))
-    return returned / finished
 
 
 def built_in_problems(bench: Bench) -> Measured:

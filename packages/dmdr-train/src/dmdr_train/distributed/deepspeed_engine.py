@@ -15,8 +15,12 @@ from dmdr_train.distributed.master_weights import start_masters
 from dmdr_train.recipe.schema import Optim, Optimizer
 
 LARGEST = 2**30
-"""Elements of the largest group of parameters. ZeRO 1 and 2 make one flat tensor of a group, and bitsandbytes counts
-the elements of a tensor in 32 bits; SDXL's UNet alone has more than that."""
+"""Elements of the largest group of parameters.
+
+ZeRO 1 and 2 make one flat tensor of a group, and bitsandbytes takes the number of a tensor's elements as an int32, at
+most 2^31 - 1; SDXL's UNet has 2.6 billion weights. Half of that also halves what an update needs. Another value makes
+the checkpoints of larger networks unreadable.
+"""
 
 
 def make_engine(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dmdr_train.distributed.deepspeed_engine import LARGEST
 from dmdr_train.planning.costs import Costs
 from dmdr_train.planning.schedule import Calls
 from dmdr_train.recipe.schema import Recipe
@@ -105,6 +106,8 @@ def update_bytes(settings: Recipe, trained: int, world: int) -> int:
         return 0
     casts = 4 if settings.optim.precision != "fp32" else 0
     roots = 0 if settings.optim.eight_bit else 4
+    if settings.optim.zero_stage in (1, 2):
+        trained = min(trained, LARGEST)  # one group of parameters after the other
     return trained * (casts + roots) // shards(settings, world)
 
 
