@@ -93,7 +93,9 @@ def encoded(folder: Path, images: Path) -> tuple[Tensor, Tensor]:
     for where in ("auto", "cpu"):
         recipe = of_labels(folder)
         recipe["run"] = {**recipe["run"], "device": where}
+        emulated.waits.clear()
         encode_pictures(Recipe.model_validate(recipe), images / where, str(images / "classes"))
+        assert bool(emulated.waits) == (where == "auto"), "not the device that was meant"
         (shard,) = (images / where).glob("*.safetensors")
         found.append(load_file(shard)["x0"])
     return found[0], found[1]

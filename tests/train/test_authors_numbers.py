@@ -188,7 +188,8 @@ def test_recipes_for_one_card_take_the_authors_values() -> None:
         rows = {key for _, key, *_ in STAGES[stage]} - {"optim.accumulation"}
         assert {key for key in rows if value(ours, key) != value(theirs, key)} == others
         assert ours.objectives == theirs.objectives
-        assert "at full size yet." in text(name)
+        done = "No training" if name == "sd35-large-24gb" else "Not run"  # steps of the first have run on a GPU
+        assert f"{done} at full size yet." in text(name)
     assert load_recipe("sdxl-1step-80gb").model.resolution == 1024  # SDXL's own
     assert {name: load_recipe(f"sd35-large-{name}").memory.quantize for name in ("24gb", "48gb")} == {
         "24gb": "nf4",
