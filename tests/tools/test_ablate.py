@@ -5,69 +5,76 @@ from pathlib import Path
 
 import ablate
 import pytest
-import yaml
+from ablations import figures, study
+from ablations.study import Run, Runs, Study, read_runs, read_study
+from ablations.tables import table, table_over_time
 from dmdr_train.evaluation.scores import Scores, save_scores
 from dmdr_train.recipe.load import load_recipe
 
-STUDIES = sorted(path.stem for path in ablate.STUDIES.glob("*.yaml"))
+STUDY = Study(recipe="demo", stages=["a", "b"], variants={"both": [], "first alone": []}, over_time={"name": "value"})
 
 
-def read(name: str) -> ablate.Study:
-    return ablate.Study(**yaml.safe_load((ablate.STUDIES / f"{name}.yaml").read_text(encoding="utf-8")))
-
-
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", study.study_names())
 def test_every_variant_is_a_recipe_with_a_stage_that_the_study_shows(name: str, tmp_path: Path) -> None:
-    study = read(name)
+    given = read_study(name)
     start = []
-    if study.first is not None:
-        load_recipe(study.recipe, [ablate.NO_TEACHER, *study.first])
+    if given.first is not None:
+        load_recipe(given.recipe, [ablate.NO_TEACHER, *given.first])
         start = [f"run.init_from={tmp_path}"]
-    for variant, changes in study.variants.items():
-        recipe = load_recipe(study.recipe, [ablate.NO_TEACHER, *start, *study.overrides, *changes])
-        assert list(recipe.stages)[-1] in study.stages, variant
+    for variant, changes in given.variants.items():
+        recipe = load_recipe(given.recipe, [ablate.NO_TEACHER, *start, *given.overrides, *changes])
+        assert list(recipe.stages)[-1] in given.stages, variant
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> dict[str, list[Path]]:
-    """Two seeds of a variant with two stages, and one of a variant with the first alone."""
-    runs: dict[str, list[Path]] = {"both": [], "first alone": []}
-    for name, seed, stages in (("both", 0, 2), ("both", 1, 2), ("first alone", 0, 1)):
-        folder = tmp_path / ablate.folder_name(name, seed)
+def runs(tmp_path: Path) -> Runs:
+    """Two seeds of a variant with two stages, and one of a variant with the first alone; a third is not complete."""
+    for name, seed, stages in (("both", 0, 2), ("both", 1, 2), ("first alone", 0, 1), ("first alone", 1, 1)):
+        folder = tmp_path / study.folder_name(name, seed)
         folder.mkdir()
         scores = {
             stage: Scores(stage, 1.0 + seed + k, 0.5, 0.25, 0.75, 0.1) for k, stage in enumerate(["a", "b"][:stages])
         }
         save_scores(folder, scores)
-        (folder / "seconds.json").write_text('{"train": 60}')
+        if (name, seed) != ("first alone", 1):
+            (folder / "seconds.json").write_text('{"train": 60}')
         rows = [{"step": step, "value": step * (seed + 1.0)} for step in (10, 20, 30)] + [{"step": 35}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        runs[name].append(folder)
-    return runs
+    return read_runs(STUDY, tmp_path, list(STUDY.variants), [0, 1, 2])
 
 
-def test_a_row_per_stage_that_a_variant_has(runs: dict[str, list[Path]], tmp_path: Path) -> None:
-    study = ablate.Study(recipe="demo", stages=["a", "b"], variants={name: [] for name in runs})
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ablate.table(study, runs).splitlines()[2:]]
+def test_a_row_per_stage_that_a_variant_has(runs: Runs, tmp_path: Path) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(STUDY, runs).splitlines()[2:]]
     assert [(row[0], row[1], row[2], row[3], row[-1]) for row in rows] == [
         ("both", "2", "a", "1.500 [1.000, 2.000]", "–"),
         ("both", "2", "b", "2.500 [2.000, 3.000]", "60 [60, 60]"),
         ("first alone", "1", "a", "1.000", "60"),
     ]
-    ablate.figure(study, runs, tmp_path / "figure.png")
+    figures.fidelity_and_diversity(STUDY, runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
-def test_values_over_the_steps(runs: dict[str, list[Path]], tmp_path: Path) -> None:
-    study = ablate.Study(recipe="demo", stages=[], variants={}, over_time={"name": "value"})
-    assert ablate.table_over_time(study, runs, columns=2).splitlines() == [
+def test_values_over_the_steps(runs: Runs, tmp_path: Path) -> None:
+    assert table_over_time(STUDY, runs, columns=2).splitlines() == [
         "| variant | value | step 10 | step 30 |",
         "|---|---|---:|---:|",
         "| both | name | 15.000 | 45.000 |",
         "| first alone | name | 10.000 | 30.000 |",
     ]
-    ablate.figure_over_time(study, runs, tmp_path / "figure.png")
+    figures.over_time(STUDY, runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_a_record_gains_runs_and_replaces_older_ones(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "RECORDS", tmp_path / "evidence")
+    monkeypatch.setattr(study, "read_study", {"name": STUDY}.get)
+    assert study.read_record("name") == []
+    older = Run(variant="both", seed=1, scores={}, seconds=1)
+    study.add_to_record("name", {"first alone": runs["first alone"], "both": [older]})
+    study.add_to_record("name", {"both": runs["both"]})
+    assert study.read_record("name") == [*runs["both"], *runs["first alone"]]
 
 
 def test_variants_continue_the_first_run_of_their_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,10 +87,10 @@ def test_variants_continue_the_first_run_of_their_seed(tmp_path: Path, monkeypat
     given = ["--seeds", "0", "1", "--variants", "reward alone", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["ablate.py", "scenes_regularisers", *given])
     ablate.main()
-    study = read("scenes_regularisers")
-    assert study.first is not None
+    given_study = read_study("scenes_regularisers")
+    assert given_study.first is not None
     assert made.keys() == {"first-seed-0", "first-seed-1", "reward-alone-seed-0", "reward-alone-seed-1"}
-    assert made["first-seed-1"] == [ablate.NO_TEACHER, *study.first]
+    assert made["first-seed-1"] == [ablate.NO_TEACHER, *given_study.first]
     start = f"run.init_from={tmp_path / 'scenes_regularisers/first-seed-1'}"
-    own = study.variants["reward alone"]
-    assert made["reward-alone-seed-1"] == [ablate.NO_TEACHER, start, *study.overrides, *own]
+    own = given_study.variants["reward alone"]
+    assert made["reward-alone-seed-1"] == [ablate.NO_TEACHER, start, *given_study.overrides, *own]
