@@ -37,3 +37,12 @@ def test_the_shipped_sdxl_has_the_parts_that_the_program_makes(made: Any, part: 
     makes = json.loads(json.dumps(makes))
     differ = {key for key in shipped if shipped[key] != makes.get(key)}
     assert differ <= NOT_OF_THE_NETWORK
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_the_words_of_the_sdxl_know_the_word_before(made: Any, part: str) -> None:
+    clip = getattr(made, part)
+    clip.set_attn_implementation("eager")
+    ids = made.tokenizer(["a dull red circle above a blue square"], return_tensors="pt").input_ids
+    before = clip(ids, output_attentions=True).attentions[0][0].diagonal(-1, dim1=1, dim2=2)
+    assert before.min() >= 0.9

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from scene_parts.drawn_pictures import CAPTIONS, HOME, NUM_PICTURES, load_vae, pictures
-from scene_parts.text_encoders import clip_tokenizer, conditions, random_clip
+from scene_parts.text_encoders import clip_tokenizer, conditions, look_back, random_clip
 
 
 def make_teacher(steps: int, snapshots: Path | None) -> None:
@@ -117,6 +117,9 @@ def sdxl_pipeline() -> StableDiffusionXLPipeline:
             steps_offset=1,
         ),
     }
+    torch.manual_seed(5)
+    for name in ("text_encoder", "text_encoder_2"):
+        look_back(parts[name])
     for name in ("text_encoder", "text_encoder_2", "vae"):
         parts[name] = parts[name].half().float()  # the UNet learns from the rounded weights that are saved
     torch.manual_seed(0)

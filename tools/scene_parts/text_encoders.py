@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Sequence
 
 import torch
 from diffusers import (
@@ -40,7 +41,11 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
     trained.train_from_iterator(WORDS + letters, trainer)
     bpe = json.loads(trained.to_str())["model"]
-    vocab = bpe["vocab"] | {name: len(bpe["vocab"]) + i for i, name in enumerate(["<|startoftext|>", "<|endoftext|>"])}
+    # The trainer numbers the letters that end a word in another order each time.
+    vocab = bpe["vocab"]
+    ends = sorted(token for token in vocab if token.endswith("</w>") and len(token) == len("a</w>"))
+    vocab |= dict(zip(ends, sorted(vocab[token] for token in ends), strict=True))
+    vocab |= {name: len(vocab) + i for i, name in enumerate(["<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in bpe["merges"]], model_max_length=TEXT_LENGTH)
 
 
@@ -104,6 +109,36 @@ def random_clip(
         if isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight)
     return clip.eval()
+
+
+@torch.no_grad()
+def look_back(clip: CLIPTextModel | CLIPTextModelWithProjection, offsets: Sequence[int] = (1, 2)) -> None:
+    """Make each word of an untrained text encoder know the words before it, such as a shape its colour.
+
+    Layer i attends to the word `offsets[i]` places earlier. Positions and words begin in subspaces of their own, so
+    that the query of a position finds the key of an earlier one, whatever the words are.
+    """
+    transformer = getattr(clip, "text_model", clip)
+    positions = transformer.embeddings.position_embedding.weight
+    words = transformer.embeddings.token_embedding.weight
+    count, width = positions.shape
+    basis = torch.linalg.qr(torch.randn(width, width)).Q.T
+    place, meaning = basis[:count], basis[count:]
+    positions.copy_(4 * place)
+    words.copy_(torch.randn(len(words), len(meaning)) @ meaning)
+    for layer, offset in zip(transformer.encoder.layers, offsets, strict=False):
+        attention = layer.self_attn
+        size = width // attention.num_heads
+        earlier = place[(torch.arange(count) - offset).clamp(min=0)].T @ place
+        for head in range(attention.num_heads):
+            rows = slice(head * size, (head + 1) * size)
+            key = 1.25 * torch.linalg.qr(torch.randn(size, count)).Q @ place
+            attention.k_proj.weight[rows] = key
+            attention.q_proj.weight[rows] = key @ earlier
+        attention.q_proj.bias.zero_()
+        attention.k_proj.bias.zero_()
+        nn.init.normal_(attention.v_proj.weight, std=width**-0.5)
+        nn.init.normal_(attention.out_proj.weight, std=width**-0.5)
 
 
 def spread(model: nn.Module, std: float) -> None:
