@@ -20,7 +20,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ablations.study import Runs, Study, add_to_record, folder_name, read_record, read_runs, read_study, study_names
+from ablations.study import (
+    RECORDS,
+    Runs,
+    Study,
+    add_to_record,
+    folder_name,
+    read_record,
+    read_runs,
+    read_study,
+    study_names,
+)
 from ablations.tables import table, table_over_time
 from sweeping import PORT, train
 
@@ -30,7 +40,7 @@ NO_TEACHER = "tracking.evaluation.teacher_steps=[]"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=study_names())
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2 unless given; with --recorded all that there are")
     parser.add_argument("--variants", nargs="+", help="of the study; all unless given")
     parser.add_argument("--output", type=Path, default=Path("runs/ablate"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
@@ -46,15 +56,16 @@ def main() -> None:
     variants = [name for name in study.variants if name in (options.variants or study.variants)]
     output = options.output / options.study
     output.mkdir(parents=True, exist_ok=True)
+    seeds = options.seeds or [0, 1, 2]
     if options.recorded:
-        recorded = read_record(options.study)
-        runs = {
-            name: [run for run in recorded if run.variant == name and run.seed in options.seeds] for name in variants
-        }
+        recorded = [run for run in read_record(options.study) if run.seed in (options.seeds or [run.seed])]
+        runs = {name: [run for run in recorded if run.variant == name] for name in variants}
     else:
         if not (options.show or options.record):
-            train_all(study, output, variants, options.seeds, options.jobs, options.port)
-        runs = read_runs(study, output, variants, options.seeds)
+            train_all(study, output, variants, seeds, options.jobs, options.port)
+        runs = read_runs(study, output, variants, seeds)
+    if not any(runs.values()):
+        parser.error(f"there is no such run in {RECORDS if options.recorded else output}")
     if options.record:
         add_to_record(options.study, runs)
     show(study, runs, output)

@@ -44,11 +44,13 @@ def runs(tmp_path: Path) -> Runs:
 
 
 def test_a_row_per_stage_that_a_variant_has(runs: Runs, tmp_path: Path) -> None:
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(STUDY, runs).splitlines()[2:]]
-    assert [(row[0], row[1], row[2], row[3], row[-1]) for row in rows] == [
-        ("both", "2", "a", "1.500 [1.000, 2.000]", "–"),
-        ("both", "2", "b", "2.500 [2.000, 3.000]", "60 [60, 60]"),
-        ("first alone", "1", "a", "1.000", "60"),
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(STUDY, runs).splitlines()]
+    others = ["0.500 [0.500, 0.500]", "0.250 [0.250, 0.250]", "0.750 [0.750, 0.750]"]
+    assert rows[0] == ["variant", "seeds", "after", "FD", "precision", "recall", "accuracy", "training, s"]
+    assert rows[2:] == [
+        ["both", "2", "a", "1.500 [1.000, 2.000]", *others, "–"],
+        ["both", "2", "b", "2.500 [2.000, 3.000]", *others, "60 [60, 60]"],
+        ["first alone", "1", "a", "1.000", "0.500", "0.250", "0.750", "60"],
     ]
     figures.fidelity_and_diversity(STUDY, runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
@@ -77,6 +79,44 @@ def test_a_record_gains_runs_and_replaces_older_ones(
     assert study.read_record("name") == [*runs["both"], *runs["first alone"]]
 
 
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a study, whose records are in a folder of the test; training is a failure."""
+    monkeypatch.setattr(study, "RECORDS", tmp_path / "evidence")
+    monkeypatch.setattr(study, "read_study", lambda name: STUDY)
+    monkeypatch.setattr(ablate, "read_study", lambda name: STUDY)
+    monkeypatch.setattr(ablate, "train", lambda *given: pytest.fail("it trains"))
+    return "shapes_dynamics"
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """The rows that tools/ablate.py prints, by variant and seeds."""
+    monkeypatch.setattr("sys.argv", ["ablate.py", *words])
+    ablate.main()
+    printed = capsys.readouterr().out.split("\n\n")[0]
+    return [" ".join(cell.strip() for cell in line.split("|")[1:4]) for line in printed.splitlines()[2:]]
+
+
+def test_runs_are_recorded_and_shown_without_training(
+    runs: Runs, recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / recorded).mkdir()
+    for folder in tmp_path.glob("*-seed-*"):
+        folder.rename(tmp_path / recorded / folder.name)
+    output = ("--output", str(tmp_path))
+    assert ran(monkeypatch, capsys, recorded, *output, "--show") == ["both 2 a", "both 2 b", "first alone 1 a"]
+    with pytest.raises(SystemExit):
+        ran(monkeypatch, capsys, recorded, *output, "--recorded")
+    assert "there is no such run in" in capsys.readouterr().err
+    assert len(ran(monkeypatch, capsys, recorded, *output, "--record")) == 3
+    none = ("--output", str(tmp_path / "none"))
+    assert ran(monkeypatch, capsys, recorded, *none, "--recorded", "--variants", "both") == ["both 2 a", "both 2 b"]
+    assert ran(monkeypatch, capsys, recorded, *none, "--recorded", "--seeds", "1")[0] == "both 1 a"
+    with pytest.raises(SystemExit):
+        ran(monkeypatch, capsys, recorded, *none, "--record")
+    assert study.read_record(recorded) == [*runs["both"], *runs["first alone"]]
+
+
 def test_variants_continue_the_first_run_of_their_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, list[str]] = {}
 
@@ -86,7 +126,8 @@ def test_variants_continue_the_first_run_of_their_seed(tmp_path: Path, monkeypat
     monkeypatch.setattr(ablate, "train", train)
     given = ["--seeds", "0", "1", "--variants", "reward alone", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["ablate.py", "scenes_regularisers", *given])
-    ablate.main()
+    with pytest.raises(SystemExit):  # the runs of this test leave nothing to show
+        ablate.main()
     given_study = read_study("scenes_regularisers")
     assert given_study.first is not None
     assert made.keys() == {"first-seed-0", "first-seed-1", "reward-alone-seed-0", "reward-alone-seed-1"}

@@ -101,7 +101,7 @@ def make_teacher_sdxl(steps: int, snapshots: Path | None) -> None:
 
 
 def sdxl_pipeline() -> StableDiffusionXLPipeline:
-    """Return a small SDXL: SDXL's noise schedule, random text encoders and UNet, and the SD3 teacher's VAE."""
+    """Return a small SDXL: SDXL's noise schedule, untrained text encoders and UNet, and the SD3 teacher's VAE."""
     torch.manual_seed(0)
     parts: dict[str, Any] = {
         "text_encoder": random_clip(CLIPTextModel, width=32, layers=3, std=0.1),

@@ -2,7 +2,6 @@
 
 import json
 import string
-from collections.abc import Sequence
 
 import torch
 from diffusers import (
@@ -112,21 +111,23 @@ def random_clip(
 
 
 @torch.no_grad()
-def look_back(clip: CLIPTextModel | CLIPTextModelWithProjection, offsets: Sequence[int] = (1, 2)) -> None:
+def look_back(clip: CLIPTextModel | CLIPTextModelWithProjection) -> None:
     """Make each word of an untrained text encoder know the words before it, such as a shape its colour.
 
-    Layer i attends to the word `offsets[i]` places earlier. Positions and words begin in subspaces of their own, so
-    that the query of a position finds the key of an earlier one, whatever the words are.
+    The first layer attends to the word before. The second looks two words back, less surely, since the first has mixed
+    words and positions, which begin in subspaces of their own: so the query of a position finds the key of an earlier
+    one, whatever the words are. Later layers stay as they are.
     """
-    transformer = getattr(clip, "text_model", clip)
+    transformer = getattr(clip, "text_model", clip)  # transformers 5 has it in one of the two classes only
     positions = transformer.embeddings.position_embedding.weight
     words = transformer.embeddings.token_embedding.weight
     count, width = positions.shape
     basis = torch.linalg.qr(torch.randn(width, width)).Q.T
     place, meaning = basis[:count], basis[count:]
+    # The lengths of positions and keys make the softmax sharp: the word before has 0.94 or more of the attention.
     positions.copy_(4 * place)
     words.copy_(torch.randn(len(words), len(meaning)) @ meaning)
-    for layer, offset in zip(transformer.encoder.layers, offsets, strict=False):
+    for offset, layer in enumerate(transformer.encoder.layers[:2], start=1):
         attention = layer.self_attn
         size = width // attention.num_heads
         earlier = place[(torch.arange(count) - offset).clamp(min=0)].T @ place
