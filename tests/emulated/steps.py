@@ -14,7 +14,7 @@ import emulated
 import pytest
 import torch
 from dmdr_train.distributed.deepspeed_engine import make_engine
-from dmdr_train.distributed.deepspeed_internals import gathered, load_engine, save_engine
+from dmdr_train.distributed.deepspeed_internals import gathered, load_engine, save_engine, saved_types
 from dmdr_train.distributed.process_group import start_processes
 from dmdr_train.recipe.schema import Optim, Optimizer, Recipe
 from dmdr_train.run.build import build
@@ -139,7 +139,8 @@ def resumed(checkpoint: Path, stage: int, precision: str) -> tuple[bool, list[Te
     steps(first, 0, 1)
     (checkpoint / "two").mkdir()
     save_engine(first, checkpoint, "two", torch.save)
-    load_engine(second, checkpoint, "two", lambda path, *_, **__: torch.load(path, weights_only=False))
+    with torch.serialization.safe_globals(saved_types()):
+        load_engine(second, checkpoint, "two", lambda path, *_, **__: torch.load(path, weights_only=True))
     steps(second, 2, 3)
     return bool(second.optimizer.param_groups[0]["fused"]), weights(whole), weights(second)
 

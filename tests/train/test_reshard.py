@@ -13,6 +13,7 @@ from dmdr_train.checkpoint.load import load_checkpoint
 from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed import deepspeed_engine
 from dmdr_train.distributed.averaged_weights import Average
+from dmdr_train.distributed.deepspeed_internals import saved_types
 from dmdr_train.distributed.reshard_zero import Cuts, cut, reshard, window
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
@@ -193,7 +194,8 @@ def test_two_processes_and_one_and_two_are_one(
             for key, value in saved.items():
                 assert torch.allclose(ours[key], value, rtol=0, atol=near), (case, name, key)
     two_wrote = tmp_path / f"{CASES.index(BF16)}/step-00000004"
-    computed = torch.load(two_wrote / "generator/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    with torch.serialization.safe_globals(saved_types()):
+        computed = torch.load(two_wrote / "generator/mp_rank_00_model_states.pt", weights_only=True)["module"]
     for key, value in load_file(two_wrote / "generator.safetensors").items():
         assert torch.equal(value.bfloat16(), computed[key]), "not the master weights of both processes"
         assert not torch.equal(value, computed[key].float()), "no more exact than what the network computes with"
