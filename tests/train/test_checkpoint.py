@@ -17,7 +17,7 @@ from dmdr_train.checkpoint.compatibility import compare
 from dmdr_train.checkpoint.find import checkpoints_in, find_checkpoint, newest, run_of, step_of
 from dmdr_train.checkpoint.input_fingerprints import fingerprints
 from dmdr_train.checkpoint.load import load_checkpoint
-from dmdr_train.checkpoint.manifest import signed, verify
+from dmdr_train.checkpoint.manifest import RECIPE, signed, verify
 from dmdr_train.checkpoint.retention import prune
 from dmdr_train.checkpoint.save import Saving
 from dmdr_train.distributed.averaged_weights import Average
@@ -308,6 +308,23 @@ def test_another_recipe_is_refused(
         compare(make_recipe(**changes), saved[0][1], print)
     assert str(caught.value).startswith(key.replace("__", "."))
     assert "set it back, or start a new run with another run.output" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refused"), [("seed", 1, True), ("teacher_cfg", 2.0, True), ("teacher_steps", [1], False)]
+)
+def test_rows_of_an_evaluation_are_measured_alike(
+    make_recipe: Callable[..., Recipe], saved: dict[int, Any], copy: Path, key: str, value: Any, refused: bool
+) -> None:
+    evaluation = {"reference": "shapes", "classifier": "any"}
+    basis = {"model__path": saved[0][0].model.path, "optim__ema": 0.5}
+    (copy / RECIPE).write_text(dump_recipe(make_recipe(**basis, tracking__evaluation=evaluation)))
+    asked = make_recipe(**basis, tracking__evaluation=evaluation | {key: value})
+    if refused:
+        with pytest.raises(UserError, match=f"tracking.evaluation.{key}: is {value} here"):
+            compare(asked, copy, print)
+    else:
+        compare(asked, copy, print)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,21 @@ def test_an_interrupted_evaluation_goes_on(
     assert sum(drawn) == 3 + 2 * 16
 
 
+@pytest.mark.usefixtures("one_process")
+def test_the_teacher_has_a_guidance_of_its_own(
+    made: Path, scores: dict[str, Scores], drawn: list[int], tmp_path: Path
+) -> None:
+    shutil.copytree(made / "out", tmp_path / "out")
+    guided = dmdr_train.evaluate(tmp_path / "out", "tracking.evaluation.teacher_cfg=4")
+    assert sum(drawn) == 2 * 16  # the two rows of the teacher, and nothing of the student
+    assert guided["student"].more == scores["student"].more
+    for key in ("teacher-2", "teacher-1"):
+        assert guided[key].more != scores[key].more
+    drawn.clear()
+    assert dmdr_train.evaluate(tmp_path / "out")["teacher-2"].more == scores["teacher-2"].more
+    assert drawn == []
+
+
 def test_measurements_depend_on_the_files_in_options(made: Path, tmp_path: Path) -> None:
     """Such as GenEval's metadata or an architecture: other contents under the same name give other scores."""
     shutil.copy(made / "clip.json", tmp_path)

@@ -41,8 +41,10 @@ def student_plan(settings: Recipe) -> SamplingPlan:
 
 
 def teacher_plan(settings: Recipe, steps: int) -> SamplingPlan:
-    """The teacher is sampled by Euler's method, with the guidance of the recipe."""
-    return SamplingPlan(steps, "euler", settings.guidance.cfg, settings.rollout.shift)
+    """The teacher is sampled by Euler's method, with the guidance of its evaluation, or else of the training."""
+    evaluation = settings.tracking.evaluation
+    own = evaluation.teacher_cfg if evaluation else None
+    return SamplingPlan(steps, "euler", settings.guidance.cfg if own is None else own, settings.rollout.shift)
 
 
 @torch.no_grad()

@@ -170,7 +170,7 @@ def depends(settings: Recipe) -> dict[str, Any]:
     ]
     model = settings.model.model_dump(include={"family", "resolution", "max_tokens", "generator_lora"}, mode="json")
     strengths = [lora.strength for lora in settings.model.teacher_loras]
-    free = {"classifier", "features", "rewards", "prompt_files", "teacher_steps", "every"}
+    free = {"classifier", "features", "rewards", "prompt_files", "teacher_steps", "teacher_cfg", "every"}
     drawn = evaluation.model_dump(exclude={*free, "reference"}, mode="json")
     if not evaluation.has_pictures or evaluation.reference in ("shapes", "scenes"):
         drawn["reference"] = evaluation.reference
