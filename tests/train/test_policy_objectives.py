@@ -52,13 +52,20 @@ class Steps:
 
 
 @pytest.fixture
-def make_sample(make_recipe: Callable[..., Any], toy_family: Any, toy_generator: Any) -> Callable[..., Sample]:
-    def make(decode: Any = None, **changes: Any) -> Sample:
+def make_rollouts(make_recipe: Callable[..., Any], toy_family: Any, toy_generator: Any) -> Callable[..., Rollouts]:
+    def make(decode: Any = None, **changes: Any) -> Rollouts:
         recipe = make_recipe()
         recipe = recipe.model_copy(update={"rollout": schema.Rollout(**{**RANGE, **changes})})
         decode = decode or (lambda sample: toy_family.decode(sample.x0))
-        made = Rollouts(recipe, toy_family, toy_generator, ClassLabels([0, 1, 2]), decode, torch.device("cpu"))
-        return made.draw(DRAWS, 0)
+        return Rollouts(recipe, toy_family, toy_generator, ClassLabels([0, 1, 2]), decode, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def make_sample(make_rollouts: Callable[..., Rollouts]) -> Callable[..., Sample]:
+    def make(decode: Any = None, draws: Draws = DRAWS, **changes: Any) -> Sample:
+        return make_rollouts(decode, **changes).draw(draws, 0, GRPO.needs)
 
     return make
 
@@ -118,6 +125,72 @@ def test_states_of_partly_fresh_noise_are_visited(
 @pytest.mark.parametrize("reuse", ["sample", "states"])
 def test_samples_that_are_reused_have_the_same_ends(make_sample: Callable[..., Sample], reuse: str) -> None:
     torch.testing.assert_close(make_sample(reuse=reuse).final_x0, make_sample().final_x0)
+
+
+@pytest.mark.parametrize("reuse", ["none", "states"])
+@pytest.mark.parametrize("shared", ["own", "steps", "all"])
+def test_the_noise_that_a_group_shares(
+    make_sample: Callable[..., Sample], toy_family: Any, toy_generator: Any, shared: str, reuse: str
+) -> None:
+    """All but that of the step which the samples are trained at; with `steps`, the first noise is each sample's own."""
+    made = make_sample(group_noise=shared, reuse=reuse)
+    of_a_group = [set(made.positions[first : first + 4]) for first in range(0, 16, 4)]
+    assert all(len(positions) == 1 for positions in of_a_group) == (shared != "own")
+    assert len(set(made.positions)) > 1
+    times = toy_family.grid(4, 3.0).times
+
+    @torch.no_grad()
+    def clean(x: Tensor, step: int, i: int) -> Tensor:
+        return x - times[step] * toy_generator(x, times[step], torch.tensor(made.prompts[i : i + 1]))
+
+    for i, position in enumerate(made.positions):
+        first = i - i % 4
+        owners = {"own": (i, i), "steps": (i, first), "all": (first, first)}[shared]
+        begin, along = (
+            named_generator(7, "generator", 5, name, n) for name, n in zip(("noise", "rollout"), owners, strict=True)
+        )
+        x = torch.randn(1, 1, 2, 2, generator=begin)
+        for step in range(position):
+            x = (1 - times[step + 1]) * clean(x, step, i) + times[step + 1] * torch.randn(1, 1, 2, 2, generator=along)
+        torch.testing.assert_close(made.x_t[i], x[0], rtol=1e-5, atol=1e-5)
+        end = named_generator(7, "generator", 5, "finish", owners[1])
+        for step in range(position, 4):
+            x = clean(x, step, i)
+            if step < 3:
+                own = named_generator(7, "generator", 5, "next_state", i)
+                new = torch.randn(1, 1, 2, 2, generator=own if step == position else end)
+                x = (1 - times[step + 1]) * x + times[step + 1] * new
+        torch.testing.assert_close(made.final_x0[i], x[0], rtol=1e-5, atol=1e-5)
+
+
+def test_samples_of_the_fake_score_share_no_noise(make_rollouts: Callable[..., Rollouts]) -> None:
+    draws = Draws(7, ("fake_score", 5), range(16))
+    shared, own = (
+        make_rollouts(group_noise=noise).draw_for_fake_score(draws, 0, GRPO.needs) for noise in ("all", "own")
+    )
+    assert torch.equal(shared.x0, own.x0)
+    assert shared.positions == own.positions
+
+
+def test_noise_that_a_group_shares_makes_the_gradient_less_noisy(
+    make_sample: Callable[..., Sample], toy_generator: Any
+) -> None:
+    """By the spread of the gradient around its mean, relative to the mean. Groups need positions in equal numbers."""
+
+    def spread(shared: str) -> float:
+        found = []
+        for update in range(100):
+            made = make_sample(
+                group_noise=shared, positions="stratified", draws=Draws(7, ("generator", update), range(16))
+            )
+            loss, _ = grpo(Steps())(made, NO_GUIDE)
+            found.append(torch.autograd.grad(loss, toy_generator.base)[0])
+        gradients = torch.stack(found)
+        return float(gradients.std(dim=0).norm() / gradients.mean(dim=0).norm())
+
+    own = spread("own")
+    assert spread("steps") < 0.85 * own
+    assert spread("all") < 0.85 * own
 
 
 def test_students_of_partly_fresh_noise_are_sampled_without_it(make_recipe: Callable[..., Any]) -> None:

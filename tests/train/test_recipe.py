@@ -73,7 +73,7 @@ def test_an_override_leaves_what_is_an_alias_of_its_section_alone() -> None:
         ("objectives.1.reward.nam=x", "objectives.1.reward.nam: unknown key; did you mean objectives.1.reward.name?"),
         (
             "rollout.zzzzz=1",
-            "rollout.zzzzz: unknown key; valid are eta, group_size, mode, positions, reuse, shift, states",
+            "rollout.zzzzz: unknown key; valid are eta, group_noise, group_size, mode, positions, reuse, shift, states",
         ),
         # a wrong type
         ("run.steps=many", "run.steps: should be a valid integer, unable to parse string as an integer, got 'many'"),

@@ -138,6 +138,18 @@ def test_groups_without_an_objective_that_compares_them_are_refused(
         parse_recipe(make_recipe_dict(**GROUPED))
 
 
+def test_noise_is_shared_where_the_ends_of_rollouts_are_compared(
+    make_recipe_dict: Callable[..., dict[str, Any]],
+) -> None:
+    advantage = {"kind": "advantage_matching", "reward": {"name": "vlm-judge"}}
+    rollout = {"steps": 4, "group_size": 4, "group_noise": "all"}
+    settings = make_recipe_dict(objectives=[advantage], rollout=rollout, guidance={"cfg": 2.0})
+    with pytest.raises(UserError, match=r"^rollout.group_noise: all has no effect without an objective such as grpo"):
+        parse_recipe(settings)
+    for kind in ("grpo", "dpo"):
+        parse_recipe({**settings, "objectives": [{"kind": "distribution_matching"}, {**advantage, "kind": kind}]})
+
+
 def test_micro_batches_hold_whole_groups(make_recipe: Callable[..., Recipe]) -> None:
     settings = make_recipe(optim__batch_size=12)
     grouped = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"group_size": 4})})

@@ -146,6 +146,11 @@ class Rollout(Section):
     group_size: Positive = Field(
         default=1, description="samples of each prompt, for an objective that compares the samples of a prompt"
     )
+    group_noise: Literal["own", "steps", "all"] = Field(
+        default="own",
+        description="while an objective compares the ends of rollouts within groups: all noise is each sample's own; "
+        "or the samples of a group share the noise of the steps that they are not trained at; or the first noise, too",
+    )
     updates: Positive = Field(
         default=1,
         description="of the generator on the samples of each rollout, while an objective such as grpo is at work",

@@ -30,6 +30,12 @@ from dmdr_train.training.update_size import update_size
 
 STATES = {"visited": visited_states, "authors": authors_states}
 
+ENDS = frozenset({"final_x0", "final_pictures"})
+"""What objectives need that look at the ends of rollouts."""
+
+SHARED = {"own": (), "steps": ("rollout", "finish"), "all": ("noise", "rollout", "finish")}
+"""The noise that the samples of a group share, by `rollout.group_noise`; never that of the step they are trained at."""
+
 
 class Made(NamedTuple):
     """What a sample is made of.
@@ -52,6 +58,9 @@ class Rollouts:
 
     With `rollout.reuse`, the fake score learns from what the generator's own update has drawn in this step: `draw`
     keeps every micro-batch, without its graph, until the next step.
+
+    With `rollout.group_noise`, the samples of a group share noise while an objective compares the ends of their
+    rollouts. The samples that are drawn for the fake score alone share none.
 
     Args:
         generator: engine (or module) of the network.
@@ -120,6 +129,7 @@ class Rollouts:
         """
         if self.settings.reuse != "none":
             return self._sample(self._reused(draws, step), draws, step)
+        needs = set(needs) - ENDS
         if self.settings.states == "authors" and self.settings.mode == "ode":
             return self._sample(self._make(draws, step, {*needs, "final_sample"}, visited_states), draws, step)
         return self.draw(draws, step, needs)
@@ -131,12 +141,12 @@ class Rollouts:
         walk = None
         with torch.set_grad_enabled(self.settings.through and torch.is_grad_enabled()):
             if self.settings.reuse == "states":
-                walk = self._walk(draws, start, condition)
+                walk = self._walk(self.noise_of("rollout", draws, needs), start, condition)
                 x_t, t = _pick(walk[0], positions), self._times(positions)
             else:
                 x_t, t = states(
                     self._predict_rows(condition), self.family.process, self.grid, start.noise,
-                    positions, self.mode, draws.each("rollout"), self.in_step,
+                    positions, self.mode, self.noise_of("rollout", draws, needs), self.in_step,
                 )  # fmt: skip
         made = Made(start, condition, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
         if self.settings.reuse != "none":
@@ -154,7 +164,7 @@ class Rollouts:
 
         return predict
 
-    def _walk(self, draws: Draws, start: Start, condition: Condition) -> tuple[Tensor, Tensor]:
+    def _walk(self, fresh: list[torch.Generator], start: Start, condition: Condition) -> tuple[Tensor, Tensor]:
         """The states and the predictions of a whole rollout, both `[N, B, C, H, W]`, for a grid of N steps."""
         states: list[Tensor] = []
         predictions: list[Tensor] = []
@@ -164,7 +174,7 @@ class Rollouts:
             predictions.append(self.family.predict(self.generator, x, time, condition))
             return predictions[-1]
 
-        rollout(predict, self.family.process, self.grid, start.noise, self.mode, draws.each("rollout"))
+        rollout(predict, self.family.process, self.grid, start.noise, self.mode, fresh)
         return torch.stack(states), torch.stack(predictions)
 
     def _reused(self, draws: Draws, step: int) -> Made:
@@ -208,7 +218,7 @@ class Rollouts:
         """The final samples of the rollouts that go on from the next states of a sample."""
         return final_samples(
             self._predict_rows(sample.condition), self.family.process, self.grid, sample.next_state,
-            torch.tensor(sample.positions) + 1, self.mode, sample.draws.each("finish"), self.in_step,
+            torch.tensor(sample.positions) + 1, self.mode, self.noise_of("finish", sample.draws, ENDS), self.in_step,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -235,13 +245,21 @@ class Rollouts:
             drawn = self.prompts.draw(replace(draws, samples=leaders))
             prompts = [prompt for prompt in drawn for _ in range(size)]
         shape = self.family.latent_shape(*update_size(self.sizes, draws))
-        return Start(prompts, randn((len(prompts), *shape), draws.each("noise"), device=self.device))
+        return Start(prompts, randn((len(prompts), *shape), self.noise_of("noise", draws, needs), device=self.device))
+
+    def noise_of(self, purpose: str, draws: Draws, needs: Collection[str]) -> list[torch.Generator]:
+        """A generator per sample; for noise that a group shares, each is that of the group's first sample."""
+        if purpose in SHARED[self.settings.group_noise] and ENDS & set(needs):
+            size = self.settings.group_size
+            draws = replace(draws, samples=[index - index % size for index in draws.samples])
+        return draws.each(purpose)
 
     def choose_steps(self, draws: Draws, needs: Collection[str] = ()) -> Tensor:
         """The position in the grid that each sample is trained at, `[B]`: uniform, or the last for a final sample."""
         if "final_sample" in needs:
             return torch.full((len(draws.samples),), self.grid.num_steps - 1)
-        if "group_positions" in needs:
+        shares = self.settings.group_noise != "own" and ENDS & set(needs)
+        if shares or "group_positions" in needs:
             size = self.settings.group_size
             of_groups = replace(draws, samples=[index // size for index in draws.samples[::size]])
             return self.choose_steps(of_groups).repeat_interleave(size)

@@ -13,6 +13,12 @@ def check_groups(recipe: Sections) -> None:
         raise ValueError(f"rollout.group_size: is 1 and {kind} compares the samples of a prompt; use 2 or more")
     if size > 1 and not grouped:
         raise ValueError(f"rollout.group_size: {size} has no effect, since no objective compares samples; use 1")
+    compared = grouped.keys() & (recipe.needing("final_pictures") | recipe.needing("final_x0")).keys()
+    if recipe.rollout.group_noise != "own" and not compared:
+        raise ValueError(
+            f"rollout.group_noise: {recipe.rollout.group_noise} has no effect without an objective such as grpo, which "
+            f"compares the ends of rollouts; use own"
+        )
     if grouped and recipe.needing("pairs"):
         raise ValueError("data.pairs: do not come in groups; leave one of the objectives out")
 
