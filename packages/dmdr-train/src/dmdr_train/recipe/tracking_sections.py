@@ -48,7 +48,9 @@ class Evaluation(Section):
     every: Natural = Field(default=0, description="steps; 0: at the end of each stage")
     teacher_steps: list[Positive] = Field(default=[50, 4, 1])
     teacher_cfg: Annotated[float, Field(ge=1)] | None = Field(
-        default=None, description="the teacher's guidance scale in its rows and samples; null: guidance.cfg"
+        default=None,
+        description="the guidance scale of the teacher that the student is compared with, in its rows, its samples and "
+        "the watch; null: guidance.cfg",
     )
     rewards: Annotated[
         Annotated[bool, Tag("true_or_false")] | Annotated[list[Reward], Tag("list_of_rewards")],

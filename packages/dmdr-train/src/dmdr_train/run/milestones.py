@@ -93,7 +93,7 @@ class Results:
     # -- networks
 
     def teacher(self, steps: int | None = None) -> Drawing:
-        """The teacher, with its guidance; the default is the largest number of steps in its evaluation."""
+        """The teacher that the student is compared with; by default with the most steps of its evaluation."""
         evaluation = self.settings.tracking.evaluation
         many = max(evaluation.teacher_steps, default=50) if evaluation else 50
         return Drawing(Teacher(self.trainer.guidance), teacher_plan(self.settings, steps or many))
