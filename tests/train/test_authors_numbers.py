@@ -211,6 +211,7 @@ RTDMD: list[tuple[str, Any, Any]] = [
     ("rollout.shift", 3, 3),
     ("rollout.group_size", 1, 16),
     ("rollout.group_noise", "own", "steps"),
+    ("rollout.positions", "independent", "stratified"),
     ("guidance.renoise_from", "next_state", "next_state"),
     ("guidance.consistency", 0.01, 0.01),
     ("guidance.cfg", 7, 7),

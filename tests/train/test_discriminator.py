@@ -193,8 +193,9 @@ def test_the_penalty_has_its_weight(make_trainer: Callable[..., Trainer]) -> Non
 
 
 def test_real_samples_are_the_teachers_own(make_trainer: Callable[..., Trainer]) -> None:
-    """Of the generator's prompts, whatever the fake score has learned; drawn as `dmdr_models.drawing` draws them."""
-    trainer = make_trainer(guidance={"ratio": 1, "cfg": 2.0, "discriminator": HEAD}, rollout={"shift": 2.0})
+    """Of the generator's prompts, with its guidance, whatever the fake score has learned; as `sample` draws them."""
+    guidance = {"ratio": 1, "cfg": 1.5, "teacher_cfg": 2.0, "discriminator": HEAD}
+    trainer = make_trainer(guidance=guidance, rollout={"shift": 2.0})
     trainer.train_step()
     drawn = sample_of(trainer)
     found, condition = trainer.guide.discriminator.real(drawn)
@@ -321,6 +322,8 @@ def test_what_a_step_asks(make_recipe: Callable[..., Recipe]) -> None:
     assert {role: with_it[role] - without[role] for role in with_it} == {
         "generator": 0, "generator trained": 0, "fake_score": 0, "fake_score trained": 0, "teacher": 2 + 1 + 2 + 2,
     }  # fmt: skip
+    guided = {"ratio": 2, "teacher_cfg": 2.0, "discriminator": HEAD}
+    assert predictions(make_recipe(objectives=OBJECTIVES, guidance=guided))["teacher"] == with_it["teacher"] + 2
 
 
 def test_it_makes_no_stage_of_its_own(make_recipe: Callable[..., Recipe]) -> None:

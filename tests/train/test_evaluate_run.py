@@ -188,11 +188,12 @@ def test_the_teacher_has_a_guidance_of_its_own(
     made: Path, scores: dict[str, Scores], drawn: list[int], tmp_path: Path
 ) -> None:
     shutil.copytree(made / "out", tmp_path / "out")
-    guided = dmdr_train.evaluate(tmp_path / "out", "tracking.evaluation.teacher_cfg=4")
+    guided = dmdr_train.evaluate(tmp_path / "out", "guidance.teacher_cfg=4")
     assert sum(drawn) == 2 * 16  # the two rows of the teacher, and nothing of the student
     assert guided["student"].more == scores["student"].more
     for key in ("teacher-2", "teacher-1"):
         assert guided[key].more != scores[key].more
+    assert (scores["teacher-2"].name, guided["teacher-2"].name) == ("teacher, 2 steps", "teacher, 2 steps, guidance 4")
     drawn.clear()
     assert dmdr_train.evaluate(tmp_path / "out")["teacher-2"].more == scores["teacher-2"].more
     assert drawn == []

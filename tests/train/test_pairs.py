@@ -92,11 +92,11 @@ def test_texts_are_drawn_each_once_in_an_epoch(
     sd3: Path, prompts: Path, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     model = {"family": "sd3", "path": str(sd3), "max_tokens": 8}
-    settings = make_recipe(model=model, data={"prompts": str(prompts)}, guidance={"cfg": 3.0})
+    settings = make_recipe(model=model, data={"prompts": str(prompts)}, guidance={"cfg": 1.5, "teacher_cfg": 3.0})
     folder = write(settings, tmp_path / "pairs", count=10, steps=2, guidance=None)
     found = Pairs(folder, (16, 4, 4), batch_size=4)
     assert sorted(found.prompts[:5]) == sorted(found.prompts[5:]) == sorted(prompts.read_text().splitlines())
-    assert json.loads((folder / MANIFEST).read_text())["guidance"] == 3.0  # the recipe's
+    assert json.loads((folder / MANIFEST).read_text())["guidance"] == 3.0  # the teacher's own
     family = dmdr_models.load("sd3", sd3, max_tokens=8)
     start = found.draw(Draws(7, ("generator", 0), range(3)))
     condition = family.condition(start.prompts)

@@ -148,6 +148,8 @@ def test_noise_is_shared_where_the_ends_of_rollouts_are_compared(
         parse_recipe(settings)
     for kind in ("grpo", "dpo"):
         parse_recipe({**settings, "objectives": [{"kind": "distribution_matching"}, {**advantage, "kind": kind}]})
+    guidance = {"cfg": 2.0, "discriminator": {"teacher_steps": 2}}
+    parse_recipe({**settings, "objectives": [{"kind": "adversarial_grpo", "weight": 1.0}], "guidance": guidance})
 
 
 def test_micro_batches_hold_whole_groups(make_recipe: Callable[..., Recipe]) -> None:

@@ -25,7 +25,7 @@ FIXED_KEYS = (
         f"tracking.evaluation.{name}"
         for name in (
             "classifier", "reference", "features", "prompt_files", "per_prompt", "pictures", "labels",
-            "rewards", "seed", "teacher_cfg",
+            "rewards", "seed",
         )
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="folder to write, or to add to")
     parser.add_argument("--count", type=positive, required=True, help="pairs in the folder, existing ones included")
     parser.add_argument("--steps", type=positive, default=50, help="of the deterministic sampler (default: 50)")
-    parser.add_argument("--guidance", type=guidance, help="the teacher's guidance scale (default: guidance.cfg)")
+    parser.add_argument("--guidance", type=guidance, help="the teacher's guidance scale (default: the recipe's)")
     parser.add_argument("--batch-size", type=positive, default=8, help="pairs drawn at once (default: 8)")
     parser.add_argument(
         "--dtype", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the teacher (default: bf16)"

@@ -41,10 +41,19 @@ def student_plan(settings: Recipe) -> SamplingPlan:
 
 
 def teacher_plan(settings: Recipe, steps: int) -> SamplingPlan:
-    """The teacher is sampled by Euler's method, with the guidance of its evaluation, or else of the training."""
-    evaluation = settings.tracking.evaluation
-    own = evaluation.teacher_cfg if evaluation else None
-    return SamplingPlan(steps, "euler", settings.guidance.cfg if own is None else own, settings.rollout.shift)
+    """The teacher is sampled by Euler's method, with its own guidance."""
+    return SamplingPlan(steps, "euler", settings.guidance.drawing_cfg, settings.rollout.shift)
+
+
+def teacher_name(settings: Recipe, steps: int) -> str:
+    """What a row of the teacher is called; it says a guidance that is not that of the training."""
+    guidance = settings.guidance
+    own = "" if guidance.drawing_cfg == guidance.cfg else f", guidance {guidance.drawing_cfg:g}"
+    return f"teacher, {counted(steps)}{own}"
+
+
+def counted(steps: int) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ class DPO(GroupRewards):
     Best and worst are of the final pictures in a group, by their rewards. A pair with equal rewards counts 0. p is the
     Gaussian density of the step that the sample is trained at, and p_ref the same with the teacher's x0 at the same
     state; both are of one dimension on average (`dmdr_core.gaussian_log_density`). d is 0 at the last step, which draws
-    no noise, and past the first `steps`. As Diffusion-DPO draws one time, this draws one step for each of the two: by
-    Jensen's inequality the loss is an upper bound of that of whole rollouts, with β times their number of steps.
+    no noise, and past the first `steps`. As Diffusion-DPO draws one time, this draws one step for each of the two, or
+    with `rollout.group_noise` for both: by Jensen's inequality the loss is an upper bound of that of whole rollouts,
+    with β times their number of steps.
 
     The reference is the teacher: the generator as it began, without its LoRA. It needs neither a copy of the generator
     nor a state in the checkpoint. It only decides how much a pair counts, since its density has no gradient.

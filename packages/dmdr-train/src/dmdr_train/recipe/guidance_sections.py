@@ -61,6 +61,11 @@ class Guidance(Section):
     cfg_jitter: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="w is uniform in [w - jitter, w + jitter]"
     )
+    teacher_cfg: Annotated[float, Field(ge=1)] | None = Field(
+        default=None,
+        description="the scale with which the teacher draws pictures: pairs, the discriminator's real samples, and "
+        "what the student is compared with; null: cfg",
+    )
     unconditional: Literal["model", "empty_text"] = Field(
         default="model", description="the prediction without a prompt: as the model says, or of the empty text"
     )
@@ -83,6 +88,11 @@ class Guidance(Section):
     discriminator: DiscriminatorHead | None = Field(
         default=None, description="for adversarial objectives and density ratios; null: none"
     )
+
+    @property
+    def drawing_cfg(self) -> float:
+        """The guidance scale with which the teacher draws pictures."""
+        return self.cfg if self.teacher_cfg is None else self.teacher_cfg
 
     @property
     def self_consistency(self) -> float:

@@ -50,7 +50,7 @@ def discriminating(recipe: Sections) -> dict[str, float]:
     if found is None or not asked:
         return {}
     weighted = sum("fake_score" in needs(o) for o in asked.values())
-    drawn = (found.teacher_steps or 0) * (2 if recipe.guidance.cfg > 1 else 1)
+    drawn = (found.teacher_steps or 0) * (2 if recipe.guidance.drawing_cfg > 1 else 1)
     work = {"teacher": float(drawn), "fake_score": 0.0}
     work[found.features] += 2 + weighted + 2 * (len(asked) - weighted)
     return work

@@ -47,11 +47,6 @@ class Evaluation(Section):
     batch_size: Positive = Field(default=125, description="pictures that a process draws at once")
     every: Natural = Field(default=0, description="steps; 0: at the end of each stage")
     teacher_steps: list[Positive] = Field(default=[50, 4, 1])
-    teacher_cfg: Annotated[float, Field(ge=1)] | None = Field(
-        default=None,
-        description="the guidance scale of the teacher that the student is compared with, in its rows, its samples and "
-        "the watch; null: guidance.cfg",
-    )
     rewards: Annotated[
         Annotated[bool, Tag("true_or_false")] | Annotated[list[Reward], Tag("list_of_rewards")],
         Discriminator(lambda value: "list_of_rewards" if isinstance(value, list) else "true_or_false"),

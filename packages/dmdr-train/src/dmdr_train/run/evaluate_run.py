@@ -30,7 +30,7 @@ from dmdr_train.evaluation.evaluator import Source
 from dmdr_train.evaluation.finished_batches import FinishedBatches
 from dmdr_train.evaluation.open_evaluator import open_evaluator, scored_by
 from dmdr_train.evaluation.scores import FOLDER, Scores, save_scores
-from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, teacher_plan
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan, counted, student_plan, teacher_name, teacher_plan
 from dmdr_train.recipe.load import dump_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.tables import markdown_table
@@ -133,7 +133,7 @@ def teachers(settings: Recipe, rows: Sequence[str]) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for steps in evaluation.teacher_steps if "teacher" in rows else []:
         plan = teacher_plan(settings, steps)
-        found[f"teacher-{steps}"] = f"teacher, {counted(steps)}", plan, None, asdict(plan)
+        found[f"teacher-{steps}"] = teacher_name(settings, steps), plan, None, asdict(plan)
     return found
 
 
@@ -170,7 +170,7 @@ def depends(settings: Recipe) -> dict[str, Any]:
     ]
     model = settings.model.model_dump(include={"family", "resolution", "max_tokens", "generator_lora"}, mode="json")
     strengths = [lora.strength for lora in settings.model.teacher_loras]
-    free = {"classifier", "features", "rewards", "prompt_files", "teacher_steps", "teacher_cfg", "every"}
+    free = {"classifier", "features", "rewards", "prompt_files", "teacher_steps", "every"}
     drawn = evaluation.model_dump(exclude={*free, "reference"}, mode="json")
     if not evaluation.has_pictures or evaluation.reference in ("shapes", "scenes"):
         drawn["reference"] = evaluation.reference
@@ -203,10 +203,6 @@ def write(folder: Path, scores: dict[str, Scores], settings: Recipe) -> None:
     write_whole(folder / RECIPE, lambda path: path.write_text(recipe, encoding="utf-8"))
     save_scores(folder, scores)
     write_whole(folder / "evaluation.md", lambda path: path.write_text(f"{markdown_table(scores)}\n", encoding="utf-8"))
-
-
-def counted(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def say(bar: Any, text: str) -> None:

@@ -23,7 +23,7 @@ from dmdr_train.evaluation.evaluator import Evaluator
 from dmdr_train.evaluation.open_evaluator import open_evaluator
 from dmdr_train.evaluation.sample_sheets import captions, draw_samples, pictures, sample_prompts, save_sheet
 from dmdr_train.evaluation.scores import Scores, read_scores, save_scores
-from dmdr_train.evaluation.seeded_sampling import SamplingPlan, student_plan, teacher_plan
+from dmdr_train.evaluation.seeded_sampling import SamplingPlan, counted, student_plan, teacher_name, teacher_plan
 from dmdr_train.recipe.explain import is_number
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.reporting.curves import draw_curves
@@ -140,7 +140,7 @@ class Results:
     def end_stage(self, stage: str) -> None:
         """Draw and score the student at the end of a stage."""
         self.sample_student(f"student-{stage}")
-        self.evaluate_student(stage, f"student after {stage.replace('_', ' ')}, {_count(self.settings.rollout.steps)}")
+        self.evaluate_student(stage, f"student after {stage.replace('_', ' ')}, {counted(self.settings.rollout.steps)}")
 
     def sample_student(self, name: str) -> None:
         """Draw a row of samples of the averaged student."""
@@ -177,7 +177,7 @@ class Results:
             if self.evaluator.settings.has_pictures:
                 self.score("real", self.evaluator.real)
             for steps in self.evaluator.settings.teacher_steps:
-                name = f"teacher, {_count(steps)}"
+                name = teacher_name(self.settings, steps)
                 self.score(f"teacher-{steps}", partial(self.evaluator.model, name, *self.teacher(steps)))
 
     def score(self, key: str, measure: Callable[[], Scores]) -> None:
@@ -263,7 +263,7 @@ class Results:
     def rows(self) -> dict[str, list[Image.Image]]:
         """Read the samples of the teacher and of each stage, by title, as far as sheets of these prompts exist."""
         few = self.settings.rollout.steps
-        titles = {f"teacher-{steps}": f"teacher\n{_count(steps)}" for steps in (self.teacher().plan.steps, few)}
+        titles = {f"teacher-{steps}": f"teacher\n{counted(steps)}" for steps in (self.teacher().plan.steps, few)}
         titles |= {f"student-{stage}": f"student\n{stage.replace('_', ' ')}" for stage in self.settings.stages}
         layout = Layout(self.captions, *self.trainer.family.size)
         rows = {}
@@ -278,7 +278,3 @@ class Results:
 def due(step: int, every: int) -> bool:
     """Whether a step is a multiple of `every`; never for step 0 or `every` 0."""
     return min(step, every) > 0 and step % every == 0
-
-
-def _count(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"

@@ -30,7 +30,7 @@ LAYOUTS = ("diffusers", "original")
 """The names that the weights in an exported file may have."""
 ROWS = ("real", "teacher", "checkpoints", "student")
 """What an evaluation may score."""
-EVALUATION_KEYS = ("tracking.evaluation", "run.device", "run.timeout", "data.embeddings")
+EVALUATION_KEYS = ("tracking.evaluation", "guidance.teacher_cfg", "run.device", "run.timeout", "data.embeddings")
 """The keys of a run's recipe that an evaluation may set anew."""
 
 

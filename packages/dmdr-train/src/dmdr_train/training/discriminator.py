@@ -69,7 +69,7 @@ class Discriminator:
         shift: float = 1.0, stored: StoredSamples | None = None,
     ):  # fmt: skip
         assert guidance.discriminator is not None
-        self.settings, self.cfg = guidance.discriminator, guidance.cfg
+        self.settings, self.cfg = guidance.discriminator, guidance.drawing_cfg
         self.scale = guidance.fake_scale if self.settings.features == "fake_score" else 0.0
         self.family, self.engine, self.stored = family, engine, stored
         self.middle = MiddleFeatures(getattr(engine, "module", engine).base)

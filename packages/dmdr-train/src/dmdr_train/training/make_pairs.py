@@ -38,7 +38,7 @@ def make_pairs(
 
     Args:
         steps: of the deterministic sampler.
-        guidance: scale of classifier-free guidance; None takes the recipe's.
+        guidance: scale of classifier-free guidance; None takes the teacher's own of the recipe.
         batch_size: pairs that are drawn at once.
         dtype: bf16, fp16 or fp32, of the teacher; pairs are in float32.
         shard_size: pairs per file.
@@ -48,7 +48,7 @@ def make_pairs(
     """
     device = choose_device(settings.run, "fp32")
     family = load_family(settings, DTYPES[dtype])
-    scale = settings.guidance.cfg if guidance is None else guidance
+    scale = settings.guidance.drawing_cfg if guidance is None else guidance
     sampling = {"steps": steps, "guidance": scale, "shift": settings.rollout.shift}
     shards = pairs_folder("--output", folder)
     made = {"resolution": as_setting(family.size), **sampling, "seed": settings.run.seed, "dtype": dtype}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ class Made(NamedTuple):
     """What a sample is made of.
 
     Attributes:
+        shares: the samples of a group share noise.
         positions: `[B]` int64, the position in the grid that each sample is trained at; on the CPU.
         x_t: `[B, C, H, W]`, the states there; with gradient if gradients flow through the steps before.
         prediction: `[B, C, H, W]`, of the generator at these states.
@@ -48,6 +50,7 @@ class Made(NamedTuple):
 
     start: Start
     condition: Condition
+    shares: bool
     positions: Tensor
     x_t: Tensor
     prediction: Tensor
@@ -60,7 +63,7 @@ class Rollouts:
     keeps every micro-batch, without its graph, until the next step.
 
     With `rollout.group_noise`, the samples of a group share noise while an objective compares the ends of their
-    rollouts. The samples that are drawn for the fake score alone share none.
+    rollouts. Samples that are drawn for the fake score alone share none.
 
     Args:
         generator: engine (or module) of the network.
@@ -119,13 +122,13 @@ class Rollouts:
 
     @torch.no_grad()
     def draw_for_fake_score(self, draws: Draws, step: int, needs: Collection[str] = ()) -> Sample:
-        """What the fake score learns from: by default a new sample as `draw` makes it, without gradient.
+        """What the fake score learns from: by default a new sample, without gradient, and with all noise its own.
 
         With the states of the public trainers, a deterministic rollout goes to its end, and its final x0 is the sample.
 
         With `rollout.reuse`, it is the sample that `draw` made in this step at the same positions of the global batch,
-        or, with `states`, another state of its rollout. Its draws are those of this update, so the renoise times and
-        the noise are fresh.
+        or, with `states`, another state of its rollout; noise that its group shares is then shared here, too. Its draws
+        are those of this update, so the renoise times and the noise are fresh.
         """
         if self.settings.reuse != "none":
             return self._sample(self._reused(draws, step), draws, step)
@@ -135,20 +138,20 @@ class Rollouts:
         return self.draw(draws, step, needs)
 
     def _make(self, draws: Draws, step: int, needs: Collection[str], states: Any) -> Made:
-        start = self.start(draws, needs)
+        start, shares = self.start(draws, needs), self.shares(needs)
         condition = self.family.condition(start.prompts)
         positions = self.choose_steps(draws, needs)
         walk = None
         with torch.set_grad_enabled(self.settings.through and torch.is_grad_enabled()):
             if self.settings.reuse == "states":
-                walk = self._walk(self.noise_of("rollout", draws, needs), start, condition)
+                walk = self._walk(self.noise_of("rollout", draws, shares), start, condition)
                 x_t, t = _pick(walk[0], positions), self._times(positions)
             else:
                 x_t, t = states(
                     self._predict_rows(condition), self.family.process, self.grid, start.noise,
-                    positions, self.mode, self.noise_of("rollout", draws, needs), self.in_step,
+                    positions, self.mode, self.noise_of("rollout", draws, shares), self.in_step,
                 )  # fmt: skip
-        made = Made(start, condition, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
+        made = Made(start, condition, shares, positions, x_t, self.family.predict(self.generator, x_t, t, condition))
         if self.settings.reuse != "none":
             self._kept[tuple(draws.samples)] = (
                 step,
@@ -206,7 +209,8 @@ class Rollouts:
             made.x_t.detach(), t, self._times(positions + 1), group,
             self.decode, advance, start.target,
             positions.tolist(), self.grid.num_steps,
-            None if self.settings.mode == "ode" else self._spread, self._finish, self._predict_with,
+            None if self.settings.mode == "ode" else self._spread, partial(self._finish, shares=made.shares),
+            self._predict_with,
         )  # fmt: skip
 
     def _spread(self, sample: Sample, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,11 +218,11 @@ class Rollouts:
         return gaussian_step(self.family.process, sample.x_t, x0, sample.t, sample.t_next, self.settings.fresh_noise)
 
     @torch.no_grad()
-    def _finish(self, sample: Sample) -> Tensor:
+    def _finish(self, sample: Sample, shares: bool) -> Tensor:
         """The final samples of the rollouts that go on from the next states of a sample."""
         return final_samples(
             self._predict_rows(sample.condition), self.family.process, self.grid, sample.next_state,
-            torch.tensor(sample.positions) + 1, self.mode, self.noise_of("finish", sample.draws, ENDS), self.in_step,
+            torch.tensor(sample.positions) + 1, self.mode, self.noise_of("finish", sample.draws, shares), self.in_step,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -245,11 +249,16 @@ class Rollouts:
             drawn = self.prompts.draw(replace(draws, samples=leaders))
             prompts = [prompt for prompt in drawn for _ in range(size)]
         shape = self.family.latent_shape(*update_size(self.sizes, draws))
-        return Start(prompts, randn((len(prompts), *shape), self.noise_of("noise", draws, needs), device=self.device))
+        noise = self.noise_of("noise", draws, self.shares(needs))
+        return Start(prompts, randn((len(prompts), *shape), noise, device=self.device))
 
-    def noise_of(self, purpose: str, draws: Draws, needs: Collection[str]) -> list[torch.Generator]:
+    def shares(self, needs: Collection[str]) -> bool:
+        """Whether the samples of a group share noise: where an objective compares the ends of their rollouts."""
+        return self.settings.group_noise != "own" and "groups" in needs and bool(ENDS & set(needs))
+
+    def noise_of(self, purpose: str, draws: Draws, shares: bool) -> list[torch.Generator]:
         """A generator per sample; for noise that a group shares, each is that of the group's first sample."""
-        if purpose in SHARED[self.settings.group_noise] and ENDS & set(needs):
+        if shares and purpose in SHARED[self.settings.group_noise]:
             size = self.settings.group_size
             draws = replace(draws, samples=[index - index % size for index in draws.samples])
         return draws.each(purpose)
@@ -258,8 +267,7 @@ class Rollouts:
         """The position in the grid that each sample is trained at, `[B]`: uniform, or the last for a final sample."""
         if "final_sample" in needs:
             return torch.full((len(draws.samples),), self.grid.num_steps - 1)
-        shares = self.settings.group_noise != "own" and ENDS & set(needs)
-        if shares or "group_positions" in needs:
+        if self.shares(needs) or "group_positions" in needs:
             size = self.settings.group_size
             of_groups = replace(draws, samples=[index // size for index in draws.samples[::size]])
             return self.choose_steps(of_groups).repeat_interleave(size)
