@@ -11,6 +11,7 @@ from dmdr_train.base.random_draws import Draws, seed_others
 from dmdr_train.checkpoint.save import save_weights
 from dmdr_train.distributed.averaged_weights import Average
 from dmdr_train.distributed.deepspeed_internals import gathered
+from dmdr_train.evaluation.scores import read_scores
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run import runner
 from dmdr_train.run.build import build
@@ -206,7 +207,7 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
     quiet = {"log_every": 1, "tensorboard": False, "samples": {"count": 2}, "evaluation": at_the_end}
     metrics = {}
     for name, tracking in (("busy", busy), ("quiet", quiet)):
-        made = settings(run__output=str(tmp_path / name), tracking=tracking)
+        made = settings(run__output=str(tmp_path / name), tracking=tracking, guidance__teacher_cfg=2.0)
         Run(made, build(made, CPU), None).carry_out()
         after = torch.get_rng_state()
         seed_others(made.run.seed, made.run.steps - 1, 0)
@@ -214,7 +215,10 @@ def test_looking_on_changes_nothing(settings: Callable[..., Recipe], classifier:
         metrics[name] = [{k: v for k, v in row.items() if "seconds" not in k} for row in read_metrics(tmp_path / name)]
     assert len(metrics["quiet"]) == 4
     assert metrics["busy"] == metrics["quiet"]
-    assert (tmp_path / "busy/evaluation.json").exists()
+    rows = read_scores(tmp_path / "busy")
+    assert [rows[f"teacher-{n}"].name for n in (2, 1)] == [
+        "teacher, 2 steps, guidance 2", "teacher, 1 step, guidance 2",
+    ]  # fmt: skip
 
 
 def test_fp16_logs_what_was_skipped_and_the_scale(make_recipe: Callable[..., Recipe]) -> None:
