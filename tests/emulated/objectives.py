@@ -24,7 +24,7 @@ CLIP = {
     "options": {"model": str(SCENES / "open_clip_config.json")},
 }
 MATCHING = {"kind": "distribution_matching"}
-GROUPS = {"steps": 2, "mode": "cps", "group_size": 2}
+GROUPS = {"steps": 2, "mode": "cps", "group_size": 2, "group_noise": "all"}
 
 
 def of_rewards(kind: str, *others: dict[str, Any], **rollout: Any) -> Callable[[Path], dict[str, Any]]:

@@ -52,20 +52,13 @@ class Steps:
 
 
 @pytest.fixture
-def make_rollouts(make_recipe: Callable[..., Any], toy_family: Any, toy_generator: Any) -> Callable[..., Rollouts]:
-    def make(decode: Any = None, **changes: Any) -> Rollouts:
+def make_sample(make_recipe: Callable[..., Any], toy_family: Any, toy_generator: Any) -> Callable[..., Sample]:
+    def make(decode: Any = None, draws: Draws = DRAWS, **changes: Any) -> Sample:
         recipe = make_recipe()
         recipe = recipe.model_copy(update={"rollout": schema.Rollout(**{**RANGE, **changes})})
         decode = decode or (lambda sample: toy_family.decode(sample.x0))
-        return Rollouts(recipe, toy_family, toy_generator, ClassLabels([0, 1, 2]), decode, torch.device("cpu"))
-
-    return make
-
-
-@pytest.fixture
-def make_sample(make_rollouts: Callable[..., Rollouts]) -> Callable[..., Sample]:
-    def make(decode: Any = None, draws: Draws = DRAWS, **changes: Any) -> Sample:
-        return make_rollouts(decode, **changes).draw(draws, 0, GRPO.needs)
+        made = Rollouts(recipe, toy_family, toy_generator, ClassLabels([0, 1, 2]), decode, torch.device("cpu"))
+        return made.draw(draws, 0, GRPO.needs)
 
     return make
 
@@ -125,100 +118,6 @@ def test_states_of_partly_fresh_noise_are_visited(
 @pytest.mark.parametrize("reuse", ["sample", "states"])
 def test_samples_that_are_reused_have_the_same_ends(make_sample: Callable[..., Sample], reuse: str) -> None:
     torch.testing.assert_close(make_sample(reuse=reuse).final_x0, make_sample().final_x0)
-
-
-@pytest.mark.parametrize(("mode", "eta"), [("sde", None), ("cps", 0.6)])
-@pytest.mark.parametrize("reuse", ["none", "states"])
-@pytest.mark.parametrize("shared", ["own", "steps", "all"])
-def test_the_noise_that_a_group_shares(
-    make_sample: Callable[..., Sample],
-    toy_family: Any,
-    toy_generator: Any,
-    shared: str,
-    reuse: str,
-    mode: str,
-    eta: float | None,
-) -> None:
-    """All but that of the step which the samples are trained at; with `steps`, the first noise is each sample's own."""
-    made = make_sample(group_noise=shared, reuse=reuse, mode=mode, eta=eta)
-    share = torch.tensor((1.0 if eta is None else eta) * torch.pi / 2)
-    of_a_group = [set(made.positions[first : first + 4]) for first in range(0, 16, 4)]
-    assert all(len(positions) == 1 for positions in of_a_group) == (shared != "own")
-    assert len(set(made.positions)) > 1
-    times = toy_family.grid(4, 3.0).times
-
-    @torch.no_grad()
-    def move(x: Tensor, step: int, i: int, fresh: torch.Generator) -> Tensor:
-        t, s = times[step], times[step + 1]
-        velocity = toy_generator(x, t, torch.tensor(made.prompts[i : i + 1]))
-        clean, noise = x - t * velocity, x + (1 - t) * velocity
-        if step == 3:
-            return clean
-        return (1 - s) * clean + s * (share.cos() * noise + share.sin() * torch.randn(1, 1, 2, 2, generator=fresh))
-
-    for i, position in enumerate(made.positions):
-        first = i - i % 4
-        owners = {"own": (i, i), "steps": (i, first), "all": (first, first)}[shared]
-        begin, along = (
-            named_generator(7, "generator", 5, name, n) for name, n in zip(("noise", "rollout"), owners, strict=True)
-        )
-        x = torch.randn(1, 1, 2, 2, generator=begin)
-        for step in range(position):
-            x = move(x, step, i, along)
-        torch.testing.assert_close(made.x_t[i], x[0], rtol=1e-4, atol=1e-5)
-        own, end = (named_generator(7, "generator", 5, *n) for n in (("next_state", i), ("finish", owners[1])))
-        for step in range(position, 4):
-            x = move(x, step, i, own if step == position else end)
-        torch.testing.assert_close(made.final_x0[i], x[0], rtol=1e-4, atol=1e-5)
-
-
-def test_shared_noise_does_not_depend_on_the_split_of_a_batch(make_rollouts: Callable[..., Rollouts]) -> None:
-    rollouts = make_rollouts(group_noise="all")
-    whole = rollouts.draw(DRAWS, 0, GRPO.needs)
-    parts = [rollouts.draw(replace(DRAWS, samples=range(i, i + 8)), 0, GRPO.needs) for i in (0, 8)]
-    assert [position for part in parts for position in part.positions] == whole.positions
-    torch.testing.assert_close(torch.cat([part.final_x0 for part in parts]), whole.final_x0)
-
-
-@pytest.mark.parametrize("needs", [frozenset(), frozenset({"groups"}), frozenset({"final_x0"})])
-def test_noise_is_shared_only_while_the_ends_of_groups_are_compared(
-    make_rollouts: Callable[..., Rollouts], needs: frozenset[str]
-) -> None:
-    """Before `grpo` begins, and beside objectives that compare no rollouts of a group."""
-    shared, own = (make_rollouts(group_noise=noise).draw(DRAWS, 0, needs) for noise in ("all", "own"))
-    assert shared.positions == own.positions
-    assert torch.equal(shared.x0, own.x0)
-    assert torch.equal(shared.final_x0, own.final_x0)
-
-
-def test_samples_of_the_fake_score_share_no_noise(make_rollouts: Callable[..., Rollouts]) -> None:
-    draws = Draws(7, ("fake_score", 5), range(16))
-    shared, own = (
-        make_rollouts(group_noise=noise).draw_for_fake_score(draws, 0, GRPO.needs) for noise in ("all", "own")
-    )
-    assert torch.equal(shared.x0, own.x0)
-    assert shared.positions == own.positions
-
-
-def test_noise_that_a_group_shares_makes_the_gradient_less_noisy(
-    make_sample: Callable[..., Sample], toy_generator: Any
-) -> None:
-    """By the spread of the gradient, relative to its mean, where every update has all steps equally often."""
-
-    def spread(shared: str, positions: str) -> float:
-        found = []
-        for update in range(100):
-            draws = Draws(7, ("generator", update), range(16))
-            made = make_sample(group_noise=shared, positions=positions, draws=draws)
-            loss, _ = grpo(Steps())(made, NO_GUIDE)
-            found.append(torch.autograd.grad(loss, toy_generator.base)[0])
-        gradients = torch.stack(found)
-        return float(gradients.std(dim=0).norm() / gradients.mean(dim=0).norm())
-
-    own = spread("own", "stratified")
-    for shared in ("steps", "all"):
-        assert spread(shared, "stratified") < 0.85 * own
-        assert spread(shared, "independent") > 0.85 * own
 
 
 def test_students_of_partly_fresh_noise_are_sampled_without_it(make_recipe: Callable[..., Any]) -> None:
@@ -288,6 +187,27 @@ def test_the_reward_reads_its_template(make_sample: Callable[..., Sample]) -> No
     score, reward.score = reward.score, lambda images, prompts: read.extend(prompts) or score(images, prompts)  # type: ignore
     grpo(reward, template="Realistic photo {prompt}")(replace(make_sample(), prompts=["a cat"] * 16), NO_GUIDE)
     assert read == ["Realistic photo a cat"] * 16
+
+
+def test_noise_that_a_group_shares_makes_the_gradient_less_noisy(
+    make_sample: Callable[..., Sample], toy_generator: Any
+) -> None:
+    """By the spread of the gradient, relative to its mean, where every update has all steps equally often."""
+
+    def spread(shared: str, positions: str) -> float:
+        found = []
+        for update in range(100):
+            draws = Draws(7, ("generator", update), range(16))
+            made = make_sample(group_noise=shared, positions=positions, draws=draws)
+            loss, _ = grpo(Steps())(made, NO_GUIDE)
+            found.append(torch.autograd.grad(loss, toy_generator.base)[0])
+        gradients = torch.stack(found)
+        return float(gradients.std(dim=0).norm() / gradients.mean(dim=0).norm())
+
+    own = spread("own", "stratified")
+    for shared in ("steps", "all"):
+        assert spread(shared, "stratified") < 0.85 * own
+        assert spread(shared, "independent") > 0.85 * own
 
 
 # -- ReFL through the last step

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,13 +21,16 @@ from torch import Tensor
 
 UPDATE = ("generator", 5)
 DRAWS = Draws(7, UPDATE, range(8))
+OF_GROUPS = Draws(7, UPDATE, range(16))
+COMPARED = frozenset({"groups", "final_pictures"})
+"""The needs of an objective that compares the ends of rollouts within groups."""
 
 
 @pytest.fixture
 def make_rollouts(make_recipe: Callable[..., Recipe], toy_family: Any, toy_generator: Any) -> Callable[..., Rollouts]:
     def make(**rollout: Any) -> Rollouts:
         recipe = make_recipe(rollout={"steps": 4, "shift": 3.0})
-        # Not checked: no built-in objective compares the samples of a group.
+        # Not checked, as the recipe has no objective that compares the samples of a group.
         recipe = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update=rollout)})
         decode = lambda sample: toy_family.decode(sample.x0)  # noqa: E731
         return Rollouts(recipe, toy_family, toy_generator, ClassLabels([0, 1, 2]), decode, torch.device("cpu"))
@@ -150,6 +154,80 @@ def test_noise_is_shared_where_the_ends_of_rollouts_are_compared(
         parse_recipe({**settings, "objectives": [{"kind": "distribution_matching"}, {**advantage, "kind": kind}]})
     guidance = {"cfg": 2.0, "discriminator": {"teacher_steps": 2}}
     parse_recipe({**settings, "objectives": [{"kind": "adversarial_grpo", "weight": 1.0}], "guidance": guidance})
+
+
+@pytest.mark.parametrize(("mode", "eta"), [("sde", None), ("cps", 0.6)])
+@pytest.mark.parametrize("reuse", ["none", "states"])
+@pytest.mark.parametrize("shared", ["own", "steps", "all"])
+def test_the_noise_that_a_group_shares(
+    make_rollouts: Callable[..., Rollouts],
+    toy_generator: Any,
+    shared: str,
+    reuse: str,
+    mode: str,
+    eta: float | None,
+) -> None:
+    """All but that of the step which the samples are trained at; with `steps`, the first noise is each sample's own."""
+    rollouts = make_rollouts(group_size=4, group_noise=shared, reuse=reuse, mode=mode, eta=eta)
+    made = rollouts.draw(OF_GROUPS, 0, COMPARED)
+    share = torch.tensor((1.0 if eta is None else eta) * torch.pi / 2)
+    of_a_group = [set(made.positions[first : first + 4]) for first in range(0, 16, 4)]
+    assert all(len(positions) == 1 for positions in of_a_group) == (shared != "own")
+    assert len(set(made.positions)) > 1
+    times = rollouts.grid.times
+
+    @torch.no_grad()
+    def move(x: Tensor, step: int, i: int, fresh: torch.Generator) -> Tensor:
+        t, s = times[step], times[step + 1]
+        velocity = toy_generator(x, t, torch.tensor(made.prompts[i : i + 1]))
+        clean, noise = x - t * velocity, x + (1 - t) * velocity
+        if step == 3:
+            return clean
+        return (1 - s) * clean + s * (share.cos() * noise + share.sin() * torch.randn(1, 1, 2, 2, generator=fresh))
+
+    for i, position in enumerate(made.positions):
+        first = i - i % 4
+        owners = {"own": (i, i), "steps": (i, first), "all": (first, first)}[shared]
+        begin, along = (
+            named_generator(7, "generator", 5, name, n) for name, n in zip(("noise", "rollout"), owners, strict=True)
+        )
+        x = torch.randn(1, 1, 2, 2, generator=begin)
+        for step in range(position):
+            x = move(x, step, i, along)
+        torch.testing.assert_close(made.x_t[i], x[0], rtol=1e-4, atol=1e-5)
+        own, end = (named_generator(7, "generator", 5, *n) for n in (("next_state", i), ("finish", owners[1])))
+        for step in range(position, 4):
+            x = move(x, step, i, own if step == position else end)
+        torch.testing.assert_close(made.final_x0[i], x[0], rtol=1e-4, atol=1e-5)
+
+
+def test_shared_noise_does_not_depend_on_the_split_of_a_batch(make_rollouts: Callable[..., Rollouts]) -> None:
+    rollouts = make_rollouts(group_size=4, group_noise="all")
+    whole = rollouts.draw(OF_GROUPS, 0, COMPARED)
+    parts = [rollouts.draw(replace(OF_GROUPS, samples=range(i, i + 8)), 0, COMPARED) for i in (0, 8)]
+    assert [position for part in parts for position in part.positions] == whole.positions
+    torch.testing.assert_close(torch.cat([part.final_x0 for part in parts]), whole.final_x0)
+
+
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"groups"}), frozenset({"final_x0"})])
+def test_noise_is_shared_only_while_the_ends_of_groups_are_compared(
+    make_rollouts: Callable[..., Rollouts], needs: frozenset[str]
+) -> None:
+    """Before `grpo` begins, and beside objectives that compare no rollouts of a group."""
+    shared, own = (make_rollouts(group_size=4, group_noise=noise).draw(OF_GROUPS, 0, needs) for noise in ("all", "own"))
+    assert shared.positions == own.positions
+    assert torch.equal(shared.x0, own.x0)
+    assert torch.equal(shared.final_x0, own.final_x0)
+
+
+def test_samples_of_the_fake_score_share_no_noise(make_rollouts: Callable[..., Rollouts]) -> None:
+    draws = Draws(7, ("fake_score", 5), range(16))
+    shared, own = (
+        make_rollouts(group_size=4, group_noise=noise).draw_for_fake_score(draws, 0, COMPARED)
+        for noise in ("all", "own")
+    )
+    assert torch.equal(shared.x0, own.x0)
+    assert shared.positions == own.positions
 
 
 def test_micro_batches_hold_whole_groups(make_recipe: Callable[..., Recipe]) -> None:
