@@ -90,6 +90,30 @@ def test_predictions_and_gradients_are_those_of_the_stored_weights(sd3, pair):
         torch.testing.assert_close(quantised[name], expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
+def kept(family, network) -> int:
+    """The bytes that wait for the backward pass of a prediction, without the network's own weights."""
+
+    def storage(tensor: Tensor) -> torch.UntypedStorage:
+        return getattr(tensor, "qdata", tensor).untyped_storage()
+
+    own = {storage(parameter).data_ptr() for parameter in network.parameters()}
+    found = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[storage(tensor).data_ptr()] = storage(tensor).nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        prediction, _ = asked(family, network)  # its graph keeps the tensors, so that no address is used again
+    del prediction
+    return sum(size for place, size in found.items() if place not in own)
+
+
+def test_no_dequantised_weights_wait_for_the_backward_pass(sd3, pair):
+    quantised, plain = (kept(sd3, network) for network in pair)
+    assert 0 < quantised <= plain
+
+
 def test_at_scale_zero_it_is_the_quantised_network_bit_for_bit(sd3, pair):
     network, _ = pair
     before = asked(sd3, network)[0].detach()
@@ -141,6 +165,7 @@ def test_a_quantised_folder_is_read(sd3, sd3_model, folder):
     quantise(quantised, "int8")
     family = dmdr_models.load("sd3", folder, dtype=torch.bfloat16)
     assert torch.equal(asked(family, family.load_network())[0], asked(family, quantised)[0])
+    assert kept(family, family.load_network()) == kept(family, quantised)
     whole = dmdr_models.load("sd3", folder)
     torch.testing.assert_close(asked(whole, whole.load_network())[0], asked(family, quantised)[0], atol=0.05, rtol=0.05)
 

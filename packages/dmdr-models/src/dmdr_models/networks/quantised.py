@@ -7,7 +7,8 @@ at every call, so gradients flow to the input and to the adapters as through a l
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dmdr_models.folder.quantisation import Quantisation
 
@@ -54,6 +55,48 @@ def _torchao(kind: Quantisation) -> Any:
 
     def quantised(layer: nn.Linear) -> nn.Module:
         quantize_(layer, config)
-        return layer.requires_grad_(False)
+        return frozen(layer)
 
     return quantised
+
+
+def freeze_torchao(network: nn.Module) -> None:
+    """Replace all linear layers with weights of torchao by `FrozenLinear`, in place."""
+    from torchao.utils import TorchAOBaseTensor
+
+    for name, layer in list(network.named_modules()):
+        if type(layer) is nn.Linear and isinstance(layer.weight, TorchAOBaseTensor):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, frozen(layer))
+
+
+def frozen(layer: nn.Linear) -> "FrozenLinear":
+    """The layer as a `FrozenLinear`, with the same tensors."""
+    found = FrozenLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    found.weight, found.bias = layer.weight, layer.bias
+    return found.requires_grad_(False)
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer with frozen weights of torchao, which its backward pass dequantises again.
+
+    torchao's own operation keeps the dequantised weights of every layer for the backward pass, so that a network in 8
+    bits would take more memory in training than one in bf16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _FrozenLinear.apply(input, self.weight, self.bias)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """y = x Wᵀ + b with ∂L/∂x = ∂L/∂y W; W and b have no gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.dequantize().to(gradient.dtype), None, None
