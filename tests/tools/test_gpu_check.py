@@ -16,6 +16,7 @@ from dmdr_train.planning.checkpointing import with_checkpointing
 from dmdr_train.planning.model_configs import FOLDERS
 from dmdr_train.recipe.load import load_recipe
 from gpu import agreement, check, folders, measure, plan, rewards, table, training, weights, worker
+from torch.autograd import DeviceType
 
 CPU = torch.device("cpu")
 FAKES = """
@@ -278,27 +279,36 @@ def test_operations_are_counted_forward_and_backward(bench: measure.Bench) -> No
     assert len(found.more["seconds"]) >= 2
 
 
-def test_a_gpu_is_busy_while_it_executes_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two kernels of 0.6 and 0.3 seconds, and a wait that ends two seconds after the step began."""
-    clock = [10.0]
-    events = [SimpleNamespace(self_device_time_total=600_000), SimpleNamespace(self_device_time_total=300_000)]
-    profiler = nullcontext(SimpleNamespace(key_averages=lambda: events))
-    asked: list[Any] = []
+def test_kernels_of_the_gpu_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kernels of 0.6 and 0.3 seconds; neither the CPU's launches nor annotations count."""
+
+    def event(where: DeviceType, nanoseconds: int, annotation: bool = False) -> Any:
+        return SimpleNamespace(
+            device_type=lambda: where, duration_ns=lambda: nanoseconds, is_user_annotation=lambda: annotation
+        )
+
+    events = [
+        event(DeviceType.CUDA, 600_000_000),
+        event(DeviceType.CPU, 70_000_000),
+        event(DeviceType.CUDA, 300_000_000),
+        event(DeviceType.CUDA, 900_000_000, annotation=True),
+    ]
+    kineto = SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: events))
+    done: list[Any] = []
 
     def profile(activities: list[Any]) -> Any:
-        asked.extend(activities)
-        return profiler
+        done.extend(activities)
+        return nullcontext(SimpleNamespace(profiler=kineto))
 
     monkeypatch.setattr(torch.profiler, "profile", profile)
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(measure.Bench, "wait", lambda bench: clock.__setitem__(0, clock[0] + 0.5))
+    monkeypatch.setattr(measure.Bench, "wait", lambda bench: done.append("waited"))
     gpu = measure.Bench(torch.device("cuda"), True, tmp_path)
-    assert gpu.busy(lambda: clock.__setitem__(0, clock[0] + 1.5)) == pytest.approx(0.9 / 2.0)
-    assert asked == [torch.profiler.ProfilerActivity.CUDA]
+    assert gpu.kernels(lambda: done.append("step")) == (2, pytest.approx(0.9))
+    assert done == [torch.profiler.ProfilerActivity.CUDA, "step", "waited"]
 
 
 def test_nothing_is_profiled_without_a_gpu(bench: measure.Bench) -> None:
-    assert bench.busy(lambda: pytest.fail("a step was taken")) is None
+    assert bench.kernels(lambda: pytest.fail("a step was taken")) is None
 
 
 @pytest.mark.parametrize("there", [True, False])

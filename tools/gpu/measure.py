@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpu.plan import Measured
@@ -76,21 +77,33 @@ class Bench:
             found.more["waits"] = dict(places.most_common())
         return found
 
-    def busy(self, step: Callable[[], object]) -> float | None:
-        """Take a step; return the share of its time in which the GPU executed kernels, by torch's profiler.
+    def kernels(self, step: Callable[[], object]) -> tuple[int, float] | None:
+        """Take a step; return how many kernels and copies the GPU executed, and their seconds, by torch's profiler.
 
-        Far below 1, the GPU waits for the CPU, which launches kernels more slowly than the GPU executes them. None
-        without CUDA. The profiler slows the CPU a little.
+        None without CUDA. Divide by the seconds of a step without the profiler, which slows the CPU: far below 1, the
+        GPU waits for the CPU, which launches kernels more slowly than the GPU executes them.
         """
         if not self.cuda:
             return None
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            self.wait()
-            start = time.perf_counter()
             step()
             self.wait()
-            seconds = time.perf_counter() - start
-        return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / seconds
+        events = profiler.profiler.kineto_results.events()  # `key_averages` is slow for 100,000 events
+        executed = [e for e in events if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()]
+        return len(executed), sum(event.duration_ns() for event in executed) / 1e9
+
+    def launch(self) -> float:
+        """Return the seconds in which the CPU launches a small kernel, with eager torch."""
+        count = 2000 if self.cuda else 20
+        x = torch.zeros(1, device=self.device)
+        x.add_(1)
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            x.add_(1)
+        seconds = time.perf_counter() - start
+        self.wait()
+        return seconds / count
 
     def matmul(self) -> float:
         """Return the operations per second of a product of random bf16 matrices, 8192³; 256³ without CUDA."""

@@ -101,7 +101,12 @@ def _training(recipe: str, seconds: float, batch: int, model: str, vae: str | No
 
 def _compiled(row: Row, seconds: float) -> Row:
     """The same steps with `memory.compile`, which compiles for a while first."""
-    return Row(f"{row.name}-compiled", seconds, row.function, {**row.options, "changes": ["memory.compile=true"]})
+    return _changed(row, "compiled", seconds, changes=["memory.compile=true"])
+
+
+def _changed(row: Row, suffix: str, seconds: float, **options: Any) -> Row:
+    """The same steps with other options of `gpu.training.recipe`, under a longer name."""
+    return Row(f"{row.name}-{suffix}", seconds, row.function, {**row.options, **options})
 
 
 def _reward(name: str, seconds: float) -> Row:
@@ -116,7 +121,10 @@ takes little more than `pickscore`."""
 def rows() -> list[Row]:
     """Return all rows in the order in which they are measured."""
     cold_start = _training("sd35-large-cold-start", 45, 1, "sd35-large")
+    batch_4 = _changed(cold_start, "batch-4", 60, batch=4)
     refl = _training("sd35-large-refl", 46, 1, "sd35-large")
+    sdxl = _training("sdxl-1step-80gb", 60, 1, "sdxl-base", "taesdxl")
+    sdxl_4 = _changed(sdxl, "batch-4", 60, batch=4)
     found = [
         cold_start,
         Row("demo", 6, "gpu.agreement:demo"),
@@ -125,10 +133,12 @@ def rows() -> list[Row]:
         Row("fp16-overflow", 4, "gpu.agreement:overflow"),
         refl,
         _compiled(cold_start, 45),
+        batch_4,
         _training("sdxl-1step-refl", 60, 1, "sdxl-base", "taesdxl"),
         _training("sit-xl-2-cold-start", 18, 64, "sit-xl-2", "sd-vae-ft-ema"),
         _training("sd35-large-24gb", 70, 1, "sd35-large"),
-        _training("sdxl-1step-80gb", 60, 1, "sdxl-base", "taesdxl"),
+        sdxl,
+        sdxl_4,
         _reward("hpsv2.1", 5),
         _reward("dfn-clip", 5),
         _reward("pickscore", 8),
@@ -145,10 +155,12 @@ def rows() -> list[Row]:
         _training("sd35-large-decoupled", 30, 1, "sd35-large"),
         _training("sd35-large-sub-interval", 30, 1, "sd35-large"),
         _training("sdxl-4step-decoupled", 18, 1, "sdxl-base", "taesdxl"),
-        _training("sd3-medium-rtdmd-cold-start", 24, 2, "sd3-medium"),
+        _training("sd3-medium-rtdmd-cold-start", 60, 2, "sd3-medium"),
         _training("sd3-medium-rtdmd", 40, 2, "sd3-medium"),
         _training("sd35-large-48gb", 50, 1, "sd35-large"),
         _compiled(refl, 50),
+        _compiled(batch_4, 75),
+        _compiled(sdxl_4, 75),
     ]
     missing = {name for name, info in BUILT_IN.items() if not info.endpoint and name not in UNMEASURED} - {
         row.options["name"] for row in found if row.name.startswith("reward-")

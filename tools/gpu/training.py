@@ -14,6 +14,7 @@ from dmdr_train.recipe.load import BUILT_IN, load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
 from dmdr_train.run.runner import dry_run, with_automatic
+from dmdr_train.training.make_pairs import make_pairs
 from dmdr_train.training.trainer import Trainer
 
 from gpu import folders, rewards
@@ -39,8 +40,9 @@ def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None, cha
     with built(bench, settings) as trainer:
         seconds = time.perf_counter() - start
         found = bench.measure(trainer.train_step, batch)
-        if (busy := bench.busy(trainer.train_step)) is not None:
-            found.notes.append(f"GPU busy {busy:.0%}")
+        if (executed := bench.kernels(trainer.train_step)) is not None:
+            count, spent = executed
+            found.notes += [f"{count} kernels", f"GPU busy {spent / found.seconds:.0%}"]
         if settings.memory.quantize == "nf4":
             found.flops = None  # torch does not count the operations of bitsandbytes
         found.notes += notes(settings, load_recipe(name, changes), trainer)
@@ -53,14 +55,20 @@ def recipe(bench: Bench, name: str, batch: int, model: str, vae: str | None, cha
 def built_in_problems(bench: Bench) -> Measured:
     """Take the first step of every stage of each recipe of a built-in problem, as `run.py --dry-run` does.
 
-    The rehearsal takes the last one only.
+    Pairs, where a recipe needs them, are drawn first. The rehearsal takes the recipe with pairs only.
     """
     start_processes(bench.device)
-    names = sorted(path.stem for path in BUILT_IN.glob("demo*.yaml"))
-    names = names[-1:] if bench.tiny else names
-    found = Measured(notes=[", ".join(names)])
-    for name in names:
-        logs = dry_run(load_recipe(name, [f"run.output={bench.work / 'run'}"]))
+    recipes = {path.stem: load_recipe(path.stem) for path in sorted(BUILT_IN.glob("demo*.yaml"))}
+    if bench.tiny:
+        recipes = {name: settings for name, settings in recipes.items() if settings.data.pairs is not None}
+    found = Measured(notes=[", ".join(recipes)])
+    for name, settings in recipes.items():
+        changes = [f"run.output={bench.work / 'run'}"]
+        if settings.data.pairs is not None:
+            pairs = bench.work / f"{name}-pairs"
+            make_pairs(settings, pairs, count=settings.optim.batch_size, steps=2)
+            changes.append(f"data.pairs={pairs}")
+        logs = dry_run(load_recipe(name, changes))
         found.numbers |= {f"{name}: {key}": value for key, value in logs.items()}
     return found
 

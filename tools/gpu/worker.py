@@ -89,7 +89,7 @@ def main(connection: Any, options: Options) -> None:
     device = torch.device(get_accelerator().device_name(), 0)
     device = torch.device("cpu") if device.type == "cpu" else device
     bench = Bench(device, options.tiny, options.work)
-    connection.send({**environment(device), "matmul": bench.matmul()})
+    connection.send({**environment(device), "matmul": bench.matmul(), "launch": bench.launch()})
     while (row := connection.recv()) is not None:
         connection.send(carry_out(row, bench))
 
