@@ -63,6 +63,14 @@ def test_the_waits_of_a_step_with_a_reward(folder: Path) -> None:
     assert in_a_fork(counted, of_labels(folder)) == LABELS
 
 
+def test_sub_interval_matching_does_not_wait(folder: Path) -> None:
+    """Neither do its self-consistency and the noise of a partly stochastic rollout."""
+    recipe = of_labels(folder)
+    recipe["rollout"] = {"steps": 2, "mode": "cps", "eta": 0.5}
+    recipe["guidance"] = {**recipe["guidance"], "renoise_from": "next_state", "consistency": 0.01}
+    assert in_a_fork(counted, recipe) == LABELS
+
+
 def test_the_waits_of_a_step_with_text_encoders(folder: Path) -> None:
     """In bf16 with ZeRO 2 and offloaded text encoders; before they were counted there were 381."""
     recipe = of_texts(folder)

@@ -20,15 +20,16 @@ from dmdr_train.distributed.deepspeed_engine import LARGEST
 from dmdr_train.monitoring.step_costs import StepCosts
 from dmdr_train.planning import counting
 from dmdr_train.planning.at_start import plan_lines
-from dmdr_train.planning.costs import Costs, costs_of, counted
+from dmdr_train.planning.costs import Costs, Role, costs_of, counted
 from dmdr_train.planning.counting import Cost, Meter, flop_counter
-from dmdr_train.planning.gpus import GPUS, find_gpu
+from dmdr_train.planning.gpus import GPUS, KERNELS_PER_TENSOR, LAUNCH, find_gpu
 from dmdr_train.planning.memory import memory, sent_bytes, update_bytes
 from dmdr_train.planning.meta_models import models_of
 from dmdr_train.planning.meta_rewards import RewardCost, reward_cost, weight_bytes
 from dmdr_train.planning.plan import make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
 from dmdr_train.planning.straggling import extra_predictions, slowest
+from dmdr_train.planning.table import short_lines
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
 from dmdr_train.run.build import build
@@ -114,9 +115,13 @@ def test_a_prediction_of_sdxl_is_counted_as_it_is(make_recipe: RecipeMaker, sdxl
     x, condition = torch.randn(1, *family.latent_shape(*family.size)), family.condition(["a cat"])
     with models_of(settings) as models:
         planned = counting.cost(lambda: models.predict(models.networks.generator, 1))
+    network = family.load_network()
     with torch.no_grad(), flop_counter() as counter:
-        family.predict(family.load_network(), x, torch.tensor([500]), condition)
+        family.predict(network, x, torch.tensor([500]), condition)
     assert planned.forward == counter.get_total_flops()
+    with torch.no_grad(), Meter() as meter:
+        family.predict(network, x, torch.tensor([500]), condition)
+    assert planned.kernels == pytest.approx(meter.kernels, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [[], ["network/2"], ["network"]])
@@ -140,6 +145,8 @@ def test_memory_on_the_meta_device_is_that_of_real_tensors(
         meta = counting.cost(lambda: models.predict(planned, 1), planned.parameters(), backward=True)
         real = counting.cost(lambda: family.predict(network, x, t, condition), network.parameters(), backward=True)
     assert meta.both == real.both
+    assert meta.both_kernels == real.both_kernels
+    assert min(meta.kernels, meta.backward_kernels) > 100
     assert meta.held == pytest.approx(real.held, rel=0.01)
     assert meta.peak == pytest.approx(real.peak, rel=0.05)
 
@@ -149,7 +156,7 @@ def test_the_meter_follows_what_is_made_and_freed() -> None:
         a = torch.empty(100, device="meta")
         b = a.view(10, 10) @ torch.empty(10, 10, device="meta")
         a.add_(1)
-        assert (meter.now, meter.peak, meter.flops) == (800, 1200, 2000)
+        assert (meter.now, meter.peak, meter.flops, meter.kernels) == (800, 1200, 2000, 2)
         del a, b
         assert (meter.now, meter.peak) == (0, 1200)
 
@@ -240,11 +247,56 @@ def test_a_quantised_backbone_takes_fewer_bytes(make_recipe: RecipeMaker, sd3: P
     )
     network: Any = dmdr_models.load("sd3", str(sd3), dtype=torch.float32).load_network()
     before = counting.bytes_of(network)
-    largest = max(layer.weight.nbytes for layer in network.modules() if type(layer) is nn.Linear)
+    largest = max(layer.weight.nbytes for layer in network.modules() if isinstance(layer, nn.Linear))
     quantise(network, "int8")
-    weights = [layer.weight for layer in network.modules() if type(layer) is nn.Linear]
+    weights = [layer.weight for layer in network.modules() if isinstance(layer, nn.Linear)]
     after = before - sum(w.numel() * 4 - w.qdata.nbytes for w in weights)
     assert plain - small == before - after - largest
+
+
+@pytest.fixture
+def toy_plan(make_recipe: RecipeMaker, toy_costs: Costs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """toy_plan(operations, **optim) plans one-step matching where each pass has 1 to 3 kernels."""
+
+    def toy_plan(operations: float = 10, **optim: Any) -> Any:
+        each = int(operations)
+        costs = replace(
+            toy_costs,
+            generator=Cost(each, 2 * each, kernels=1, backward_kernels=2),
+            fake_score=Cost(each, 2 * each, kernels=1, backward_kernels=3),
+            teacher=Cost(each, kernels=1),
+            roles={"generator": Role(1000, 1000, 0, 5), "fake_score": Role(1100, 100, 2000, 3)},
+        )
+        monkeypatch.setattr("dmdr_train.planning.plan.costs_of", lambda settings: costs)
+        monkeypatch.setattr("dmdr_train.planning.checkpointing.costs_of", lambda settings: costs)
+        guidance, rollout = {"ratio": 2, "cfg": 1.0}, {"steps": 1, "mode": "sde"}
+        return make_plan(make_recipe(guidance=guidance, rollout=rollout, optim=optim), find_gpu("H100"))
+
+    return toy_plan
+
+
+OPTIM = {"generator": {"lr": 1e-4}, "fake_score": {"lr": 1e-4}}
+
+
+def test_samples_that_are_computed_at_once_share_their_kernels(toy_plan: Callable[..., Any]) -> None:
+    """Two rollouts and updates of the fake score, a generator with its rollout, fake score and teacher; 11 tensors."""
+    expected = 2 * (1 + 4) + (3 + 1 + 1) + KERNELS_PER_TENSOR * (5 + 2 * 3)
+    for batch, parts in ((1, 1), (8, 1), (8, 4)):
+        (stage,) = toy_plan(batch_size=batch, accumulation=parts, **OPTIM).stages
+        assert stage.kernels == parts * expected
+
+
+def test_a_step_takes_as_long_as_the_slower_of_gpu_and_cpu(toy_plan: Callable[..., Any]) -> None:
+    for operations, launches in ((1e6, True), (1e15, False)):
+        plan = toy_plan(operations, batch_size=4, accumulation=2, **OPTIM)
+        (stage,) = plan.stages
+        assert stage.computing == pytest.approx(stage.total / find_gpu("H100").rate("fp32"))
+        assert stage.launching == stage.kernels * LAUNCH
+        assert stage.seconds == (stage.launching if launches else stage.computing)
+        assert plan.hours == pytest.approx(stage.steps * stage.seconds / 3600)
+        said = [line for line in short_lines(plan) if "the CPU limits this" in line]
+        assert len(said) == launches
+        assert all(f"launches {stage.kernels:,.0f} kernels per step" in line for line in said)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -364,7 +416,7 @@ def test_a_run_on_a_gpu_begins_with_its_plan(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=150e9))
     lines = plan_lines(make_recipe(model__path=str(model)), torch.device("cuda"), 1)
-    assert [line.split(":")[0] for line in lines] == ["memory", "time"]
+    assert [line.split(":")[0] for line in lines] == ["memory", "time", "the CPU limits this"]
     assert "of 132.7 usable on each GPU: it fits" in lines[0]
     assert plan_lines(make_recipe(model__path="no/such"), torch.device("cuda"), 1)[0].startswith("none (UserErr")
     assert plan_lines(make_recipe(model__path="no/such"), CPU, 1) == []

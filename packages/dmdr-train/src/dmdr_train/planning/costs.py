@@ -23,11 +23,12 @@ NETWORKS = ("generator", "fake_score", "teacher")
 
 @dataclass(frozen=True)
 class Role:
-    """The size of a part: parameters, those that are trained, and bytes of all that are frozen."""
+    """The size of a part: parameters, those that are trained and in how many tensors, and bytes of all frozen ones."""
 
     parameters: int
     trained: int = 0
     frozen: int = 0
+    trained_tensors: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,8 @@ def shared_once(settings: Recipe, rewards: dict[int, RewardCost]) -> list[Reward
 
 
 def role(network: nn.Module) -> Role:
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return Role(count_of(network), trained, bytes_of(network) - bytes_trained(network))
+    trained = [p.numel() for p in network.parameters() if p.requires_grad]
+    return Role(count_of(network), sum(trained), bytes_of(network) - bytes_trained(network), len(trained))
 
 
 def bytes_trained(network: nn.Module) -> int:

@@ -50,6 +50,8 @@ class Cost:
         peak_forward: the most bytes that are allocated at once in the forward pass, beside weights and inputs.
         held: bytes that wait for the backward pass, and the output.
         peak: the most bytes in either pass, without the gradients of weights.
+        kernels: that the forward pass launches on a GPU, whatever the number of samples.
+        backward_kernels: that the backward pass launches.
     """
 
     forward: int
@@ -57,19 +59,29 @@ class Cost:
     peak_forward: int = 0
     held: int = 0
     peak: int = 0
+    kernels: int = 0
+    backward_kernels: int = 0
 
     @property
     def both(self) -> int:
         """Operations of the forward and the backward pass."""
         return self.forward + self.backward
 
+    @property
+    def both_kernels(self) -> int:
+        """Kernels of the forward and the backward pass."""
+        return self.kernels + self.backward_kernels
+
+
+LARGEST = ("peak_forward", "held", "peak", "kernels", "backward_kernels")
+
 
 def mean_cost(parts: Sequence[tuple[float, Cost]]) -> Cost:
-    """The mean operations of calls by their shares, and the most bytes of any of them."""
+    """The mean operations of calls by their shares, and the most bytes and kernels of any of them."""
     return Cost(
         round(sum(share * part.forward for share, part in parts)),
         round(sum(share * part.backward for share, part in parts)),
-        *(max(getattr(part, name) for _, part in parts) for name in ("peak_forward", "held", "peak")),
+        *(max(getattr(part, name) for _, part in parts) for name in LARGEST),
     )
 
 
@@ -86,13 +98,13 @@ def cost(call: Callable[[], Tensor], parameters: Any = (), backward: bool = Fals
     fused = mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", fused_attention)
     with fused, meter, torch.set_grad_enabled(backward):
         output = call()
-        forward, peak_forward, held = meter.flops, meter.peak, meter.now
+        forward, peak_forward, held, kernels = meter.flops, meter.peak, meter.now, meter.kernels
         if backward:
             output.backward(torch.empty_like(output))
         del output
     for hook in hooks:
         hook.remove()
-    return Cost(forward, meter.flops - forward, peak_forward, held, meter.peak)
+    return Cost(forward, meter.flops - forward, peak_forward, held, meter.peak, kernels, meter.kernels - kernels)
 
 
 @contextmanager
@@ -115,6 +127,15 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
+WITHOUT_KERNEL = {
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.new_empty,
+    torch.ops.aten._unsafe_view,
+}
+"""What makes a tensor without computing it, and is no view by its declaration."""
+
+
 class Meter(TorchDispatchMode):
     """Counts operations by torch's formulas, and follows the bytes of all tensors that are made in this context.
 
@@ -122,11 +143,12 @@ class Meter(TorchDispatchMode):
         flops: operations so far.
         now: bytes at present.
         peak: the most so far.
+        kernels: computations so far, each of which is about one kernel on a GPU.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.now = self.peak = 0
+        self.flops = self.now = self.peak = self.kernels = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,6 +160,7 @@ class Meter(TorchDispatchMode):
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
         if not func.is_view:
+            self.kernels += func._overloadpacket not in WITHOUT_KERNEL
             given = {t.untyped_storage()._cdata for t in args if isinstance(t, Tensor)}
             for tensor in result if isinstance(result, tuple | list) else (result,):
                 if isinstance(tensor, Tensor):

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 
 from dmdr_train.base.errors import UserError
 
-UTILISATION = 0.22
-"""The share of a GPU's peak rate that training reached with SD3.5-Large on an H200; see docs/benchmarks.md."""
+UTILISATION = 0.27
+"""The share of a GPU's peak rate that training reaches while the GPU executes kernels; see docs/benchmarks.md."""
+
+LAUNCH = 45e-6
+"""Seconds that the CPU takes for each kernel of a step, with all that goes with it; see docs/benchmarks.md."""
+
+KERNELS_PER_TENSOR = 4
+"""Kernels of an update for each trained tensor: DeepSpeed copies its gradient, and takes its norm."""
 
 
 @dataclass(frozen=True)

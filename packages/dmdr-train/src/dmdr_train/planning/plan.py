@@ -7,7 +7,7 @@ from typing import Any
 from dmdr_train.base.errors import UserError
 from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
-from dmdr_train.planning.gpus import GPU
+from dmdr_train.planning.gpus import GPU, KERNELS_PER_TENSOR, LAUNCH
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
 from dmdr_train.planning.schedule import Stage, calls, in_stage, stages, takes_gradient
 from dmdr_train.planning.straggling import extra_predictions
@@ -20,17 +20,35 @@ USABLE = 0.95
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage: its steps, the operations of one step by part over the whole batch, and bytes and seconds per step."""
+    """A stage of training.
+
+    Attributes:
+        flops: the operations of one step by part, over the whole batch.
+        sent: the bytes that a GPU sends in a step.
+        computing: seconds of a step in which a GPU executes kernels.
+        kernels: that the CPU launches on one GPU in a step.
+    """
 
     name: str
     steps: int
     flops: dict[str, float]
     sent: int
-    seconds: float
+    computing: float
+    kernels: float
 
     @property
     def total(self) -> float:
         return sum(self.flops.values())
+
+    @property
+    def launching(self) -> float:
+        """Seconds that the CPU takes to launch the kernels of a step, while the GPU executes earlier ones."""
+        return self.kernels * LAUNCH
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step: the slower of the two, computing and launching."""
+        return max(self.computing, self.launching)
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: in
     waited = extra_predictions(in_stage(settings, stage), world) * costs.generator.forward
     seconds = (sum(flops.values()) / world + waited) / gpu.rate(settings.optim.precision)
     sent = sent_bytes(settings, costs, calls(settings, stage), world)
-    return StagePlan(stage.name, stage.steps, flops, sent, seconds)
+    return StagePlan(stage.name, stage.steps, flops, sent, seconds, step_kernels(settings, costs, stage))
 
 
 def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]:
@@ -142,6 +160,33 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
         "text encoders": made.encodings * costs.texts,
     }  # fmt: skip
     return {name: float(batch * flops) for name, flops in per_sample.items() if flops}
+
+
+def step_kernels(settings: Recipe, costs: Costs, stage: Stage) -> float:
+    """Kernels that a process launches in a step: the mean over the random lengths of rollouts.
+
+    Samples that are computed at once share them. Text encoders and losses are left out; a teacher's predictions with
+    and without the prompt count as two calls, and are one.
+    """
+    made, decoder = calls(settings, stage), costs.decoder
+    asked, trained = made.predictions, {name: role.trained_tensors for name, role in costs.roles.items()}
+    networks = (
+        asked["generator"] * costs.generator.kernels
+        + asked["generator trained"] * costs.generator.both_kernels
+        + asked["fake_score trained"] * costs.fake_score.both_kernels
+        + asked["fake_score"] * costs.fake_score.kernels
+        + asked["teacher"] * costs.teacher.kernels
+    )
+    pictures = (
+        made.decodings + made.other_decodings
+    ) * decoder.kernels + made.decoding_backwards * decoder.backward_kernels
+    rewards = sum(
+        found.image.both_kernels if takes_gradient(settings.objectives[i]) else found.image.kernels
+        for i, found in costs.rewards.items()
+        if settings.objectives[i] in stage.objectives
+    )
+    tensors = made.updates * trained["generator"] + asked["fake_score trained"] * trained["fake_score"]
+    return settings.optim.accumulation * (networks + pictures + made.updates * rewards + KERNELS_PER_TENSOR * tensors)
 
 
 def reward_flops(settings: Recipe, costs: Costs, place: int) -> int:

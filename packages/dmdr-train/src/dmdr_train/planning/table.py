@@ -43,11 +43,24 @@ def short_lines(plan: "Plan") -> list[str]:
     lines.append(
         f"time: {seconds} per step, {plan.hours:.3g} hours for {steps} steps, at {UTILISATION:.0%} of the peak rate"
     )
+    lines += limited_by_launches(plan)
     if plan.cost is not None:
         lines.append(f"cost: {plan.cost:.2f} at {plan.price:g} per GPU and hour")
     if plan.unknown:
         lines.append(f"not counted, since their sizes are not known: {', '.join(plan.unknown)}")
     return lines
+
+
+def limited_by_launches(plan: "Plan") -> list[str]:
+    """A line for the first stage in which the GPU waits for the CPU, if there is one."""
+    for stage in plan.stages:
+        if stage.launching > stage.computing:
+            return [
+                f"the CPU limits this: it launches {stage.kernels:,.0f} kernels per step in {stage.launching:.3g} s, "
+                f"and the GPU executes them in {stage.computing:.3g} s; more samples at once (a smaller "
+                "optim.accumulation, or a larger batch) need no more launches"
+            ]
+    return []
 
 
 def as_json(name: str, plan: "Plan") -> dict[str, Any]:
@@ -66,6 +79,9 @@ def as_json(name: str, plan: "Plan") -> dict[str, Any]:
                 "flops_per_step": {**stage.flops, "total": stage.total},
                 "bytes_sent_per_step": stage.sent,
                 "seconds_per_step": stage.seconds,
+                "seconds_computing": stage.computing,
+                "seconds_launching": stage.launching,
+                "kernels_per_step": stage.kernels,
             }
             for stage in plan.stages
         ],

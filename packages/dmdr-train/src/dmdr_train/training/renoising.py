@@ -18,6 +18,7 @@ from dmdr_core import (
     renoise_state,
     sub_interval_loss,
 )
+from dmdr_core.base.devices import on_device
 from torch import Tensor
 
 from dmdr_train.base.errors import UserError
@@ -106,7 +107,7 @@ class FromNextState:
         x0 = clean(at, prediction)
         with torch.no_grad():
             drawn = [torch.rand((), generator=each) for each in sample.draws.each("consistency_time")]
-            share = torch.stack(drawn).to(at.t.device)
+            share = on_device(torch.stack(drawn), at.t.device)
             later = at.t - share * (at.t - self.start(sample)).clamp(max=SHORT)
             noise = randn(x0.shape, sample.draws.each("consistency_noise"), device=x0.device)
             there = Renoised(ancestral_step(at.x_t, x0.detach().to(at.x_t.dtype), noise, at.t, later), later, noise)
