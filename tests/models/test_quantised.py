@@ -114,6 +114,19 @@ def test_no_dequantised_weights_wait_for_the_backward_pass(sd3, pair):
     assert 0 < quantised <= plain
 
 
+def test_compiled_layers_have_the_same_gradients(kind):
+    layers = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64, bias=False))
+    quantise(layers, kind)
+    found = []
+    for network in (layers, torch.compile(layers, backend="aot_eager")):
+        x = torch.linspace(-1, 1, 128).view(2, 64).requires_grad_()
+        y = network(x)
+        y.square().mean().backward()
+        found.append((y.detach(), x.grad))
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
 def test_at_scale_zero_it_is_the_quantised_network_bit_for_bit(sd3, pair):
     network, _ = pair
     before = asked(sd3, network)[0].detach()

@@ -63,7 +63,7 @@ COLD_START: list[tuple[str, str, Any, Any, Any, Any]] = [
     ("8, cold start: lr gen", "optim.generator.lr", 1e-6, 1e-6, 1e-7, 2e-5),
     ("8, cold start: lr fake", "optim.fake_score.lr", 5e-7, 2e-8, 1e-7, 2e-5),
     ("8 and 8b, cold start: batch", "optim.batch_size", 8 * GPUS, 4 * GPUS, 8 * GPUS, 64 * 8),
-    ("8b, global batches on eight GPUs: the fastest parts", "optim.accumulation", 1, 3, 3, 1),
+    ("8b, global batches on eight GPUs, in one part where it is faster", "optim.accumulation", 1, 3, 3, 1),
     ("8, initial weights", "run.init_from", None, None, "runs/sdxl-regression", None),
 ]
 STAGE_TWO: list[tuple[str, str, Any, Any, Any, Any]] = [
@@ -71,7 +71,7 @@ STAGE_TWO: list[tuple[str, str, Any, Any, Any, Any]] = [
     ("8, ReFL: lr gen", "optim.generator.lr", 5e-7, 1e-7, 5e-8, 1e-5),
     ("8, ReFL: lr fake", "optim.fake_score.lr", 2e-7, 5e-9, 5e-8, 1e-5),
     ("8 and 8b, ReFL: batch; SiT's at the paper's commit", "optim.batch_size", 4 * GPUS, 2 * GPUS, 4 * GPUS, 256),
-    ("8b, global batches on eight GPUs: the fastest parts", "optim.accumulation", 2, 3, 3, 1),
+    ("8b, global batches on eight GPUs, in one part where it is faster", "optim.accumulation", 1, 3, 1, 1),
     ("8, initial weights", "run.init_from", *(f"runs/{model}-cold-start" for model in MODELS)),
 ]
 REFL_STEPS = ("8, ReFL: steps", "run.steps", 2000, 1000, 1000, 2000)

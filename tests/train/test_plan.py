@@ -28,10 +28,11 @@ from dmdr_train.planning.meta_models import models_of
 from dmdr_train.planning.meta_rewards import RewardCost, reward_cost, weight_bytes
 from dmdr_train.planning.plan import make_plan, step_flops
 from dmdr_train.planning.schedule import calls, stages
-from dmdr_train.planning.straggling import extra_predictions, slowest
+from dmdr_train.planning.straggling import extra_predictions, longest, slowest
 from dmdr_train.planning.table import short_lines
 from dmdr_train.recipe.load import load_recipe
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.step_work import passes
 from dmdr_train.run.build import build
 from dmdr_train.training.rollouts import stratified_position
 from torch import nn
@@ -215,6 +216,37 @@ def test_the_slowest_process_by_its_positions(positions: str) -> None:
     assert slowest(positions, 3, 2, 2) == pytest.approx(sum(slow) / len(slow))
 
 
+@pytest.mark.parametrize("positions", ["independent", "stratified"])
+@pytest.mark.parametrize("samples", [1, 2, 3, 5])
+def test_the_longest_of_the_rollouts_that_are_computed_at_once(positions: str, samples: int) -> None:
+    draws = (
+        itertools.product(range(3), repeat=samples)
+        if positions == "independent"
+        else [[stratified_position(first, index, 3) for index in range(samples)] for first in range(3)]
+    )
+    most = [max(draw) for draw in draws]
+    assert longest(positions, 3, samples) == pytest.approx(sum(most) / len(most))
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("reuse", ["none", "sample", "states"])
+def test_passes_are_those_of_a_real_step(
+    reuse: str, make_recipe: RecipeMaker, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four samples at once go to the positions 0 to 3, and the teacher is guided."""
+    rollout = {"steps": 4, "mode": "ode", "reuse": reuse}
+    settings = make_recipe(
+        model__path=str(model), rollout=rollout, optim__batch_size=4, guidance={"ratio": 2, "cfg": 1.5}
+    )
+    trainer = build(settings, CPU)
+    monkeypatch.setattr(trainer.rollouts, "choose_steps", lambda *_: torch.arange(4))
+    asked: list[Any] = []
+    for network in (trainer.generator.module, trainer.guidance.module):
+        network.register_forward_hook(lambda *_: asked.append(_))
+    trainer.train_step()
+    assert len(asked) == sum(passes(settings, longest=3).values())
+
+
 def test_a_plan_waits_for_the_slowest_process(make_recipe: RecipeMaker) -> None:
     rollout = {"steps": 4, "reuse": "sample", "positions": "independent"}
     waits = extra_predictions(make_recipe(rollout=rollout, optim__batch_size=2), 2)
@@ -352,11 +384,14 @@ def test_the_command_prints_text_and_json(capsys: pytest.CaptureFixture[str]) ->
     cli.main(["plan", "demo", "--gpu", "rtx 4090", "--price", "2"])
     text = capsys.readouterr().out
     assert re.search(r"^memory: .* GiB of 21.2 usable on each GPU: it fits$", text, re.MULTILINE)
-    cli.main(["plan", "demo", "--gpus", "2", "--json"])
+    cli.main(["plan", "demo", "optim.batch_size=8", "--gpus", "2", "optim.batch_size=16", "--json", "run.steps=500"])
     found = json.loads(capsys.readouterr().out)
-    assert found["gpus"] == 2
+    assert (found["gpus"], found["micro_batch"]) == (2, 8)
+    kernels = {stage["kernels_per_step"] for stage in found["stages"]}
+    assert min(kernels) > 1000
+    assert len(kernels) == 2
     assert found["parameters"]["generator"]["all"] == 1275408
-    assert [stage["steps"] for stage in found["stages"]] == [400, 380]
+    assert [stage["steps"] for stage in found["stages"]] == [400, 100]
 
 
 @pytest.mark.parametrize(
@@ -366,6 +401,8 @@ def test_the_command_prints_text_and_json(capsys: pytest.CaptureFixture[str]) ->
         (["demo", "--gpus", "3"], "error: --gpus: optim.batch_size 32 does not divide into 3 GPUs"),
         (["demo", "model.path=no/such"], "error: model.path: no folder 'no/such' here, and its sizes are not known"),
         (["demo", "--price", "0"], "error: dmdr-train plan: argument --price: must be above 0"),
+        (["demo", "--gpus", "2", "run.steps"], "error: dmdr-train: unrecognized arguments: run.steps; see --help"),
+        (["demo", "--price", "2", "--gpu_s=2"], "error: dmdr-train: unrecognized arguments: --gpu_s=2; see --help"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

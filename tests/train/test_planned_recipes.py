@@ -20,7 +20,7 @@ def test_sd35_large_needs_what_its_recipe_and_an_h200_say(
 ) -> None:
     """What tools/plan_recipes.py has written is true, and an H200's figures of docs/benchmarks.md are met.
 
-    Peaks of memory are met within 10 %, the kernels and seconds of a step with four samples within 20 %.
+    Peaks of memory are met within 10 %; with four samples, kernels within 15 % and seconds within 20 %.
 
     The operations of the text encoders, 0.7 % of the step, are left out, as counting them takes long.
     """
@@ -43,7 +43,7 @@ def test_sd35_large_needs_what_its_recipe_and_an_h200_say(
         assert (found.total - found.parts["text encoders"]) / 2**30 == pytest.approx(measured, rel=0.1)
     four = load_recipe(name, ["optim.batch_size=4", "optim.accumulation=1"])
     (stage,) = (stage_plan(four, costs, stage, find_gpu("H200"), 1) for stage in stages(four))
-    assert stage.kernels == pytest.approx(108_387, rel=0.2)
+    assert stage.kernels == pytest.approx(108_387, rel=0.15)
     assert stage.seconds == stage.computing == pytest.approx(7.24, rel=0.2)
     assert costs.roles["teacher"].parameters / 1e6 == pytest.approx(8057, rel=0.001)
     assert depth_of(settings) == 38  # counting with fewer blocks leaves the table as it is

@@ -60,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sub = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
         module.add_options(sub)
         sub.set_defaults(command=module.command)
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
+    overrides = [text for text in others if "=" in text and not text.startswith("-") and "overrides" in options]
+    if unknown := [text for text in others if text not in overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if overrides:
+        options.overrides = [*options.overrides, *overrides]  # those that stand behind an option
     with user_errors():
         options.command(options)
 

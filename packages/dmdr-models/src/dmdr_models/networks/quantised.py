@@ -74,7 +74,7 @@ def frozen(layer: nn.Linear) -> "FrozenLinear":
     """The layer as a `FrozenLinear`, with the same tensors."""
     found = FrozenLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     found.weight, found.bias = layer.weight, layer.bias
-    return found.requires_grad_(False)
+    return found.train(layer.training).requires_grad_(False)
 
 
 class FrozenLinear(nn.Linear):

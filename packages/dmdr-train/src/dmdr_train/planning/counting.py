@@ -50,8 +50,8 @@ class Cost:
         peak_forward: the most bytes that are allocated at once in the forward pass, beside weights and inputs.
         held: bytes that wait for the backward pass, and the output.
         peak: the most bytes in either pass, without the gradients of weights.
-        kernels: that the forward pass launches on a GPU, whatever the number of samples.
-        backward_kernels: that the backward pass launches.
+        kernels: the kernels that the forward pass launches on a GPU, whatever the number of samples.
+        backward_kernels: the kernels that the backward pass launches.
     """
 
     forward: int
@@ -133,7 +133,7 @@ WITHOUT_KERNEL = {
     torch.ops.aten.new_empty,
     torch.ops.aten._unsafe_view,
 }
-"""What makes a tensor without computing it, and is no view by its declaration."""
+"""Operations that allocate a tensor, compute nothing, and are not declared as views."""
 
 
 class Meter(TorchDispatchMode):

@@ -9,10 +9,11 @@ from dmdr_train.planning.checkpointing import fitted
 from dmdr_train.planning.costs import Costs, Role, costs_of
 from dmdr_train.planning.gpus import GPU, KERNELS_PER_TENSOR, LAUNCH
 from dmdr_train.planning.memory import Memory, memory, sent_bytes
-from dmdr_train.planning.schedule import Stage, calls, in_stage, stages, takes_gradient
-from dmdr_train.planning.straggling import extra_predictions
+from dmdr_train.planning.schedule import Calls, Stage, calls, in_stage, stages, takes_gradient
+from dmdr_train.planning.straggling import extra_predictions, longest
 from dmdr_train.recipe.objective_kinds import needs
 from dmdr_train.recipe.schema import Recipe
+from dmdr_train.recipe.step_work import passes
 
 USABLE = 0.95
 """The share of a GPU's memory that a plan may fill; the CUDA context and fragments take the rest."""
@@ -26,7 +27,7 @@ class StagePlan:
         flops: the operations of one step by part, over the whole batch.
         sent: the bytes that a GPU sends in a step.
         computing: seconds of a step in which a GPU executes kernels.
-        kernels: that the CPU launches on one GPU in a step.
+        kernels: the kernels that the CPU launches on one GPU in a step.
     """
 
     name: str
@@ -141,7 +142,7 @@ def stage_plan(settings: Recipe, costs: Costs, stage: Stage, gpu: GPU, world: in
     waited = extra_predictions(in_stage(settings, stage), world) * costs.generator.forward
     seconds = (sum(flops.values()) / world + waited) / gpu.rate(settings.optim.precision)
     sent = sent_bytes(settings, costs, calls(settings, stage), world)
-    return StagePlan(stage.name, stage.steps, flops, sent, seconds, step_kernels(settings, costs, stage))
+    return StagePlan(stage.name, stage.steps, flops, sent, seconds, step_kernels(settings, costs, stage, world))
 
 
 def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]:
@@ -155,38 +156,43 @@ def step_flops(settings: Recipe, costs: Costs, stage: Stage) -> dict[str, float]
         "teacher": asked["teacher"] * costs.teacher.forward,
         "decoder": (made.decodings + made.other_decodings) * decoder.forward
         + made.decoding_backwards * decoder.backward,
-        "rewards": sum(reward_flops(settings, costs, i) * (1 if "final_pictures" in needs(section) else made.updates)
+        "rewards": sum(reward_flops(settings, costs, i) * times_scored(section, made)
                        for i, section in enumerate(settings.objectives) if section in stage.objectives),
         "text encoders": made.encodings * costs.texts,
     }  # fmt: skip
     return {name: float(batch * flops) for name, flops in per_sample.items() if flops}
 
 
-def step_kernels(settings: Recipe, costs: Costs, stage: Stage) -> float:
-    """Kernels that a process launches in a step: the mean over the random lengths of rollouts.
+def step_kernels(settings: Recipe, costs: Costs, stage: Stage, world: int) -> float:
+    """Kernels that the CPU launches on each of `world` GPUs in a step, the mean over the random lengths of rollouts.
 
-    Samples that are computed at once share them. Text encoders and losses are left out; a teacher's predictions with
-    and without the prompt count as two calls, and are one.
+    Samples that are computed at once share them. The texts of rewards and of the model are left out, and so are losses.
     """
-    made, decoder = calls(settings, stage), costs.decoder
-    asked, trained = made.predictions, {name: role.trained_tensors for name, role in costs.roles.items()}
+    made, decoder, optim = calls(settings, stage), costs.decoder, settings.optim
+    at_once = optim.batch_size // (world * optim.accumulation)
+    rollout = settings.rollout
+    made_in = passes(in_stage(settings, stage), longest(rollout.positions, rollout.steps, at_once))
     networks = (
-        asked["generator"] * costs.generator.kernels
-        + asked["generator trained"] * costs.generator.both_kernels
-        + asked["fake_score trained"] * costs.fake_score.both_kernels
-        + asked["fake_score"] * costs.fake_score.kernels
-        + asked["teacher"] * costs.teacher.kernels
+        made_in["generator"] * costs.generator.kernels
+        + made_in["generator trained"] * costs.generator.both_kernels
+        + made_in["fake_score trained"] * costs.fake_score.both_kernels
+        + made_in["fake_score"] * costs.fake_score.kernels
+        + made_in["teacher"] * costs.teacher.kernels
     )
-    pictures = (
-        made.decodings + made.other_decodings
-    ) * decoder.kernels + made.decoding_backwards * decoder.backward_kernels
-    rewards = sum(
-        found.image.both_kernels if takes_gradient(settings.objectives[i]) else found.image.kernels
-        for i, found in costs.rewards.items()
-        if settings.objectives[i] in stage.objectives
-    )
-    tensors = made.updates * trained["generator"] + asked["fake_score trained"] * trained["fake_score"]
-    return settings.optim.accumulation * (networks + pictures + made.updates * rewards + KERNELS_PER_TENSOR * tensors)
+    pictures = (made.decodings + made.other_decodings) * decoder.kernels
+    pictures += made.decoding_backwards * decoder.backward_kernels
+    for i, section in enumerate(settings.objectives):
+        if section in stage.objectives and i in costs.rewards:
+            image = costs.rewards[i].image
+            pictures += times_scored(section, made) * (image.both_kernels if takes_gradient(section) else image.kernels)
+    tensors = made.updates * costs.roles["generator"].trained_tensors
+    tensors += made_in["fake_score trained"] * costs.roles["fake_score"].trained_tensors
+    return optim.accumulation * (networks + pictures + KERNELS_PER_TENSOR * tensors)
+
+
+def times_scored(section: Any, made: Calls) -> int:
+    """How often a step asks an objective's reward; all updates share the final pictures."""
+    return 1 if "final_pictures" in needs(section) else made.updates
 
 
 def reward_flops(settings: Recipe, costs: Costs, place: int) -> int:

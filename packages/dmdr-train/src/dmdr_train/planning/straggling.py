@@ -1,4 +1,4 @@
-"""Waiting for the slowest process, whose rollouts happen to be the longest, counted exactly."""
+"""Waiting for the longest rollouts, of other processes or of samples that are computed at once, counted exactly."""
 
 from itertools import accumulate
 
@@ -36,6 +36,13 @@ def slowest(positions: str, steps: int, own: int, world: int) -> float:
         sums = torch.nn.functional.conv1d(sums.view(1, 1, -1), alone.view(1, 1, -1), padding=steps - 1).flatten()
     # E[max] = Σ P(max > s) over s ≥ 0, and P(max ≤ s) = P(sum ≤ s) ** world
     return float((1 - sums.cumsum(0).clamp(max=1) ** world).sum())
+
+
+def longest(positions: str, steps: int, samples: int) -> float:
+    """The expected largest position among samples that are computed at once; arguments as of `slowest`."""
+    if positions == "stratified":
+        return sum(max(stratified_position(first, i, steps) for i in range(samples)) for first in range(steps)) / steps
+    return sum(1 - (k / steps) ** samples for k in range(1, steps))  # E[max] = Σ P(max ≥ k)
 
 
 def _stratified(first: int, steps: int, own: int, world: int) -> int:

@@ -41,7 +41,8 @@ def short_lines(plan: "Plan") -> list[str]:
     seconds = ", ".join(f"{stage.seconds:.3g} s" for stage in plan.stages)
     steps = sum(stage.steps for stage in plan.stages)
     lines.append(
-        f"time: {seconds} per step, {plan.hours:.3g} hours for {steps} steps, at {UTILISATION:.0%} of the peak rate"
+        f"time: {seconds} per step, {plan.hours:.3g} hours for {steps} steps, "
+        f"if a GPU computes at {UTILISATION:.0%} of its peak rate"
     )
     lines += limited_by_launches(plan)
     if plan.cost is not None:
@@ -55,10 +56,11 @@ def limited_by_launches(plan: "Plan") -> list[str]:
     """A line for the first stage in which the GPU waits for the CPU, if there is one."""
     for stage in plan.stages:
         if stage.launching > stage.computing:
+            where = f" in {stage.name}" if len(plan.stages) > 1 else ""
             return [
-                f"the CPU limits this: it launches {stage.kernels:,.0f} kernels per step in {stage.launching:.3g} s, "
-                f"and the GPU executes them in {stage.computing:.3g} s; more samples at once (a smaller "
-                "optim.accumulation, or a larger batch) need no more launches"
+                f"the CPU limits this{where}: it launches {stage.kernels:,.0f} kernels per step in "
+                f"{stage.launching:.3g} s, and the GPU executes them in {stage.computing:.3g} s; more samples at once "
+                "(a smaller optim.accumulation, or a larger batch) need few more launches"
             ]
     return []
 
