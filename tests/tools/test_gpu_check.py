@@ -264,6 +264,28 @@ def test_rates_are_those_of_the_counted_operations() -> None:
     assert failed == "| row | – | – | – | – | – | – | **failed**: a / b |"
 
 
+def test_a_table_names_card_and_processor() -> None:
+    environment = {
+        "device": "NVIDIA H200",
+        "memory_gib": 139.8,
+        "driver": "580",
+        "cuda": "13.0",
+        "matmul": 785e12,
+        "processor": "AMD EPYC, 16 cores",
+        "launch": 6.31e-6,
+        "python": "3.12.3",
+        "versions": {"torch": "2.11.0", "timm": None},
+    }
+    assert table.described(environment) == (
+        "NVIDIA H200; 139.8 GiB, driver 580, CUDA 13.0; product of two 8192 x 8192 bf16 matrices 785 TFLOP/s; "
+        "beside AMD EPYC, 16 cores, which launches a small kernel in 6.3 µs; python 3.12.3, torch 2.11.0."
+    )
+
+
+def test_launching_is_timed(bench: measure.Bench) -> None:
+    assert 0 < bench.launch() < 1
+
+
 def test_operations_are_counted_forward_and_backward(bench: measure.Bench) -> None:
     a = torch.ones(4, 8, requires_grad=True)
     b = torch.ones(8, 16, requires_grad=True)

@@ -34,7 +34,8 @@ def described(environment: dict[str, Any]) -> str:
     if "memory_gib" in environment:
         parts.append(f"{environment['memory_gib']} GiB, driver {environment['driver']}, CUDA {environment['cuda']}")
         parts.append(f"product of two 8192 x 8192 bf16 matrices {environment['matmul'] / 1e12:.0f} TFLOP/s")
-        parts.append(f"a small kernel is launched in {environment['launch'] * 1e6:.1f} µs")
+        launch = environment["launch"] * 1e6
+        parts.append(f"beside {environment['processor']}, which launches a small kernel in {launch:.1f} µs")
     versions = {"python": environment["python"], **environment["versions"]}
     parts.append(", ".join(f"{name} {value}" for name, value in versions.items() if value is not None))
     return "; ".join(parts) + "."

@@ -134,7 +134,7 @@ def environment(device: Any) -> dict[str, Any]:
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         found |= {"device": card.name, "memory_gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
-        found["driver"] = driver()
+        found |= {"driver": driver(), "processor": processor()}
     found["versions"] = {name: installed(name) for name in PACKAGES}
     return found
 
