@@ -179,7 +179,7 @@ def step_kernels(settings: Recipe, costs: Costs, stage: Stage, world: int) -> fl
         + made_in["fake_score"] * costs.fake_score.kernels
         + made_in["teacher"] * costs.teacher.kernels
     )
-    pictures = (made.decodings + made.other_decodings) * decoder.kernels
+    pictures: float = (made.decodings + made.other_decodings) * decoder.kernels
     pictures += made.decoding_backwards * decoder.backward_kernels
     for i, section in enumerate(settings.objectives):
         if section in stage.objectives and i in costs.rewards:
