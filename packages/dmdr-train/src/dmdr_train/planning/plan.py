@@ -179,13 +179,13 @@ def step_kernels(settings: Recipe, costs: Costs, stage: Stage, world: int) -> fl
         + made_in["fake_score"] * costs.fake_score.kernels
         + made_in["teacher"] * costs.teacher.kernels
     )
-    pictures: float = (made.decodings + made.other_decodings) * decoder.kernels
+    pictures = (made.decodings + made.other_decodings) * decoder.kernels
     pictures += made.decoding_backwards * decoder.backward_kernels
     for i, section in enumerate(settings.objectives):
         if section in stage.objectives and i in costs.rewards:
             image = costs.rewards[i].image
             pictures += times_scored(section, made) * (image.both_kernels if takes_gradient(section) else image.kernels)
-    tensors = made.updates * costs.roles["generator"].trained_tensors
+    tensors: float = made.updates * costs.roles["generator"].trained_tensors
     tensors += made_in["fake_score trained"] * costs.roles["fake_score"].trained_tensors
     return optim.accumulation * (networks + pictures + KERNELS_PER_TENSOR * tensors)
 
