@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dmdr_rewards.base.secrets import redact_tracebacks, redacted
 
@@ -38,6 +38,14 @@ class _Parser(argparse.ArgumentParser):
             print(f"error: {self.prog}: {redacted(message)}; see --help", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Also take overrides that stand behind an option, which argparse leaves over."""
+        options, others = super().parse_known_args(args, namespace)
+        behind = [text for text in others if "=" in text and not text.startswith("-") and "overrides" in options]
+        if behind:
+            options.overrides = [*options.overrides, *behind]
+        return options, [text for text in others if text not in behind]
+
 
 def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program run.py."""
@@ -60,12 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sub = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
         module.add_options(sub)
         sub.set_defaults(command=module.command)
-    options, others = parser.parse_known_args(arguments)
-    overrides = [text for text in others if "=" in text and not text.startswith("-") and "overrides" in options]
-    if unknown := [text for text in others if text not in overrides]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if overrides:
-        options.overrides = [*options.overrides, *overrides]  # those that stand behind an option
+    options = parser.parse_args(arguments)
     with user_errors():
         options.command(options)
 
