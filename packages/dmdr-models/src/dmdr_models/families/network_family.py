@@ -15,6 +15,7 @@ from dmdr_models.folder import read_parts
 from dmdr_models.folder.checks import check_size
 from dmdr_models.folder.layout import Layout
 from dmdr_models.networks.lora_files import LoRA, read_lora
+from dmdr_models.networks.quantised import freeze_torchao
 
 
 class NetworkFamily(ABC):
@@ -67,7 +68,9 @@ class NetworkFamily(ABC):
     def load_network(self, weights: str | Path | None = None, dtype: torch.dtype | None = None) -> nn.Module:
         same = {name: self.config[name] for name in self.fixed}
         part = self.layout.network_part
-        return read_parts.load_network(self.network_class, self.path, part, weights, dtype or self.dtype, same)
+        network = read_parts.load_network(self.network_class, self.path, part, weights, dtype or self.dtype, same)
+        freeze_torchao(network)
+        return network
 
     def read_lora(self, path: str | Path) -> LoRA:
         return read_lora(path, self.layout, self.lora_pipeline, self.config)

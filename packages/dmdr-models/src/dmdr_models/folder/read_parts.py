@@ -15,7 +15,6 @@ from dmdr_models.folder.layout import VAES
 from dmdr_models.folder.quantisation import check_readable, method_of
 from dmdr_models.folder.state_dicts import load_state_dict
 from dmdr_models.folder.weight_files import weight_files
-from dmdr_models.networks.quantised import freeze_torchao
 
 # An AutoencoderTiny saves block_out_channels in its config, and warns of it when it is loaded.
 logging.getLogger("diffusers.configuration_utils").addFilter(
@@ -155,8 +154,6 @@ def load_network(
     for name, value in (same or {}).items():
         if network.config[name] != value:
             raise ValueError(f"{path} has {name} {network.config[name]}, the model {value}")
-    if quantised == "torchao":
-        freeze_torchao(network)
     return network.eval()
 
 

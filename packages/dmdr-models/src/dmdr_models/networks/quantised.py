@@ -61,11 +61,9 @@ def _torchao(kind: Quantisation) -> Any:
 
 
 def freeze_torchao(network: nn.Module) -> None:
-    """Replace all linear layers with weights of torchao by `FrozenLinear`, in place."""
-    from torchao.utils import TorchAOBaseTensor
-
+    """Replace all linear layers with weights of torchao by `FrozenLinear`, in place; others stay as they are."""
     for name, layer in list(network.named_modules()):
-        if type(layer) is nn.Linear and isinstance(layer.weight, TorchAOBaseTensor):
+        if type(layer) is nn.Linear and type(layer.weight.data) is not Tensor:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, frozen(layer))
 
