@@ -1,7 +1,7 @@
 """Check and measure dmdr on one GPU of 80 GB: one command, no network, four minutes unless told otherwise.
 
     python tools/gpu_check.py                          # the first rows, into runs/gpu-check
-    python tools/gpu_check.py --budget 900             # all rows, as far as their durations are known
+    python tools/gpu_check.py --budget 1200            # all rows, as far as their durations are known
     python tools/gpu_check.py --only sd35 reward-      # rows whose names begin so
     python tools/gpu_check.py --tiny                   # a rehearsal with tiny models, also on a CPU
 

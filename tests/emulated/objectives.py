@@ -98,6 +98,8 @@ RECIPES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "direct align": with_final_pictures,
     "two steps": with_steps,
     "every second block": with_memory(of_texts, gradient_checkpointing=["network/2"]),
+    "int8": with_memory(of_texts, quantize="int8"),
+    "fp8": with_memory(of_texts, quantize="fp8"),
     "channels last": with_memory(of_noise_levels, channels_last=True),
 }
 

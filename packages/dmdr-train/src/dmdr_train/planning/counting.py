@@ -74,6 +74,7 @@ class Cost:
 
 
 LARGEST = ("peak_forward", "held", "peak", "kernels", "backward_kernels")
+"""Of these, `mean_cost` takes the largest: memory must suffice for every size, and kernels hardly depend on it."""
 
 
 def mean_cost(parts: Sequence[tuple[float, Cost]]) -> Cost:
